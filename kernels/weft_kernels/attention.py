@@ -1,0 +1,123 @@
+"""Paged attention: queries of a mixed batch against KV blocks named by block tables.
+
+    o[t, h] = sum_j softmax_j(scale * q[t, h] . k[j, h / G]) v[j, h / G],   j <= position(t)
+
+over the tokens j of t's own request (grouped-query attention, Ainslie et al. 2023; block tables,
+Kwon et al. 2023). Requests with chunks and contexts of like length run in one padded call.
+
+Legend: T rows, B requests of a bucket, Q queries per request, L keys, N KV heads, G query heads per
+KV head, D head dim.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+
+@dataclass(frozen=True, slots=True)
+class AttentionBucket:
+    """Requests that run in one padded call.
+
+    rows int64 `[B * Q]`: batch row of each query cell (0 where empty); valid int64: the cells that
+    hold a query, and valid_rows their batch rows; block_tables int64 `[B, num_blocks]` (block 0,
+    the null block, where a table is shorter); mask bool `[B, 1, Q, L]`, True where a query may
+    look. An empty cell looks at key 0 alone, so that its softmax is finite.
+    """
+
+    rows: Tensor
+    valid: Tensor
+    valid_rows: Tensor
+    block_tables: Tensor
+    mask: Tensor
+
+
+def create_attention_buckets(
+    spans: Sequence[tuple[int, int, int]],
+    tables: Sequence[Sequence[int]],
+    block_size: int,
+    device: torch.device,
+) -> tuple[AttentionBucket, ...]:
+    """Bucket requests by the next power of two of chunk and context length.
+
+    spans[i] = (first batch row, chunk length, context length with the chunk); tables[i] = blocks.
+    """
+    by_size: dict[tuple[int, int], list[int]] = {}
+    for i, (_, num_new, num_total) in enumerate(spans):
+        # a context bucket spans a factor of four: a call costs more than some masked keys
+        key = ((num_new - 1).bit_length(), (num_total - 1).bit_length() // 2)
+        by_size.setdefault(key, []).append(i)
+    return tuple(
+        _create_bucket([spans[i] for i in ids], [tables[i] for i in ids], block_size, device)
+        for ids in by_size.values()
+    )
+
+
+def _create_bucket(
+    spans: Sequence[tuple[int, int, int]],
+    tables: Sequence[Sequence[int]],
+    block_size: int,
+    device: torch.device,
+) -> AttentionBucket:
+    first, new, total = (torch.tensor(column) for column in zip(*spans, strict=True))
+    num_blocks = (int(total.max()) + block_size - 1) // block_size
+    table = torch.zeros(len(spans), num_blocks, dtype=torch.int64)
+    for i, blocks in enumerate(tables):
+        used = blocks[:num_blocks]
+        table[i, : len(used)] = torch.tensor(used, dtype=torch.int64)
+    query = torch.arange(int(new.max()))
+    is_query = query[None] < new[:, None]
+    rows = torch.where(is_query, first[:, None] + query[None], 0)
+    last_key = torch.where(is_query, (total - new)[:, None] + query[None], 0)
+    key = torch.arange(num_blocks * block_size)
+    mask = key[None, None, :] <= last_key[:, :, None]
+    valid = is_query.flatten().nonzero()[:, 0]
+    return AttentionBucket(
+        rows=rows.flatten().to(device),
+        valid=valid.to(device),
+        valid_rows=rows.flatten()[valid].to(device),
+        block_tables=table.to(device),
+        mask=mask[:, None].to(device),
+    )
+
+
+def write_kv(cache: Tensor, new_TND: Tensor, slots_T: Tensor) -> None:
+    """`cache[slot // block_size, slot % block_size] = new`, in place.
+
+    cache `[num_blocks, block_size, N, D]`; new_TND `[T, N, D]`; slots_T int64 `[T]`.
+    """
+    cache.view(-1, *cache.shape[2:]).index_copy_(0, slots_T, new_TND)
+
+
+def paged_attention(
+    q_TND: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    buckets: Sequence[AttentionBucket],
+    scale: float,
+) -> Tensor:
+    """As the module's equation says. q_TND `[T, N G, D]`; caches `[num_blocks, block_size, N, D]`;
+    returns `[T, N G, D]`."""
+    out_TND = torch.empty_like(q_TND)
+    num_kv_heads, head_dim = k_cache.shape[2:]
+    groups = q_TND.shape[1] // num_kv_heads
+    for bucket in buckets:
+        num_reqs = bucket.block_tables.shape[0]
+        k, v = (
+            cache[bucket.block_tables].view(num_reqs, -1, num_kv_heads, head_dim).transpose(1, 2)
+            for cache in (k_cache, v_cache)
+        )
+        q = q_TND.index_select(0, bucket.rows)
+        q = q.view(num_reqs, -1, num_kv_heads, groups, head_dim)
+        # the query heads of a KV head become query rows, so keys are never repeated
+        q_BNQD = q.permute(0, 2, 3, 1, 4).flatten(2, 3)
+        mask = bucket.mask.repeat(1, 1, groups, 1) if groups > 1 else bucket.mask
+        o = functional.scaled_dot_product_attention(q_BNQD, k, v, attn_mask=mask, scale=scale)
+        o = o.view(num_reqs, num_kv_heads, groups, -1, head_dim).permute(0, 3, 1, 2, 4)
+        o = o.reshape(-1, *q_TND.shape[1:])
+        out_TND.index_copy_(0, bucket.valid_rows, o.index_select(0, bucket.valid))
+    return out_TND

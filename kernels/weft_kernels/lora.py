@@ -1,0 +1,165 @@
+"""Adapted linear: one base GEMM, and each row's own low-rank adapter on top, for a mixed batch.
+
+    y[t] = x[t] W + bias + s[a(t)] * (x[t] A[a(t)]^T) B[a(t)]        (LoRA, Hu et al. 2021)
+
+where `a(t)` is the adapter of row t; rows without one get the base alone. Adapters keep their true
+rank, rounded up to a page of 8 rank rows: those of one padded rank form a *rank group*, and a batch
+runs one pair of batched GEMMs per rank group and site, never one per adapter.
+
+The operator knows slots, not adapters: who sits in which slot is the caller's business.
+
+Legend: T rows of the batch, I in, O out, R padded rank, S slots, N rows of a rank group, M rows of
+the fullest slot.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+# CUDA's grouped_mm sets up its groups in one block of 1024 threads
+MAX_GROUPS_PER_CALL = 1023
+
+
+@dataclass(frozen=True, slots=True)
+class PackedSite:
+    """The adapters of one rank group at one site, by slot.
+
+    a_SRI: `[S, R, I]`; b_SRO: `[S, R, O]` (B transposed); scale_S: `[S]`; one float dtype. A slot
+    whose adapter does not touch the site holds zeros.
+    """
+
+    a_SRI: Tensor
+    b_SRO: Tensor
+    scale_S: Tensor
+
+
+PackedSites = Mapping[int, PackedSite]
+"""The packed tensors of one site by padded rank."""
+
+
+@dataclass(frozen=True, slots=True)
+class RankGroup:
+    """The rows of a batch whose adapters share a padded rank, ordered by slot.
+
+    rows_N, slots_N: int64, batch row and slot of each; ends_S: int32, cumulative row count by slot.
+    The dense form, used when the slots are evenly filled, lays the rows on an `[S, M]` grid:
+    grid_rows int64 `[S * M]` names the batch row of each cell (row 0 where a cell is empty) and
+    cells_N int64 the cell of each row. It is None where padding would waste more than it saves.
+    """
+
+    rank: int
+    num_slots: int
+    rows_N: Tensor
+    slots_N: Tensor
+    ends_S: Tensor
+    grid_rows: Tensor | None
+    cells_N: Tensor | None
+
+
+@dataclass(frozen=True, slots=True)
+class LoraBatch:
+    """What one step's rows use; empty `groups` when no row has an adapter."""
+
+    groups: tuple[RankGroup, ...] = field(default=())
+
+
+def create_rank_group(
+    rank: int, num_slots: int, rows: Sequence[int], slots: Sequence[int], device: torch.device
+) -> RankGroup:
+    """Order `rows` by their `slots` and lay them out; both forms as `RankGroup` says."""
+    order = sorted(range(len(rows)), key=slots.__getitem__)
+    counts = [0] * num_slots
+    for slot in slots:
+        counts[slot] += 1
+    ends = torch.tensor(counts, dtype=torch.int64).cumsum(0)
+    rows_N = torch.tensor([rows[i] for i in order], dtype=torch.int64)
+    slots_N = torch.tensor([slots[i] for i in order], dtype=torch.int64)
+    fullest = max(counts)
+    grid_rows = cells_N = None
+    if fullest * num_slots <= 2 * len(rows) + num_slots:
+        starts = ends - torch.tensor(counts)
+        cells_N = slots_N * fullest + torch.arange(len(rows)) - starts[slots_N]
+        grid_rows = torch.zeros(num_slots * fullest, dtype=torch.int64)
+        grid_rows[cells_N] = rows_N
+        grid_rows, cells_N = grid_rows.to(device), cells_N.to(device)
+    return RankGroup(
+        rank=rank,
+        num_slots=num_slots,
+        rows_N=rows_N.to(device),
+        slots_N=slots_N.to(device),
+        ends_S=ends.to(device, torch.int32),
+        grid_rows=grid_rows,
+        cells_N=cells_N,
+    )
+
+
+def grouped_mm(x_NI: Tensor, w_GIO: Tensor, ends_G: Tensor) -> Tensor:
+    """`y[n] = x[n] w[g]` for rows sorted by group: group g ends before row `ends_G[g]`.
+
+    x_NI `[N, I]`, w_GIO `[G, I, O]`, ends_G int32 `[G]` with `ends_G[-1] == N`; y `[N, O]`.
+    """
+    if w_GIO.shape[0] <= MAX_GROUPS_PER_CALL or x_NI.device.type == "cpu":
+        return functional.grouped_mm(x_NI, w_GIO, offs=ends_G)
+    outs = []
+    start = 0
+    for g in range(0, w_GIO.shape[0], MAX_GROUPS_PER_CALL):
+        ends = ends_G[g : g + MAX_GROUPS_PER_CALL]
+        stop = int(ends[-1])
+        part = w_GIO[g : g + MAX_GROUPS_PER_CALL]
+        outs.append(functional.grouped_mm(x_NI[start:stop], part, offs=ends - start))
+        start = stop
+    return torch.cat(outs)
+
+
+def _lora_delta(x_TI: Tensor, site: PackedSite, group: RankGroup, x_grid: Tensor | None) -> Tensor:
+    """The low-rank part of a rank group's rows: `[N, O]` in the order of `group.rows_N`."""
+    a, b, scale = (t[: group.num_slots] for t in (site.a_SRI, site.b_SRO, site.scale_S))
+    if x_grid is None or group.cells_N is None:
+        h_NR = grouped_mm(x_TI.index_select(0, group.rows_N), a.transpose(1, 2), group.ends_S)
+        h_NR = h_NR * scale.index_select(0, group.slots_N)[:, None]
+        return grouped_mm(h_NR, b, group.ends_S)
+    h_SMR = torch.bmm(x_grid, a.transpose(1, 2)).mul_(scale[:, None, None])
+    y_SMO = torch.bmm(h_SMR, b)
+    return y_SMO.view(-1, b.shape[-1]).index_select(0, group.cells_N)
+
+
+def add_lora_(
+    ys: Sequence[Tensor], x_TI: Tensor, sites: Sequence[PackedSites], batch: LoraBatch
+) -> None:
+    """Add the adapters' part of several sites that share one input, in place.
+
+    ys[k]: `[T, O_k]`, rows may be strided; x_TI `[T, I]`; sites[k]: the packed tensors of site k.
+    """
+    for group in batch.groups:
+        touched = [(y, s[group.rank]) for y, s in zip(ys, sites, strict=True) if group.rank in s]
+        if not touched:
+            continue
+        x_grid = None
+        if group.grid_rows is not None:
+            x_grid = x_TI.index_select(0, group.grid_rows).view(group.num_slots, -1, x_TI.shape[1])
+        for y, site in touched:
+            y.index_add_(0, group.rows_N, _lora_delta(x_TI, site, group, x_grid))
+
+
+def adapted_linear(
+    x_TI: Tensor,
+    w_IO: Tensor,
+    bias_O: Tensor | None,
+    sites: Sequence[PackedSites],
+    widths: Sequence[int],
+    batch: LoraBatch,
+) -> Tensor:
+    """`y = x W + bias`, then each row's adapter on every column slice that is a site of its own.
+
+    x_TI `[T, I]`; w_IO `[I, O]`; bias_O `[O]` or None; `widths` cuts O into the fused projections
+    (q, k, v; gate, up), `sites[k]` holds the adapters of slice k; y `[T, O]`.
+    """
+    y_TO = x_TI @ w_IO if bias_O is None else torch.addmm(bias_O, x_TI, w_IO)
+    if batch.groups and any(sites):
+        add_lora_(y_TO.split(list(widths), dim=1), x_TI, sites, batch)
+    return y_TO

@@ -1,0 +1,134 @@
+"""Mixture of experts: routing, grouped GEMMs over tokens sorted by expert, and expert adapters.
+
+    y[t] = sum_k w[t, k] * down_e(silu(gate_e(x[t])) * up_e(x[t])),   e = top-k experts of x[t]
+
+(Shazeer et al. 2017; the softmax-then-top-k router of Mixtral and Qwen.) Rows are (token, expert)
+*pairs* sorted by expert, so an expert's weights are read once. Adapters of experts are applied to
+the pairs, grouped by (slot, expert). No loop runs over experts, tokens or adapters, and no sum
+depends on thread order.
+
+Legend: T tokens, K experts per token, E experts, P = T K pairs, H hidden, F expert width, S slots,
+R padded rank.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from weft_kernels.activation import silu_mul
+from weft_kernels.lora import LoraBatch, PackedSites, grouped_mm
+
+
+@dataclass(frozen=True, slots=True)
+class ExpertWeights:
+    """router_HE `[H, E]`; gate_up_EHF `[E, H, 2 F]`, gate first; down_EFH `[E, F, H]`."""
+
+    router_HE: Tensor
+    gate_up_EHF: Tensor
+    down_EFH: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class _Pairs:
+    """(token, expert) pairs sorted by expert: token_P, ends_E, and where pair (t, k) went."""
+
+    token_P: Tensor
+    ends_E: Tensor
+    position_TK: Tensor
+    expert_TK: Tensor
+
+
+def route(logits_TE: Tensor, top_k: int, renormalize: bool) -> tuple[Tensor, Tensor]:
+    """Softmax over all experts in float32, then the top k.
+
+    logits_TE `[T, E]`; returns weights float32 `[T, K]` and experts int64 `[T, K]`, best first;
+    with `renormalize` the k weights sum to one (`norm_topk_prob`).
+    """
+    weights_TK, experts_TK = logits_TE.float().softmax(-1).topk(top_k, dim=-1)
+    if renormalize:
+        weights_TK = weights_TK / weights_TK.sum(-1, keepdim=True)
+    return weights_TK, experts_TK
+
+
+def _sort_pairs(experts_TK: Tensor, num_experts: int) -> _Pairs:
+    order_P = experts_TK.flatten().argsort(stable=True)
+    position_P = torch.empty_like(order_P)
+    position_P[order_P] = torch.arange(order_P.numel(), device=order_P.device)
+    return _Pairs(
+        token_P=order_P // experts_TK.shape[1],
+        ends_E=_count_ends(experts_TK.flatten(), num_experts),
+        position_TK=position_P.view_as(experts_TK),
+        expert_TK=experts_TK,
+    )
+
+
+def _count_ends(groups: Tensor, num_groups: int) -> Tensor:
+    """Cumulative counts of the values 0 .. num_groups - 1: int32 `[num_groups]`."""
+    counts = torch.zeros(num_groups, dtype=torch.int64, device=groups.device)
+    counts.scatter_add_(0, groups, torch.ones_like(groups))
+    return counts.cumsum(0).to(torch.int32)
+
+
+def _add_expert_lora_(
+    ys: Sequence[Tensor], x_PI: Tensor, sites: Sequence[PackedSites], pairs: _Pairs, batch: LoraBatch
+) -> None:
+    """Add the adapters' part to pair rows, in place.
+
+    ys[k] `[P, O_k]`; x_PI `[P, I]`; sites[k] by rank: a `[S, E, R, I]`, b `[S, E, R, O_k]`,
+    scale `[S, E]`.
+    """
+    for group in batch.groups:
+        touched = [(y, s[group.rank]) for y, s in zip(ys, sites, strict=True) if group.rank in s]
+        if not touched:
+            continue
+        num_experts = touched[0][1].a_SRI.shape[1]
+        expert_NK = pairs.expert_TK.index_select(0, group.rows_N)
+        unit_Q = (group.slots_N[:, None] * num_experts + expert_NK).flatten()
+        position_Q = pairs.position_TK.index_select(0, group.rows_N).flatten()
+        num_units = group.num_slots * num_experts
+        order_Q = unit_Q.argsort(stable=True)
+        unit_Q, position_Q = unit_Q[order_Q], position_Q[order_Q]
+        ends = _count_ends(unit_Q, num_units)
+        x_QI = x_PI.index_select(0, position_Q)
+        for y, site in touched:
+            a, b = (t[: group.num_slots].flatten(0, 1) for t in (site.a_SRI, site.b_SRO))
+            scale_Q = site.scale_S[: group.num_slots].flatten().index_select(0, unit_Q)
+            if unit_Q.numel() <= num_units:
+                # about one pair per unit: gathering reads what a grouped GEMM would read
+                h_QR = torch.bmm(a.index_select(0, unit_Q), x_QI[:, :, None])[:, :, 0]
+                h_QR = h_QR * scale_Q[:, None]
+                delta = torch.bmm(h_QR[:, None], b.index_select(0, unit_Q))[:, 0]
+            else:
+                h_QR = grouped_mm(x_QI, a.transpose(1, 2), ends) * scale_Q[:, None]
+                delta = grouped_mm(h_QR, b, ends)
+            y.index_add_(0, position_Q, delta)
+
+
+def moe(
+    x_TH: Tensor,
+    weights: ExpertWeights,
+    top_k: int,
+    renormalize: bool,
+    sites: Sequence[PackedSites],
+    batch: LoraBatch,
+) -> Tensor:
+    """The whole block, as the module's equation says. `sites` = gate, up and down by rank.
+
+    x_TH `[T, H]` -> `[T, H]`, the same dtype. Expert sites are packed as `[S, E, R, ...]`.
+    """
+    weights_TK, experts_TK = route(x_TH @ weights.router_HE, top_k, renormalize)
+    pairs = _sort_pairs(experts_TK, weights.router_HE.shape[1])
+    x_PH = x_TH.index_select(0, pairs.token_P)
+    gate_up_PF = grouped_mm(x_PH, weights.gate_up_EHF, pairs.ends_E)
+    if batch.groups and any(sites[:2]):
+        _add_expert_lora_(gate_up_PF.chunk(2, dim=1), x_PH, sites[:2], pairs, batch)
+    act_PF = silu_mul(gate_up_PF)
+    out_PH = grouped_mm(act_PF, weights.down_EFH, pairs.ends_E)
+    if batch.groups and sites[2]:
+        _add_expert_lora_([out_PH], act_PF, sites[2:], pairs, batch)
+    picked_TKH = out_PH.index_select(0, pairs.position_TK.flatten()).view(*experts_TK.shape, -1)
+    return (picked_TKH * weights_TK[:, :, None].to(out_PH.dtype)).sum(1)
