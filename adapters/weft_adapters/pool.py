@@ -1,0 +1,229 @@
+"""The page pool: the device memory that holds adapter pages.
+
+A page is 8 rank rows of one site: `A [8, in]` and `B [8, out]`, the last page of a site padded with
+zero rows. Sites differ in width, so the arena is carved into equal units of which every page takes
+a whole number. An adapter has pages only at the sites that it touches, at its true rank. The pages
+of a site lie in one run where there is room (all A rows, then all B rows), else page by page.
+
+The pool knows digests, not tenants; who may be evicted is the tiers' business.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from weft_adapters.arena import Arena
+from weft_adapters.format import SiteWeights
+from weft_adapters.sites import BaseSpec, Site
+
+PAGE_ROWS = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """`num_rows` rank rows that lie together; offset in elements: A rows, then B rows."""
+
+    offset: int
+    num_rows: int
+
+
+@dataclass(frozen=True, slots=True)
+class PooledSite:
+    """Where one site of an adapter lies. `padded_rank` is a multiple of 8."""
+
+    rank: int
+    padded_rank: int
+    scale: float
+    runs: tuple[Run, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class PooledAdapter:
+    """An adapter on the device. `checksum` is over its pages as they were written."""
+
+    digest: str
+    sites: Mapping[Site, PooledSite]
+    num_bytes: int
+    checksum: int
+
+
+def padded_rank(rank: int) -> int:
+    return -(-rank // PAGE_ROWS) * PAGE_ROWS
+
+
+class PagePool:
+    """One flat tensor of `budget_bytes`, shared by all adapters of one base. Thread-safe."""
+
+    def __init__(
+        self, base: BaseSpec, budget_bytes: int, dtype: torch.dtype, device: torch.device | str
+    ) -> None:
+        self._base = base
+        self.dtype, self.device = dtype, torch.device(device)
+        widths = {sum(base.shape(site)) for site in base.sites()}
+        self._unit_width = math.gcd(*widths)
+        self._unit_elements = PAGE_ROWS * self._unit_width
+        num_units = budget_bytes // (self._unit_elements * dtype.itemsize)
+        if num_units == 0:
+            raise ValueError(f"a pool of {budget_bytes} bytes has no room for a single page")
+        self._memory = torch.zeros(num_units * self._unit_elements, dtype=dtype, device=self.device)
+        self._arena = Arena(num_units)
+        self._adapters: dict[str, PooledAdapter] = {}
+        self._being_written: dict[str, Mapping[Site, PooledSite]] = {}
+        self._lock = threading.Lock()
+
+    @property
+    def num_pages(self) -> int:
+        """All units; a page of the narrowest site takes one or more."""
+        return self._arena.num_units
+
+    @property
+    def num_free_pages(self) -> int:
+        with self._lock:
+            return self._arena.num_free
+
+    @property
+    def num_bytes(self) -> int:
+        return self._memory.numel() * self.dtype.itemsize
+
+    @property
+    def num_free_bytes(self) -> int:
+        return self.num_free_pages * self._unit_elements * self.dtype.itemsize
+
+    def num_bytes_needed(self, weights: Mapping[Site, SiteWeights]) -> int:
+        units = sum(self._units(site, padded_rank(w.rank)) for site, w in weights.items())
+        return units * self._unit_elements * self.dtype.itemsize
+
+    def _units(self, site: Site, num_rows: int) -> int:
+        return num_rows // PAGE_ROWS * (sum(self._base.shape(site)) // self._unit_width)
+
+    def try_load(self, digest: str, weights: Mapping[Site, SiteWeights]) -> PooledAdapter | None:
+        """Copy an adapter into free pages; None, and nothing changed, when they do not suffice.
+
+        The pages are written before anyone can see them.
+        """
+        with self._lock:
+            if digest in self._adapters:
+                return self._adapters[digest]
+            placed = self._place(weights)
+            if placed is None:
+                return None
+            self._being_written[digest] = placed
+        try:
+            for site, pooled in placed.items():
+                self._write(site, pooled, weights[site])
+            num_bytes = self.num_bytes_needed(weights)
+            adapter = PooledAdapter(digest, placed, num_bytes, self._checksum(placed))
+        except BaseException:
+            with self._lock:
+                del self._being_written[digest]
+                self._give_back_all(placed)
+            raise
+        with self._lock:
+            self._adapters[digest] = adapter
+            del self._being_written[digest]
+        return adapter
+
+    def _place(self, weights: Mapping[Site, SiteWeights]) -> dict[Site, PooledSite] | None:
+        placed: dict[Site, PooledSite] = {}
+        for site, w in weights.items():
+            runs = self._take_runs(site, padded_rank(w.rank))
+            if runs is None:
+                self._give_back_all(placed)
+                return None
+            placed[site] = PooledSite(w.rank, padded_rank(w.rank), w.scale, runs)
+        return placed
+
+    def _take_runs(self, site: Site, num_rows: int) -> tuple[Run, ...] | None:
+        start = self._arena.try_take(self._units(site, num_rows))
+        if start is not None:
+            return (Run(start * self._unit_elements, num_rows),)
+        runs: list[Run] = []
+        for _ in range(num_rows // PAGE_ROWS):
+            start = self._arena.try_take(self._units(site, PAGE_ROWS))
+            if start is None:
+                self._give_back(site, tuple(runs))
+                return None
+            runs.append(Run(start * self._unit_elements, PAGE_ROWS))
+        return tuple(runs)
+
+    def _give_back_all(self, sites: Mapping[Site, PooledSite]) -> None:
+        for site, pooled in sites.items():
+            self._give_back(site, pooled.runs)
+
+    def _give_back(self, site: Site, runs: tuple[Run, ...]) -> None:
+        for run in runs:
+            units = self._units(site, run.num_rows)
+            self._arena.give_back(run.offset // self._unit_elements, units)
+
+    def _views(self, site: Site, run: Run) -> tuple[Tensor, Tensor]:
+        num_in, num_out = self._base.shape(site)
+        middle = run.offset + run.num_rows * num_in
+        end = middle + run.num_rows * num_out
+        a = self._memory[run.offset : middle].view(run.num_rows, num_in)
+        return a, self._memory[middle:end].view(run.num_rows, num_out)
+
+    def _write(self, site: Site, pooled: PooledSite, weights: SiteWeights) -> None:
+        row = 0
+        for run in pooled.runs:
+            for target, source in zip(self._views(site, run), (weights.a, weights.b), strict=True):
+                part = torch.from_numpy(source[row : row + run.num_rows])
+                target[: part.shape[0]].copy_(part)
+                target[part.shape[0] :].zero_()  # the padding may hold another adapter's rows
+                if self.dtype != torch.float32 and not torch.isfinite(target).all():
+                    raise ValueError(f"The weights of {site} are too large for {self.dtype}.")
+            row += run.num_rows
+
+    def get(self, digest: str) -> PooledAdapter | None:
+        with self._lock:
+            return self._adapters.get(digest)
+
+    def read(self, digest: str, site: Site) -> tuple[Tensor, Tensor]:
+        """`A [padded_rank, in]` and `B [padded_rank, out]`: views where the site is one run."""
+        runs = self._adapters[digest].sites[site].runs
+        views = [self._views(site, run) for run in runs]
+        if len(views) == 1:
+            return views[0]
+        return torch.cat([a for a, _ in views]), torch.cat([b for _, b in views])
+
+    def free(self, digest: str) -> None:
+        """Give an adapter's pages back; KeyError when it is not there."""
+        with self._lock:
+            adapter = self._adapters.pop(digest)
+            self._give_back_all(adapter.sites)
+
+    def _checksum(self, sites: Mapping[Site, PooledSite]) -> int:
+        checksum = 0
+        for site, pooled in sites.items():
+            for run in pooled.runs:
+                for view in self._views(site, run):
+                    data = view.cpu().contiguous().view(torch.uint8).numpy()
+                    checksum = zlib.crc32(data.tobytes(), checksum)
+        return checksum
+
+    def integrity(self) -> None:
+        """AssertionError when a page is lost, shared, or does not hold what was written."""
+        with self._lock:
+            taken = [
+                (run.offset // self._unit_elements, self._units(site, run.num_rows))
+                for sites in (
+                    *(a.sites for a in self._adapters.values()),
+                    *self._being_written.values(),
+                )
+                for site, pooled in sites.items()
+                for run in pooled.runs
+            ]
+            position = 0
+            for start, size in sorted([*taken, *self._arena.free_runs()]):
+                assert start == position, "a page is lost or shared"
+                position = start + size
+            assert position == self._arena.num_units, "free + used pages are not all pages"
+            for adapter in self._adapters.values():
+                found = self._checksum(adapter.sites)
+                assert found == adapter.checksum, f"the pages of {adapter.digest} have changed"

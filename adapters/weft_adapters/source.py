@@ -1,0 +1,35 @@
+"""From stored files to factors in memory, the digest verified against the bytes that are read."""
+
+from __future__ import annotations
+
+from io import BytesIO
+
+from weft_adapters.config import parse_config
+from weft_adapters.digest import adapter_digest
+from weft_adapters.faults import AdapterFaultError
+from weft_adapters.format import SiteWeights, load, resolve
+from weft_adapters.header import read_header
+from weft_adapters.sites import BaseSpec, Site
+from weft_adapters.store import StoredAdapter
+from weft_adapters.tensors import TensorFile
+
+
+class DigestMismatchError(ValueError):
+    """The stored bytes are not those that were registered."""
+
+
+def load_verified(stored: StoredAdapter, digest: str, base: BaseSpec) -> dict[Site, SiteWeights]:
+    """Read the factors; DigestMismatchError when the bytes are not those of `digest`, and
+    AdapterFaultError when they are no adapter of this base at all."""
+    config = parse_config(stored.config_path.read_bytes())
+    # read once: a file that changes after its digest was checked must not reach the device
+    data = stored.tensors_path.read_bytes()
+    header = read_header(BytesIO(data), len(data))
+    plan = resolve(config, header, base)
+    if plan.faults:
+        raise AdapterFaultError(plan.faults)
+    with TensorFile.of_bytes(data, header) as file:
+        found = adapter_digest(config, plan, header, file, base.digest)
+        if found != digest:
+            raise DigestMismatchError(f"the stored bytes have digest {found}, not {digest}")
+        return load(plan, file, base)

@@ -1,0 +1,133 @@
+"""Where versions rest: a store keeps an adapter's two files under its digest."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from weft_adapters.digest import is_digest
+
+CONFIG_NAME = "adapter_config.json"
+TENSORS_NAME = "adapter_model.safetensors"
+_TEMPORARY = ".incoming-"
+_LOCK_NAME = ".lock"
+
+
+class AdapterNotStoredError(LookupError):
+    """The store has no adapter of this digest."""
+
+
+@dataclass(frozen=True, slots=True)
+class StoredAdapter:
+    """The two files of a version; they never change."""
+
+    config_path: Path
+    tensors_path: Path
+
+    @property
+    def num_bytes(self) -> int:
+        return self.config_path.stat().st_size + self.tensors_path.stat().st_size
+
+
+class AdapterStore(Protocol):
+    """A store of immutable versions by digest; every method may block."""
+
+    def put(self, digest: str, config_bytes: bytes, tensors_path: Path) -> None:
+        """Keep a copy durably and all at once; does nothing when the digest is there."""
+
+    def open(self, digest: str) -> StoredAdapter:
+        """The files; AdapterNotStoredError when there are none."""
+
+    def exists(self, digest: str) -> bool: ...
+
+    def delete(self, digest: str) -> None:
+        """Forget the version; does nothing when it is not there."""
+
+    def list_digests(self) -> list[str]: ...
+
+
+class FolderStore:
+    """An `AdapterStore` in a folder of a local file system; a version is a sub-folder.
+
+    A version appears by a rename, so a crash leaves all of it or nothing of it. Left-over
+    temporary folders are removed at start, unless another process is writing just then.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+        root.mkdir(parents=True, exist_ok=True)
+        with (root / _LOCK_NAME).open("a") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return  # a temporary folder may be in use; the next start sweeps
+            for left in root.glob(f"{_TEMPORARY}*"):
+                shutil.rmtree(left)
+
+    @contextmanager
+    def _temporary_folder(self) -> Iterator[Path]:
+        """A folder beside the versions that no sweep touches; the lock ends with the process."""
+        with (self._root / _LOCK_NAME).open("a") as lock:
+            fcntl.flock(lock, fcntl.LOCK_SH)
+            temporary = Path(tempfile.mkdtemp(prefix=_TEMPORARY, dir=self._root))
+            try:
+                yield temporary
+            finally:
+                shutil.rmtree(temporary, ignore_errors=True)
+
+    def _folder(self, digest: str) -> Path:
+        if not is_digest(digest):
+            raise ValueError(f"{digest[:100]!r} is not a digest")
+        return self._root / digest.removeprefix("sha256:")
+
+    def put(self, digest: str, config_bytes: bytes, tensors_path: Path) -> None:
+        folder = self._folder(digest)
+        if folder.exists():
+            return
+        with self._temporary_folder() as temporary:
+            (temporary / CONFIG_NAME).write_bytes(config_bytes)
+            shutil.copyfile(tensors_path, temporary / TENSORS_NAME)
+            for path in (temporary / CONFIG_NAME, temporary / TENSORS_NAME, temporary):
+                _sync(path)
+            try:
+                temporary.rename(folder)
+            except OSError:
+                if not folder.exists():  # someone else put the same digest meanwhile
+                    raise
+            _sync(self._root)
+
+    def open(self, digest: str) -> StoredAdapter:
+        folder = self._folder(digest)
+        if not folder.is_dir():
+            raise AdapterNotStoredError(f"the store has no adapter {digest}")
+        return StoredAdapter(folder / CONFIG_NAME, folder / TENSORS_NAME)
+
+    def exists(self, digest: str) -> bool:
+        return self._folder(digest).is_dir()
+
+    def delete(self, digest: str) -> None:
+        folder = self._folder(digest)
+        if not folder.is_dir():
+            return
+        # renamed first: a crash half-way leaves a folder that the next start sweeps
+        with self._temporary_folder() as doomed:
+            folder.rename(doomed / "deleted")
+
+    def list_digests(self) -> list[str]:
+        names = (f"sha256:{path.name}" for path in self._root.iterdir())
+        return sorted(name for name in names if is_digest(name))
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

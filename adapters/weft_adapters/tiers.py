@@ -1,0 +1,257 @@
+"""Adapters on their way between store, host memory and device, beside the engine's step.
+
+    absent -> fetching -> host -> loading -> device          (failed: see `failure`)
+
+Callers of `request`, `acquire` and `release` never wait: a thread of ours reads, verifies and
+copies. An adapter with references stays where it is; among the others the least recently used one
+makes room. The digest is verified against the bytes each time they enter host memory.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import OrderedDict, deque
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+
+from weft_adapters.format import SiteWeights
+from weft_adapters.pool import PagePool, PooledAdapter
+from weft_adapters.sites import BaseSpec, Site
+from weft_adapters.source import load_verified
+from weft_adapters.store import AdapterStore
+
+# an adapter that was just loaded for a waiting request is not evicted before that request can run
+_GRACE_S = 5.0
+_RETRY_S = 0.25
+
+
+class AdapterState(StrEnum):
+    ABSENT = "absent"
+    FETCHING = "fetching"
+    HOST = "host"
+    LOADING = "loading"
+    DEVICE = "device"
+    FAILED = "failed"
+
+
+class AdapterTooLargeError(ValueError):
+    """The adapter needs more device memory than the whole pool has."""
+
+
+@dataclass(slots=True)
+class _Entry:
+    state: AdapterState
+    pooled: PooledAdapter | None = None
+    num_references: int = 0
+    last_used_s: float = 0.0
+    awaited_until_s: float = 0.0
+    failure: Exception | None = None
+
+
+class AdapterTiers:
+    """The adapters of one replica. `on_change` is called by the loader's thread whenever an adapter
+    has reached the device or failed."""
+
+    def __init__(
+        self,
+        store: AdapterStore,
+        base: BaseSpec,
+        pool: PagePool,
+        host_budget_bytes: int,
+        on_change: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._store, self._base, self._pool = store, base, pool
+        self._host_budget_bytes = host_budget_bytes
+        self._on_change = on_change
+        self._entries: dict[str, _Entry] = {}
+        self._host: OrderedDict[str, Mapping[Site, SiteWeights]] = OrderedDict()
+        self._host_bytes = 0
+        self._queue: deque[str] = deque()
+        self._blocked: list[str] = []
+        self._changed = threading.Condition()
+        self._closing = False
+        self._thread = threading.Thread(target=self._run, name="weft-adapter-loader", daemon=True)
+        self._thread.start()
+
+    # ---- for the engine; never blocks on I/O ----
+
+    def request(self, digest: str) -> None:
+        """Have the adapter brought to the device, unless it is there, on its way, or failed."""
+        with self._changed:
+            entry = self._entries.get(digest)
+            if entry is None:
+                entry = self._entries[digest] = _Entry(AdapterState.ABSENT)
+            is_idle = entry.state in (AdapterState.ABSENT, AdapterState.HOST)
+            if is_idle and digest not in self._queue and digest not in self._blocked:
+                self._queue.append(digest)
+                self._changed.notify_all()
+
+    def acquire(self, digest: str) -> PooledAdapter | None:
+        """Take a reference; None when the adapter is not on the device."""
+        with self._changed:
+            entry = self._entries.get(digest)
+            if entry is None or entry.pooled is None:
+                return None
+            entry.num_references += 1
+            entry.last_used_s = time.monotonic()
+            entry.awaited_until_s = 0.0
+            return entry.pooled
+
+    def release(self, digest: str) -> None:
+        with self._changed:
+            entry = self._entries[digest]
+            assert entry.num_references > 0, "an adapter is released more often than acquired"
+            entry.num_references -= 1
+            entry.last_used_s = time.monotonic()
+            if entry.num_references == 0 and self._blocked:
+                self._changed.notify_all()
+
+    def state(self, digest: str) -> AdapterState:
+        with self._changed:
+            entry = self._entries.get(digest)
+            return AdapterState.ABSENT if entry is None else entry.state
+
+    def states(self) -> dict[str, AdapterState]:
+        with self._changed:
+            return {digest: entry.state for digest, entry in self._entries.items()}
+
+    def failure(self, digest: str) -> Exception | None:
+        with self._changed:
+            entry = self._entries.get(digest)
+            return None if entry is None else entry.failure
+
+    def forget(self, digest: str) -> None:
+        """Let a failed adapter be tried again."""
+        with self._changed:
+            entry = self._entries.get(digest)
+            if entry is not None and entry.state is AdapterState.FAILED:
+                del self._entries[digest]
+
+    def close(self) -> None:
+        with self._changed:
+            self._closing = True
+            self._changed.notify_all()
+        self._thread.join()
+
+    # ---- the loader's thread ----
+
+    def _run(self) -> None:
+        while (digest := self._next()) is not None:
+            try:
+                arrived = self._bring(digest)
+            except Exception as error:  # whatever is wrong with one adapter is its own failure
+                self._fail(digest, error)
+                arrived = True
+            if arrived:
+                self._on_change()
+
+    def _next(self) -> str | None:
+        with self._changed:
+            while not self._closing:
+                if self._queue:
+                    digest = self._queue.popleft()
+                    is_on_host = digest in self._host
+                    state = AdapterState.LOADING if is_on_host else AdapterState.FETCHING
+                    self._entries[digest].state = state  # from here on no longer idle to `request`
+                    return digest
+                if self._blocked:
+                    # room may be there by now; otherwise a release or the clock will make it
+                    self._changed.wait(_RETRY_S)
+                    self._queue.extend(self._blocked)
+                    self._blocked.clear()
+                    continue
+                self._changed.wait()
+            return None
+
+    def _bring(self, digest: str) -> bool:
+        """Store to host to device; False when the device has no room yet."""
+        weights = self._host.get(digest)
+        if weights is not None:
+            with self._changed:
+                self._host.move_to_end(digest)
+        else:
+            weights = load_verified(self._store.open(digest), digest, self._base)
+            self._keep_on_host(digest, weights)
+        self._set_state(digest, AdapterState.LOADING)
+        num_bytes = self._pool.num_bytes_needed(weights)
+        if num_bytes > self._pool.num_bytes:
+            raise AdapterTooLargeError(
+                f"the adapter needs {num_bytes} bytes of device memory, "
+                f"the pool has {self._pool.num_bytes}"
+            )
+        while (pooled := self._pool.try_load(digest, weights)) is None:
+            if not self._evict_one(num_bytes):
+                with self._changed:
+                    self._entries[digest].state = AdapterState.HOST
+                    self._blocked.append(digest)
+                return False
+        with self._changed:
+            entry = self._entries[digest]
+            entry.pooled, entry.state = pooled, AdapterState.DEVICE
+            entry.last_used_s = time.monotonic()
+            entry.awaited_until_s = entry.last_used_s + _GRACE_S
+        return True
+
+    def _set_state(self, digest: str, state: AdapterState) -> None:
+        with self._changed:
+            self._entries[digest].state = state
+
+    def _fail(self, digest: str, error: Exception) -> None:
+        with self._changed:
+            entry = self._entries[digest]
+            entry.state, entry.failure = AdapterState.FAILED, error
+
+    def _evict_one(self, num_bytes: int) -> bool:
+        """Free the least recently used idle adapter; False when all of them would not suffice."""
+        now = time.monotonic()
+        with self._changed:
+            idle = [
+                (entry.last_used_s, digest)
+                for digest, entry in self._entries.items()
+                if entry.pooled and entry.num_references == 0 and entry.awaited_until_s <= now
+            ]
+            reachable = self._pool.num_free_bytes + sum(
+                pooled.num_bytes
+                for _, digest in idle
+                if (pooled := self._entries[digest].pooled) is not None
+            )
+            if not idle or reachable < num_bytes:
+                return False
+            digest = min(idle)[1]
+            entry = self._entries[digest]
+            entry.pooled = None
+            entry.state = AdapterState.HOST if digest in self._host else AdapterState.ABSENT
+            self._pool.free(digest)
+            return True
+
+    def _keep_on_host(self, digest: str, weights: Mapping[Site, SiteWeights]) -> None:
+        with self._changed:
+            self._host[digest] = weights
+            self._host_bytes += _num_bytes(weights)
+            while self._host_bytes > self._host_budget_bytes and len(self._host) > 1:
+                evicted, old = self._host.popitem(last=False)
+                self._host_bytes -= _num_bytes(old)
+                entry = self._entries.get(evicted)
+                if entry is not None and entry.state is AdapterState.HOST:
+                    entry.state = AdapterState.ABSENT
+
+    def integrity(self) -> None:
+        """AssertionError when states, references or pages contradict each other."""
+        self._pool.integrity()
+        with self._changed:
+            for digest, entry in self._entries.items():
+                assert entry.num_references >= 0, f"{digest} has negative references"
+                assert (entry.pooled is not None) == (entry.state is AdapterState.DEVICE), (
+                    f"{digest} is {entry.state} but its pages say otherwise"
+                )
+                assert entry.num_references == 0 or entry.pooled is not None, (
+                    f"{digest} is in use but not on the device"
+                )
+            held = sum(_num_bytes(weights) for weights in self._host.values())
+            assert held == self._host_bytes, "the host tier's byte count is wrong"
+
+
+def _num_bytes(weights: Mapping[Site, SiteWeights]) -> int:
+    return sum(w.a.nbytes + w.b.nbytes for w in weights.values())

@@ -1,0 +1,128 @@
+"""`adapter_config.json`: what PEFT writes passes, everything unserved is refused by name."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from weft_adapters.config import MAX_CONFIG_BYTES, AdapterConfig, parse_config
+from weft_adapters.faults import AdapterFaultError
+
+PLAIN: dict[str, object] = {"peft_type": "LORA", "r": 8, "lora_alpha": 16}
+MODULE = "model.layers.3.self_attn.q_proj"
+
+
+def parse(**keys: object) -> AdapterConfig:
+    return parse_config(json.dumps({**PLAIN, **keys}).encode())
+
+
+def refused(data: bytes) -> str:
+    with pytest.raises(AdapterFaultError) as caught:
+        parse_config(data)
+    return " ".join(fault.message for fault in caught.value.faults)
+
+
+def test_a_plain_peft_export_passes(tmp_path: object) -> None:
+    from peft import LoraConfig
+
+    config = LoraConfig(r=4, lora_alpha=32, task_type="CAUSAL_LM", target_modules=["q_proj"])
+    exported = config.to_dict()
+    exported["target_modules"] = sorted(exported["target_modules"])
+    parsed = parse_config(json.dumps(exported).encode())
+    assert (parsed.rank, parsed.alpha, parsed.use_rslora) == (4, 32.0, False)
+    assert parsed.scale_of(MODULE) == 8.0
+
+
+def test_scales() -> None:
+    assert parse(use_rslora=True).scale_of(MODULE) == pytest.approx(16 / 8**0.5)
+    config = parse(rank_pattern={"q_proj": 4}, alpha_pattern={r"layers\.3\..*": 2})
+    assert config.rank_of(MODULE) == 4
+    assert config.rank_of("model.layers.3.mlp.up_proj") == 8
+    assert config.scale_of(MODULE) == 0.5
+    assert config.scale_of("model.layers.2.self_attn.q_proj") == 4.0
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("use_dora", True),
+        ("lora_bias", True),
+        ("bias", "all"),
+        ("bias", "lora_only"),
+        ("fan_in_fan_out", True),
+        ("trainable_token_indices", [1, 2]),
+        ("layer_replication", [[0, 2]]),
+        ("modules_to_save", ["lm_head"]),
+        ("alora_invocation_tokens", [1]),
+        ("use_qalora", True),
+        ("use_bdlora", {"nblocks": 2}),
+        ("megatron_config", {"a": 1}),
+        ("arrow_config", {"a": 1}),
+        ("kasa_config", {"a": 1}),
+        ("init_lora_weights", "pissa"),
+        ("init_lora_weights", "loftq"),
+        ("init_lora_weights", ["gaussian"]),
+        ("use_rslora", 1),
+        ("use_rslora", "true"),
+        ("peft_type", "LOHA"),
+        ("peft_type", None),
+        ("a_key_of_tomorrow", "on"),
+        ("a_key_of_tomorrow", 1),
+        ("rank_pattern", []),
+        ("rank_pattern", "q_proj"),
+        ("rank_pattern", {"(a+)+{9}": 4}),
+        ("alpha_pattern", {"q_proj": "4"}),
+        ("peft_version", 18),
+    ],
+)
+def test_what_is_not_served_is_refused_by_name(key: str, value: object) -> None:
+    assert key in refused(json.dumps({**PLAIN, key: value}).encode()) or key == "alpha_pattern"
+
+
+@pytest.mark.parametrize("key", ["a_key_of_tomorrow", "use_dora", "modules_to_save"])
+@pytest.mark.parametrize("value", [None, False, [], {}])
+def test_a_key_that_is_off_is_no_matter(key: str, value: object) -> None:
+    parse(**{key: value})
+
+
+@pytest.mark.parametrize("rank", [0, -1, 257, 65536, 4.0, "4", True, None, [4], 10**400])
+def test_bad_ranks(rank: object) -> None:
+    assert "rank" in refused(json.dumps({**PLAIN, "r": rank}).encode())
+    assert "rank" in refused(json.dumps({**PLAIN, "rank_pattern": {"q_proj": rank}}).encode())
+
+
+@pytest.mark.parametrize("alpha", ["8", True, None, [], 1e300, 10**400])
+def test_bad_alphas(alpha: object) -> None:
+    assert "lora_alpha" in refused(json.dumps({**PLAIN, "lora_alpha": alpha}).encode())
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"\xff\xfe",
+        b"[]",
+        b"null",
+        b"{",
+        b'{"peft_type":"LORA","r":8,"lora_alpha":NaN}',
+        b'{"peft_type":"LORA","r":8,"lora_alpha":Infinity}',
+        b'{"peft_type":"LORA","r":8,"lora_alpha":1e400}',
+        b'{"peft_type":"LORA","r":8,"r":16,"lora_alpha":8}',
+        b'{"a":' + b"[" * 10_000 + b"]" * 10_000 + b"}",
+        b'{"a":' * 10_000,
+        b'{"r":' + b"9" * 10_000 + b"}",
+        b" " * (MAX_CONFIG_BYTES + 1),
+    ],
+)
+def test_hostile_json_is_refused(data: bytes) -> None:
+    assert refused(data)
+
+
+def test_every_fault_is_listed() -> None:
+    message = refused(json.dumps({"peft_type": "IA3", "r": 0, "use_dora": True}).encode())
+    assert all(word in message for word in ("peft_type", "rank", "use_dora", "lora_alpha"))
+
+
+def test_a_path_is_only_a_name() -> None:
+    assert parse(base_model_name_or_path="/etc/passwd").base_model_name == "/etc/passwd"
