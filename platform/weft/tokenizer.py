@@ -1,0 +1,208 @@
+"""Text to tokens and back, and chat templates, from a base model's own Hugging Face files.
+
+Knows `tokenizers` and Jinja, neither torch nor transformers nor HTTP. Rendered templates carry the
+model's control tokens as text; what a caller wrote never becomes one (see `encode_chat`).
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import secrets
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any, NoReturn
+
+import jinja2
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+from tokenizers import Tokenizer
+
+ChatMessage = Mapping[str, str]
+
+
+class BaseTokenizer:
+    """One base model's tokenizer. Encoding and decoding are safe from any thread."""
+
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        *,
+        eos_token_ids: frozenset[int] = frozenset(),
+        chat_template: str | None = None,
+        special_tokens: Mapping[str, str] | None = None,
+    ) -> None:
+        self._tokenizer = tokenizer
+        # the same vocabulary, but "<|end|>" in the text is only text
+        self._literal = Tokenizer.from_str(tokenizer.to_str())
+        self._literal.encode_special_tokens = True
+        self.eos_token_ids = eos_token_ids
+        self._special_names = dict(special_tokens or {})
+        self._template = None if chat_template is None else _compile(chat_template)
+        added = tokenizer.get_added_tokens_decoder().values()
+        control = sorted({t.content for t in added if t.special}, key=len, reverse=True)
+        self._control_pattern = re.compile("|".join(map(re.escape, control))) if control else None
+
+    @classmethod
+    def from_dir(cls, path: str | Path) -> BaseTokenizer:
+        """Read `tokenizer.json` and what stands beside it; FileNotFoundError without it."""
+        folder = Path(path)
+        file = folder / "tokenizer.json"
+        if not file.is_file():
+            raise FileNotFoundError(f"{file} is missing: the base model needs a fast tokenizer")
+        tokenizer = Tokenizer.from_file(str(file))
+        tokenizer.no_truncation()
+        tokenizer.no_padding()
+        config = _read_json(folder / "tokenizer_config.json")
+        names = ("bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cls_token")
+        special = {name: _token_text(config[name]) for name in names if config.get(name)}
+        return cls(
+            tokenizer,
+            eos_token_ids=_eos_token_ids(folder, tokenizer, special.get("eos_token")),
+            chat_template=_chat_template(folder, config),
+            special_tokens=special,
+        )
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of token ids, the added ones included."""
+        return self._tokenizer.get_vocab_size(with_added_tokens=True)
+
+    @property
+    def has_chat_template(self) -> bool:
+        return self._template is not None
+
+    def encode(self, text: str) -> list[int]:
+        """Tokens of a raw prompt: the model's own prefix (BOS) is added where it has one.
+
+        Control tokens written in `text` become control tokens: a raw prompt is the caller's whole.
+        """
+        return list(self._tokenizer.encode(text, add_special_tokens=True).ids)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text of tokens, control tokens left out."""
+        return self._tokenizer.decode(list(ids), skip_special_tokens=True)
+
+    def apply_chat_template(
+        self, messages: Sequence[ChatMessage], add_generation_prompt: bool = True
+    ) -> str:
+        """The conversation as the base was trained to see it; ValueError if it cannot be shown."""
+        if self._template is None:
+            raise ValueError("The base model has no chat template.")
+        try:
+            return self._template.render(
+                messages=[dict(message) for message in messages],
+                add_generation_prompt=add_generation_prompt,
+                tools=None,
+                documents=None,
+                **self._special_names,
+            )
+        except jinja2.TemplateError as error:
+            raise ValueError(f"The chat template refused the messages: {error}") from error
+
+    def encode_chat(self, messages: Sequence[ChatMessage]) -> list[int]:
+        """Tokens of the rendered conversation, with the prompt for the answer.
+
+        Control tokens of the template are control tokens; the same text inside a message's content
+        is encoded as ordinary text, so a caller cannot open a turn that is not theirs. Contents
+        without such text take the plain path and give exactly the tokens that transformers gives.
+        """
+        guard = _ContentGuard(self._control_pattern)
+        guarded = [{**m, "content": guard.hide(m["content"])} for m in messages]
+        rendered = self.apply_chat_template(guarded)
+        ids: list[int] = []
+        for text, is_literal in guard.split(rendered):
+            tokenizer = self._literal if is_literal else self._tokenizer
+            ids += tokenizer.encode(text, add_special_tokens=False).ids
+        return ids
+
+
+class _ContentGuard:
+    """Swaps control-token text in contents for placeholders that no caller can guess."""
+
+    def __init__(self, control_pattern: re.Pattern[str] | None) -> None:
+        self._control_pattern = control_pattern
+        self._nonce = secrets.token_hex(8)
+        self._hidden: list[str] = []
+
+    def hide(self, content: str) -> str:
+        if self._control_pattern is None:
+            return content
+        return self._control_pattern.sub(self._placeholder, content)
+
+    def _placeholder(self, match: re.Match[str]) -> str:
+        self._hidden.append(match[0])
+        return f"weft{self._nonce}n{len(self._hidden) - 1}x"
+
+    def split(self, rendered: str) -> Iterable[tuple[str, bool]]:
+        """Pieces of `rendered` in order, and whether each is a caller's literal text."""
+        if not self._hidden:
+            return [(rendered, False)]
+        parts = re.split(rf"weft{self._nonce}n(\d+)x", rendered)
+        pieces = [
+            (self._hidden[int(part)], True) if i % 2 else (part, False)
+            for i, part in enumerate(parts)
+        ]
+        return [(text, is_literal) for text, is_literal in pieces if text]
+
+
+def _compile(source: str) -> jinja2.Template:
+    """Hugging Face's template dialect: same whitespace rules, same helpers, sandboxed."""
+    env = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
+    )
+
+    def raise_exception(message: str) -> NoReturn:
+        raise jinja2.TemplateError(message)
+
+    def to_json(value: object, indent: int | None = None, **options: Any) -> str:
+        return json.dumps(value, ensure_ascii=False, indent=indent, **options)
+
+    def strftime_now(format_: str) -> str:
+        return datetime.now().strftime(format_)
+
+    helpers: dict[str, Callable[..., object]] = {
+        "raise_exception": raise_exception,
+        "strftime_now": strftime_now,
+    }
+    env.globals.update(helpers)
+    env.filters["tojson"] = to_json
+    return env.from_string(source)
+
+
+def _read_json(file: Path) -> dict[str, Any]:
+    if not file.is_file():
+        return {}
+    value = json.loads(file.read_text(encoding="utf-8"))
+    if not isinstance(value, dict):
+        raise ValueError(f"{file.name} must hold a JSON object")
+    return value
+
+
+def _token_text(value: str | Mapping[str, Any]) -> str:
+    return value if isinstance(value, str) else str(value["content"])
+
+
+def _chat_template(folder: Path, config: Mapping[str, Any]) -> str | None:
+    file = folder / "chat_template.jinja"
+    if file.is_file():
+        return file.read_text(encoding="utf-8")
+    template = config.get("chat_template")
+    if isinstance(template, list):  # several named templates: the default one
+        return next((str(t["template"]) for t in template if t["name"] == "default"), None)
+    return template
+
+
+def _eos_token_ids(folder: Path, tokenizer: Tokenizer, eos_token: str | None) -> frozenset[int]:
+    """Every id that ends an answer: generation_config, else config; and the tokenizer's own."""
+    ids: set[int] = set()
+    for name in ("generation_config.json", "config.json"):
+        value = _read_json(folder / name).get("eos_token_id")
+        if value is not None:
+            ids.update(value if isinstance(value, list) else [value])
+            break
+    if eos_token is not None:
+        token_id = tokenizer.token_to_id(eos_token)
+        if token_id is not None:
+            ids.add(token_id)
+    return frozenset(ids)
