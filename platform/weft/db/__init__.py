@@ -1,0 +1,1 @@
+"""The database: sessions, tenant scope, schema. Tables live with the domains that own them."""

@@ -1,0 +1,47 @@
+"""How endpoints get a session. `WriteSession` commits before the response is sent."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import Annotated
+
+from fastapi import Depends, Query, Request
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from weft.db.database import Database
+from weft.db.paging import PageRequest
+
+
+def get_database(request: Request) -> Database:
+    """The app's database."""
+    database: Database = request.app.state.database
+    return database
+
+
+DatabaseDep = Annotated[Database, Depends(get_database)]
+
+
+async def _reading(database: DatabaseDep) -> AsyncIterator[AsyncSession]:
+    async with database.reading() as session:
+        yield session
+
+
+async def _writing(database: DatabaseDep) -> AsyncIterator[AsyncSession]:
+    async with database.writing() as session:
+        yield session
+
+
+ReadSession = Annotated[AsyncSession, Depends(_reading, scope="function")]
+WriteSession = Annotated[AsyncSession, Depends(_writing, scope="function")]
+
+
+def get_page(
+    limit: Annotated[int, Query(ge=1, le=100)] = 20,
+    after: Annotated[str | None, Query(max_length=128)] = None,
+    order: Annotated[str, Query(pattern="^(asc|desc)$")] = "desc",
+) -> PageRequest:
+    """OpenAI's list parameters."""
+    return PageRequest(limit, after, "asc" if order == "asc" else "desc")
+
+
+PageDep = Annotated[PageRequest, Depends(get_page)]

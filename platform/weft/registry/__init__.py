@@ -1,0 +1,1 @@
+"""Adapters, their immutable versions and movable aliases; names become digests here."""

@@ -1,0 +1,58 @@
+"""Adapters and versions on the wire. No paths, no ids of other tenants."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+
+from weft.registry.models import Adapter, AdapterAlias, AdapterVersion
+
+TagKey = Annotated[str, StringConstraints(min_length=1, max_length=64)]
+TagValue = Annotated[str, StringConstraints(max_length=512)]
+
+
+class AdapterCreate(BaseModel):
+    """Body of `POST /v1/adapters`."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+    name: str
+    base_model: str
+    description: str = Field(default="", max_length=4096)
+    tags: dict[TagKey, TagValue] = Field(default_factory=dict, max_length=64)
+
+
+def adapter_to_wire(
+    adapter: Adapter, aliases: Sequence[tuple[AdapterAlias, int]] | None = None
+) -> dict[str, object]:
+    wire: dict[str, object] = {
+        "id": adapter.id,
+        "object": "adapter",
+        "name": adapter.name,
+        "base_model": adapter.base_model,
+        "description": adapter.description,
+        "tags": adapter.tags,
+        "created_at": adapter.created_at,
+    }
+    if aliases is not None:
+        wire["aliases"] = {alias.name: number for alias, number in aliases}
+    return wire
+
+
+def version_to_wire(adapter: Adapter, version: AdapterVersion) -> dict[str, object]:
+    return {
+        "id": version.id,
+        "object": "adapter.version",
+        "adapter": adapter.name,
+        "version": version.number,
+        "model": f"{adapter.name}@v{version.number}",
+        "state": version.state,
+        "digest": version.digest,
+        "base_model": adapter.base_model,
+        "base_digest": version.base_digest,
+        "num_bytes": version.num_bytes,
+        "ranks": version.ranks,
+        "report": version.report,
+        "created_at": version.created_at,
+    }

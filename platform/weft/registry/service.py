@@ -1,0 +1,190 @@
+"""What can be done with adapters. Each function works in the caller's transaction.
+
+Knows what a base is called and its digest, not the engine that runs it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from weft.db.ids import create_id, now
+from weft.db.scope import Owner
+from weft.errors import ConflictError, InvalidRequestError, ModelNotFoundError, NotFoundError
+from weft.registry.models import Adapter, AdapterAlias, AdapterVersion
+from weft.registry.names import DEFAULT_ALIAS, is_adapter_name, try_parse_model_name
+from weft.registry.repository import READY, RegistryRepository
+from weft_adapters.validation import ValidationReport
+
+
+@dataclass(frozen=True, slots=True)
+class ServedBase:
+    """The base that this server runs."""
+
+    name: str
+    digest: str
+
+
+@dataclass(frozen=True, slots=True)
+class ResolvedModel:
+    """What a request will run, fixed at admission. `name` is immutable: `<adapter>@v3`."""
+
+    name: str
+    base_name: str
+    adapter_id: str | None = None
+    version: int | None = None
+    digest: str | None = None
+
+
+async def resolve_model(
+    session: AsyncSession, owner: Owner, base: ServedBase, model: str
+) -> ResolvedModel:
+    """ModelNotFoundError, the same for "unknown" and "not yours"."""
+    if model == base.name:
+        return ResolvedModel(base.name, base.name)
+    name = try_parse_model_name(model)
+    found = None if name is None else await RegistryRepository(session, owner).resolve(name)
+    if found is None:
+        raise ModelNotFoundError(model)
+    adapter, version = found
+    if version.base_digest != base.digest:
+        raise InvalidRequestError(
+            f"'{adapter.name}@v{version.number}' was uploaded for another base model than the one "
+            f"being served; upload it again for '{base.name}'.",
+            param="model",
+            code="base_mismatch",
+        )
+    return ResolvedModel(
+        f"{adapter.name}@v{version.number}", base.name, adapter.id, version.number, version.digest
+    )
+
+
+async def create_adapter(
+    session: AsyncSession,
+    owner: Owner,
+    base: ServedBase,
+    *,
+    name: str,
+    base_model: str,
+    description: str,
+    tags: Mapping[str, str],
+) -> Adapter:
+    """An adapter without versions yet."""
+    if not is_adapter_name(name) or name == base.name:
+        raise InvalidRequestError(
+            "An adapter's name is 1 to 63 of a-z, 0-9, '.', '_' and '-', begins with a letter or "
+            "digit, has no '..' and is not the base model's name.",
+            param="name",
+        )
+    if base_model != base.name:
+        raise InvalidRequestError(
+            f"The base model '{base_model}' is not served here; this server has '{base.name}'.",
+            param="base_model",
+        )
+    repository = RegistryRepository(session, owner)
+    if await repository.find_adapter(name) is not None:
+        raise ConflictError(
+            f"An adapter named '{name}' exists already.", param="name", code="adapter_exists"
+        )
+    adapter = Adapter(
+        id=create_id("adp"),
+        tenant_id=owner.tenant_id,
+        name=name,
+        base_model=base_model,
+        description=description,
+        tags=dict(tags),
+        created_at=now(),
+        deleted_at=None,
+    )
+    repository.add(adapter)
+    await repository.flush()
+    return adapter
+
+
+async def get_adapter(session: AsyncSession, owner: Owner, name: str) -> Adapter:
+    adapter = await RegistryRepository(session, owner).find_adapter(name)
+    if adapter is None:
+        raise NotFoundError(f"No adapter '{name}' exists or you do not have access to it.")
+    return adapter
+
+
+async def delete_adapter(session: AsyncSession, owner: Owner, name: str) -> Adapter:
+    """The name is free again at once; requests in flight finish. Files stay in the store."""
+    adapter = await get_adapter(session, owner, name)
+    await RegistryRepository(session, owner).delete_aliases(adapter)
+    adapter.deleted_at = now()
+    return adapter
+
+
+async def get_version(
+    session: AsyncSession, owner: Owner, name: str, number: int
+) -> tuple[Adapter, AdapterVersion]:
+    adapter = await get_adapter(session, owner, name)
+    version = await RegistryRepository(session, owner).find_version(adapter, number)
+    if version is None:
+        raise NotFoundError(
+            f"No version {number} of adapter '{name}' exists or you do not have access to it."
+        )
+    return adapter, version
+
+
+async def add_version(
+    session: AsyncSession, owner: Owner, base: ServedBase, name: str, report: ValidationReport
+) -> tuple[Adapter, AdapterVersion, bool]:
+    """Register stored bytes as the newest version and move `default` to it.
+
+    The last value says whether the version is new: the same digest again is the version there is.
+    """
+    assert report.digest is not None, "only accepted uploads are registered"
+    adapter = await get_adapter(session, owner, name)
+    repository = RegistryRepository(session, owner)
+    existing = await repository.find_version_by_digest(adapter, report.digest)
+    if existing is not None:
+        return adapter, existing, False
+    version = AdapterVersion(
+        id=create_id("ver"),
+        tenant_id=owner.tenant_id,
+        adapter_id=adapter.id,
+        number=await repository.next_number(adapter),
+        digest=report.digest,
+        base_digest=base.digest,
+        state=READY,
+        num_bytes=report.num_bytes,
+        ranks=list(report.ranks),
+        report=report.to_dict(),
+        created_at=now(),
+    )
+    repository.add(version)
+    await repository.flush()
+    await _move_alias(repository, adapter, version)
+    return adapter, version, True
+
+
+async def _move_alias(
+    repository: RegistryRepository, adapter: Adapter, version: AdapterVersion
+) -> None:
+    alias = await repository.find_alias(adapter, DEFAULT_ALIAS)
+    if alias is None:
+        alias = AdapterAlias(adapter_id=adapter.id, name=DEFAULT_ALIAS, tenant_id=adapter.tenant_id)
+        repository.add(alias)
+    alias.version_id = version.id
+    alias.updated_at = now()
+    await repository.flush()
+
+
+async def delete_version(
+    session: AsyncSession, owner: Owner, name: str, number: int
+) -> AdapterVersion:
+    """ConflictError while an alias points at it; requests in flight finish."""
+    adapter, version = await get_version(session, owner, name, number)
+    aliases = await RegistryRepository(session, owner).list_aliases(adapter)
+    pointing = [alias.name for alias, _ in aliases if alias.version_id == version.id]
+    if pointing:
+        raise ConflictError(
+            f"Version {number} of '{name}' is in use by the alias '{pointing[0]}'.",
+            code="alias_in_use",
+        )
+    version.state = "deleted"
+    return version

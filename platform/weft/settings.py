@@ -1,0 +1,105 @@
+"""Settings by process role: defaults are written here once, a bad value raises naming its key.
+
+Knows neither the command line nor the environment; reading either is the caller's part.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import quote
+
+MIB = 1024 * 1024
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServerSettings:
+    """One server process: gateway, control plane and engine.
+
+    `None` leaves a choice to the engine, which reports what it chose at start. Sizes are bytes,
+    times seconds. `adapters_dir`, `database_file` and `uploads_dir` follow from `data_dir`.
+    """
+
+    base_dir: Path
+    data_dir: Path = Path("weft-data")
+    host: str = "127.0.0.1"
+    port: int = 8000
+    base_name: str | None = None
+    dtype: str = "auto"
+    device: str = "auto"
+    max_model_len: int | None = None
+    max_running: int | None = None
+    max_waiting: int | None = None
+    max_step_tokens: int | None = None
+    max_adapters_in_batch: int | None = None
+    max_adapter_rank: int | None = None
+    kv_bytes: int | None = None
+    adapter_bytes: int | None = None
+    host_adapter_bytes: int | None = None
+    num_threads: int | None = None
+    max_upload_bytes: int = 1024 * MIB
+    max_body_bytes: int = 4 * MIB
+    max_prompts_per_request: int = 64
+    max_stream_backlog_bytes: int = MIB
+    keepalive_s: float = 15.0
+    stall_timeout_s: float = 60.0
+    drain_deadline_s: float = 30.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.port <= 65535:
+            raise ValueError(f"port must be between 0 and 65535, not {self.port}")
+        if not self.host:
+            raise ValueError("host must not be empty")
+        if self.dtype not in DTYPES:
+            raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, not {self.dtype!r}")
+        for key in _POSITIVE:
+            value = getattr(self, key)
+            if value is not None and value <= 0:
+                raise ValueError(f"{key} must be above 0, not {value}")
+        for key in ("num_threads", "drain_deadline_s"):
+            value = getattr(self, key)
+            if value is not None and value < 0:
+                raise ValueError(f"{key} must not be negative, not {value}")
+
+    @property
+    def adapters_dir(self) -> Path:
+        return self.data_dir / "adapters"
+
+    @property
+    def uploads_dir(self) -> Path:
+        return self.data_dir / "uploads"
+
+    @property
+    def database_file(self) -> Path:
+        return database_file(self.data_dir)
+
+
+def database_file(data_dir: Path) -> Path:
+    """Where a data folder keeps its database."""
+    return data_dir / "weft.db"
+
+
+def base_url(host: str, port: int) -> str:
+    """The address that clients use for a server bound to `host`."""
+    reachable = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, host)
+    return f"http://{quote(reachable, safe='[]:.')}:{port}/v1"
+
+
+_POSITIVE = (
+    "max_model_len",
+    "max_running",
+    "max_waiting",
+    "max_step_tokens",
+    "max_adapters_in_batch",
+    "max_adapter_rank",
+    "kv_bytes",
+    "adapter_bytes",
+    "host_adapter_bytes",
+    "max_upload_bytes",
+    "max_body_bytes",
+    "max_prompts_per_request",
+    "max_stream_backlog_bytes",
+    "keepalive_s",
+    "stall_timeout_s",
+)

@@ -1,0 +1,1 @@
+"""Tenants, their projects and API keys; who a request comes from and what it may do."""

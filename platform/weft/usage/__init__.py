@@ -1,0 +1,1 @@
+"""Usage: every request that reaches the engine becomes exactly one event."""
