@@ -1,0 +1,138 @@
+"""Puts the platform together: settings, database, engine and routes become one application.
+
+`create_app` takes any `EngineClient`; `build_engine` makes the real one and is the only place that
+needs torch, imported when it is called.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING
+
+from fastapi import Depends, FastAPI
+from starlette.responses import JSONResponse
+
+from weft.db.database import Database, sqlite_url
+from weft.db.lock import lock_data_folder
+from weft.db.schema import prepare
+from weft.gateway import endpoints as inference
+from weft.gateway import probe_endpoints as probes
+from weft.gateway.error_handlers import install_error_handlers
+from weft.gateway.middleware import RequestContextMiddleware
+from weft.gateway.runtime import Gateway
+from weft.messages import EngineClient
+from weft.registry import endpoints as adapters
+from weft.registry.endpoints import Registry
+from weft.settings import ServerSettings
+from weft.tenancy import endpoints as tenants
+from weft.tenancy.auth import public
+from weft.tenancy.secret_files import SecretFiles, read_or_create_secrets
+from weft.tenancy.service import Authenticator
+from weft.tokenizer import BaseTokenizer
+from weft.usage import endpoints as usage
+from weft_adapters.sites import BaseSpec
+from weft_adapters.store import FolderStore
+
+if TYPE_CHECKING:
+    from weft.engine.worker import InProcessEngine
+
+logger = logging.getLogger("weft.app")
+
+
+def prepare_data(settings: ServerSettings) -> SecretFiles:
+    """Make a new data folder ready; SchemaMismatchError for one of another release. Idempotent."""
+    settings.data_dir.mkdir(parents=True, exist_ok=True)
+    secrets = read_or_create_secrets(settings.data_dir)
+    prepare(sqlite_url(settings.database_file, driver="sqlite"))
+    return secrets
+
+
+def create_app(settings: ServerSettings, engine: EngineClient, tokenizer: BaseTokenizer) -> FastAPI:
+    """The application over an engine that the caller owns, starts and closes."""
+    secrets = prepare_data(settings)
+    database = Database(sqlite_url(settings.database_file))
+    gateway = Gateway(settings, engine, tokenizer, database)
+
+    @asynccontextmanager
+    async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
+        with lock_data_folder(settings.data_dir):
+            num_lost = await gateway.recorder.recover()
+            if num_lost:
+                logger.warning("%d requests were lost in a crash and are billed nothing", num_lost)
+            yield
+            await gateway.close()
+            await database.close()
+
+    app = FastAPI(
+        title="Weft",
+        version="0.1.0",
+        lifespan=lifespan,
+        docs_url=None,
+        redoc_url=None,
+        openapi_url=None,
+        redirect_slashes=False,
+        max_body_size=settings.max_body_bytes,
+    )
+    app.state.database = database
+    app.state.gateway = gateway
+    app.state.registry = create_registry(settings, engine)
+    app.state.authenticator = Authenticator(secrets.pepper, secrets.operator_key)
+    install_error_handlers(app)
+    app.add_middleware(RequestContextMiddleware)
+    for module in (inference, adapters, usage, tenants, probes):
+        app.include_router(module.router)
+
+    @app.get("/openapi.json", include_in_schema=False, dependencies=[Depends(public)])
+    async def openapi() -> JSONResponse:
+        return JSONResponse(app.openapi())
+
+    return app
+
+
+def create_registry(settings: ServerSettings, engine: EngineClient) -> Registry:
+    """Intake and store of adapters for the engine's base."""
+    info = engine.info
+    return Registry(
+        base=Gateway.served_base(engine),
+        spec=BaseSpec.from_config(info.hf_config, info.base_digest),
+        store=FolderStore(settings.adapters_dir),
+        uploads_dir=settings.uploads_dir,
+        max_upload_bytes=settings.max_upload_bytes,
+        max_rank=info.max_adapter_rank,
+        prefetch=engine.prefetch_adapter,
+    )
+
+
+def build_engine(
+    settings: ServerSettings,
+    on_progress: Callable[[str, int, int], None] = lambda what, done, total: None,
+) -> InProcessEngine:
+    """Load the base and start the engine's thread; ValueError when it does not fit or is unknown.
+
+    What the settings leave open is the engine's own default.
+    """
+    from weft.engine.config import EngineConfig
+    from weft.engine.worker import start_engine
+
+    chosen = {key: value for key in _ENGINE_KEYS if (value := getattr(settings, key)) is not None}
+    config = EngineConfig(base_dir=settings.base_dir, adapters_dir=settings.adapters_dir, **chosen)
+    return start_engine(config, on_progress)
+
+
+_ENGINE_KEYS = (
+    "base_name",
+    "dtype",
+    "device",
+    "max_model_len",
+    "max_running",
+    "max_waiting",
+    "max_step_tokens",
+    "max_adapters_in_batch",
+    "max_adapter_rank",
+    "kv_bytes",
+    "adapter_bytes",
+    "host_adapter_bytes",
+    "num_threads",
+)

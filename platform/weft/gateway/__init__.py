@@ -1,0 +1,1 @@
+"""OpenAI's routes over an `EngineClient`: admission, streaming, metering. No torch."""

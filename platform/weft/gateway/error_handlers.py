@@ -1,0 +1,113 @@
+"""Every error leaves as OpenAI's error object, whoever raised it.
+
+Knows the shape of errors only; what an error means was decided where it was raised.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.responses import JSONResponse
+
+from weft.errors import (
+    InvalidRequestError,
+    NotFoundError,
+    PayloadTooLargeError,
+    WeftError,
+)
+
+_FIELD = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]*")
+# pydantic names the branch of a union in an error's place; callers never wrote these words
+_BRANCHES = frozenset({"str", "int", "float", "bool", "TextPart", "constrained-str"})
+
+
+class MethodNotAllowedError(WeftError):
+    """The path exists, the method does not."""
+
+    status_code = 405
+    type = "invalid_request_error"
+    code = "method_not_allowed"
+
+
+def error_to_wire(error: WeftError) -> dict[str, object]:
+    """OpenAI's error object; `details` only where there are some."""
+    body: dict[str, object] = {
+        "message": error.message,
+        "type": error.type,
+        "param": error.param,
+        "code": error.code,
+    }
+    if error.details:
+        body["details"] = [dict(detail) for detail in error.details]
+    return {"error": body}
+
+
+def error_response(error: WeftError) -> JSONResponse:
+    return JSONResponse(error_to_wire(error), error.status_code, dict(error.headers))
+
+
+def install_error_handlers(app: FastAPI) -> None:
+    """The bare `Exception` is caught by the outermost middleware, which also logs it."""
+    app.add_exception_handler(WeftError, _on_weft_error)
+    app.add_exception_handler(RequestValidationError, _on_validation_error)
+    app.add_exception_handler(HTTPException, _on_http_exception)
+
+
+async def _on_weft_error(_request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, WeftError)
+    return error_response(error)
+
+
+async def _on_http_exception(request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, HTTPException)
+    translated = _translate(request, error)
+    translated.headers.update(error.headers or {})
+    return error_response(translated)
+
+
+def _translate(request: Request, error: HTTPException) -> WeftError:
+    url = f"{request.method} {request.scope['path']}"
+    if error.status_code == 404:
+        return NotFoundError(f"Unknown URL: {url}")
+    if error.status_code == 405:
+        return MethodNotAllowedError(f"Not allowed: {url}")
+    if error.status_code == 413:
+        return PayloadTooLargeError("The request body is too large.")
+    if error.status_code < 500:
+        return InvalidRequestError("The request body could not be read.", code="invalid_json")
+    return WeftError("The server had an error.")
+
+
+async def _on_validation_error(_request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, RequestValidationError)
+    first = error.errors()[0]
+    place = _place(first["loc"])
+    if first["type"] == "json_invalid":
+        refused = InvalidRequestError("The body is not valid JSON.", code="invalid_json")
+    elif first["type"] == "extra_forbidden":
+        refused = InvalidRequestError(
+            f"Unknown parameter: '{place}'.", param=place, code="unknown_parameter"
+        )
+    elif not place:
+        refused = InvalidRequestError(
+            "The body must be a JSON object, sent with 'Content-Type: application/json'.",
+            code="invalid_json",
+        )
+    else:
+        refused = InvalidRequestError(f"Invalid '{place}': {first['msg']}.", param=place)
+    return error_response(refused)
+
+
+def _place(loc: Sequence[str | int]) -> str:
+    """`("body", "messages", 0, "content", "str")` is `messages[0].content`."""
+    text = ""
+    for part in loc[1:]:
+        if isinstance(part, int):
+            text += f"[{part}]"
+        elif _FIELD.fullmatch(part) and part not in _BRANCHES:
+            text += f".{part}" if text else part
+    return text

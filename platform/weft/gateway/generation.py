@@ -1,0 +1,239 @@
+"""The engine requests behind one HTTP request, metered to their end whoever still listens.
+
+A task per engine request takes its outputs into one buffer; the HTTP side reads the buffer and may
+leave at any time. Knows neither HTTP nor the shapes of answers.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections import deque
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass, replace
+
+from sqlalchemy.exc import SQLAlchemyError
+
+from weft.errors import InvalidRequestError, OverloadedError, WeftError
+from weft.gateway.metrics import GatewayMetrics
+from weft.messages import (
+    EngineClient,
+    EngineDeadError,
+    EngineDrainingError,
+    EngineOutput,
+    EngineQueueFullError,
+    EngineRequest,
+    FinishReason,
+    Usage,
+)
+from weft.usage.service import MeteredRequest, Outcome, UsageRecorder
+
+logger = logging.getLogger("weft.gateway")
+
+_OUTCOMES: dict[FinishReason, Outcome] = {
+    "stop": "ok",
+    "length": "ok",
+    "abort": "cancelled",
+    "error": "error",
+}
+# above this many unread outputs, neighbours are merged: fewer objects, same text
+_MERGE_ABOVE = 256
+# how long an engine has to answer an abort when the app closes
+_CLOSE_S = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One engine request and how it is metered."""
+
+    request: EngineRequest
+    metered: MeteredRequest
+
+
+class Generations:
+    """All generations of an app: starts them, and waits for their ends at shutdown."""
+
+    def __init__(
+        self,
+        engine: EngineClient,
+        recorder: UsageRecorder,
+        metrics: GatewayMetrics,
+        max_backlog_bytes: int,
+    ) -> None:
+        self.engine = engine
+        self.recorder = recorder
+        self.metrics = metrics
+        self.max_backlog_bytes = max_backlog_bytes
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._running: set[Generation] = set()
+
+    async def start(self, jobs: Sequence[Job]) -> Generation:
+        """Write ahead, then admit all or none; a WeftError says why not."""
+        await self.recorder.begin([job.metered for job in jobs])
+        generation = Generation(self, jobs)
+        streams: list[AsyncIterator[EngineOutput]] = []
+        try:
+            for job in jobs:
+                streams.append(self.engine.generate(job.request))
+        except Exception as error:
+            # those already in the engine are stopped and metered like any other
+            self._pump(generation, streams)
+            generation.cancel()
+            await self.recorder.forget([job.metered for job in jobs[len(streams) :]])
+            refusal = _refusal(error)
+            if refusal is None:
+                raise
+            raise refusal from error
+        self._pump(generation, streams)
+        return generation
+
+    def _pump(self, generation: Generation, streams: list[AsyncIterator[EngineOutput]]) -> None:
+        for index, stream in enumerate(streams):
+            task = asyncio.create_task(self._run(generation, index, stream))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+
+    async def _run(
+        self, generation: Generation, index: int, stream: AsyncIterator[EngineOutput]
+    ) -> None:
+        self._running.add(generation)
+        try:
+            await generation.pump(index, stream)
+        finally:
+            if generation.num_open == 0:
+                self._running.discard(generation)
+
+    @property
+    def num_active(self) -> int:
+        return len(self._tasks)
+
+    async def join(self) -> None:
+        """Wait until every generation is over and metered."""
+        while self._tasks:
+            await asyncio.wait(self._tasks)
+
+    async def close(self) -> None:
+        """End every generation; an engine that does not answer in time leaves `lost` rows."""
+        for generation in list(self._running):
+            generation.cancel()
+        if self._tasks:
+            _, stuck = await asyncio.wait(self._tasks, timeout=_CLOSE_S)
+            for task in stuck:
+                task.cancel()
+
+
+class Generation:
+    """Outputs of several jobs, read as `(index, output)` in the order in which they came."""
+
+    def __init__(self, owner: Generations, jobs: Sequence[Job]) -> None:
+        self._owner = owner
+        self._jobs = jobs
+        self._started_s = time.monotonic()
+        self._unread: deque[tuple[int, EngineOutput]] = deque()
+        self._unread_bytes = 0
+        self.num_open = len(jobs)
+        self._changed = asyncio.Event()
+        self.is_cancelled = False
+        self.is_too_slow = False
+
+    @property
+    def num_prompts(self) -> int:
+        return len(self._jobs)
+
+    @property
+    def is_over(self) -> bool:
+        """Everything was read, or nobody wants to read any more."""
+        return self.is_cancelled or (self.num_open == 0 and not self._unread)
+
+    def cancel(self) -> None:
+        """Stop the engine's work; what was generated is still metered. Idempotent."""
+        self.is_cancelled = True
+        self._unread.clear()
+        for job in self._jobs:
+            self._owner.engine.abort(job.request.request_id)
+        self._changed.set()
+
+    async def read(self, timeout_s: float) -> list[tuple[int, EngineOutput]]:
+        """What has come since the last read; empty after `timeout_s` or at the end."""
+        if not self._unread and not self.is_over:
+            self._changed.clear()
+            try:
+                async with asyncio.timeout(timeout_s):
+                    await self._changed.wait()
+            except TimeoutError:
+                return []
+        outputs = list(self._unread)
+        self._unread.clear()
+        self._unread_bytes = 0
+        return outputs
+
+    async def pump(self, index: int, stream: AsyncIterator[EngineOutput]) -> None:
+        """Take one job's outputs to the end, write its usage, then let the reader see the end."""
+        job = self._jobs[index]
+        last = EngineOutput(job.request.request_id, "", (), Usage(0, 0))
+        try:
+            async for output in stream:
+                last = output
+                if output.finish_reason is None:
+                    self._put(index, output)
+        except Exception as error:  # whatever it is, the reader and the meter must hear of it
+            logger.exception("%s: the engine's stream failed", job.request.request_id)
+            last = replace(last, text="", finish_reason="error", error=str(error))
+        if last.finish_reason is None:
+            last = replace(last, text="", finish_reason="error", error="The engine went away.")
+        await self._record(job, last)
+        self.num_open -= 1
+        self._put(index, last)
+
+    async def _record(self, job: Job, last: EngineOutput) -> None:
+        reason = last.finish_reason
+        assert reason is not None
+        self._owner.metrics.request_finished(reason, time.monotonic() - self._started_s)
+        try:
+            await self._owner.recorder.finish(job.metered, last.usage, reason, _OUTCOMES[reason])
+        except SQLAlchemyError:
+            # the pending row stays, and becomes "lost" at the next start: never billed twice
+            logger.exception("%s: usage could not be recorded", job.metered.event_id)
+            self._owner.metrics.usage_unrecorded()
+
+    def _put(self, index: int, output: EngineOutput) -> None:
+        if self.is_cancelled:
+            return
+        if len(self._unread) > _MERGE_ABOVE and self._unread[-1][0] == index:
+            previous = self._unread.pop()[1]
+            output = replace(
+                output,
+                text=previous.text + output.text,
+                token_ids=previous.token_ids + output.token_ids,
+            )
+            self._unread_bytes -= _num_bytes(previous)
+        self._unread.append((index, output))
+        self._unread_bytes += _num_bytes(output)
+        self._changed.set()
+        if self._unread_bytes > self._owner.max_backlog_bytes:
+            self.is_too_slow = True
+            self.cancel()
+
+
+def _num_bytes(output: EngineOutput) -> int:
+    return 4 * len(output.text) + 8 * len(output.token_ids)
+
+
+def _refusal(error: Exception) -> WeftError | None:
+    """The engine's refusal in the caller's words."""
+    if isinstance(error, EngineQueueFullError):
+        return OverloadedError("The server is overloaded; try again shortly.", retry_after_s=1)
+    if isinstance(error, EngineDrainingError):
+        return draining_error()
+    if isinstance(error, EngineDeadError):
+        return OverloadedError(
+            "The engine has stopped; the operator must restart the server.",
+            retry_after_s=30,
+            code="engine_stopped",
+        )
+    return InvalidRequestError(str(error)) if isinstance(error, ValueError) else None
+
+
+def draining_error() -> OverloadedError:
+    return OverloadedError("The server is shutting down.", retry_after_s=5, code="draining")

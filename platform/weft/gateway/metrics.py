@@ -1,0 +1,112 @@
+"""Prometheus metrics under vLLM's names, so that boards made for it work here.
+
+Labels are the base's name and small fixed sets: never a tenant, key, adapter or request.
+"""
+
+from __future__ import annotations
+
+from collections import Counter as Tally
+from collections.abc import Iterator
+
+from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from weft.messages import EngineClient, EngineStats, FinishReason
+
+_SECONDS = (0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5,
+            10.0, 20.0, 40.0, 80.0)  # fmt: skip
+_HISTOGRAMS = {
+    "time_to_first_token": ("vllm:time_to_first_token_seconds", "Admission to first token."),
+    "inter_token_latency": ("vllm:inter_token_latency_seconds", "Between two tokens."),
+    "queue_time": ("vllm:request_queue_time_seconds", "Admission to first step."),
+}
+
+
+class GatewayMetrics:
+    """One app's metrics, in a registry of their own."""
+
+    def __init__(self, engine: EngineClient) -> None:
+        self._engine = engine
+        self._base = engine.info.base_name
+        self._registry = CollectorRegistry()
+        self._finished = Counter(
+            "vllm:request_success",
+            "Requests that came to an end, by how.",
+            ("model_name", "finished_reason"),
+            registry=self._registry,
+        )
+        self._e2e = self._histogram("vllm:e2e_request_latency_seconds", "Admission to end.")
+        self._observed = {
+            key: self._histogram(name, text) for key, (name, text) in _HISTOGRAMS.items()
+        }
+        self._registry.register(_StatsCollector(engine))
+        self._unrecorded = Counter(
+            "weft_usage_unrecorded",
+            "Requests whose usage could not be written; they become 'lost' at the next start.",
+            registry=self._registry,
+        )
+
+    def _histogram(self, name: str, text: str) -> Histogram:
+        family = Histogram(name, text, ("model_name",), buckets=_SECONDS, registry=self._registry)
+        return family.labels(self._base)
+
+    def request_finished(self, reason: FinishReason, elapsed_s: float) -> None:
+        self._finished.labels(self._base, reason).inc()
+        self._e2e.observe(elapsed_s)
+
+    def usage_unrecorded(self) -> None:
+        self._unrecorded.inc()
+
+    def render(self) -> bytes:
+        """The text exposition; takes the engine's observations since the last call."""
+        stats = self._engine.snapshot(drain=True)
+        for key, values in stats.histograms.items():
+            histogram = self._observed.get(key)
+            if histogram is not None:
+                for value in values:
+                    histogram.observe(value)
+        return generate_latest(self._registry)
+
+
+class _StatsCollector(Collector):
+    """Gauges and counters that the engine keeps itself."""
+
+    def __init__(self, engine: EngineClient) -> None:
+        self._engine = engine
+
+    def collect(self) -> Iterator[Metric]:
+        stats, base = self._engine.snapshot(), self._engine.info.base_name
+        for name, text, value in _gauges(stats):
+            gauge = GaugeMetricFamily(name, text, labels=("model_name",))
+            gauge.add_metric((base,), value)
+            yield gauge
+        for name, text, value in (
+            ("vllm:prompt_tokens", "Prompt tokens.", stats.num_prompt_tokens),
+            ("vllm:generation_tokens", "Generated tokens.", stats.num_generation_tokens),
+            ("vllm:num_preemptions", "Preempted requests.", stats.num_preemptions),
+        ):
+            counter = CounterMetricFamily(name, text, labels=("model_name",))
+            counter.add_metric((base,), value)
+            yield counter
+        states = GaugeMetricFamily("weft_adapters", "Known versions by tier.", labels=("state",))
+        for state, count in sorted(Tally(stats.adapter_states.values()).items()):
+            states.add_metric((state,), count)
+        yield states
+
+
+def _gauges(stats: EngineStats) -> tuple[tuple[str, str, float], ...]:
+    num_used = stats.num_blocks_total - stats.num_blocks_free
+    return (
+        ("vllm:num_requests_running", "Requests in the batch.", stats.num_running),
+        ("vllm:num_requests_waiting", "Requests in the queue.", stats.num_waiting),
+        (
+            "vllm:kv_cache_usage_perc",
+            "Used part of the KV cache, 0 to 1.",
+            num_used / max(stats.num_blocks_total, 1),
+        ),
+        ("weft_adapter_pool_pages", "Pages of the adapter pool.", stats.num_pages_total),
+        ("weft_adapter_pool_free_pages", "Free pages of the pool.", stats.num_pages_free),
+        ("weft_adapters_running", "Adapters in the batch.", len(stats.running_adapters)),
+        ("weft_adapters_waiting", "Adapters waited for.", len(stats.waiting_adapters)),
+    )

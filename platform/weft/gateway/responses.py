@@ -1,0 +1,173 @@
+"""Sends a generation: as one JSON object or as server-sent events, watching for the client to go.
+
+Both wait for the first output before the status goes out, so that an early failure is an honest
+HTTP error; a stream waits at most one keep-alive interval for it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+from starlette.responses import JSONResponse, Response
+from starlette.types import Receive, Scope, Send
+
+from weft.errors import OverloadedError, WeftError
+from weft.gateway.error_handlers import error_response, error_to_wire
+from weft.gateway.generation import Generation, draining_error
+from weft.gateway.wire import AnswerFormat, Choice, Wire, frame, total_usage
+from weft.messages import EngineOutput
+
+_SSE_HEADERS = {
+    "content-type": "text/event-stream; charset=utf-8",
+    "cache-control": "no-cache",
+    "x-accel-buffering": "no",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class StreamLimits:
+    """`keepalive_s` between comments while nothing comes, `stall_s` for one write."""
+
+    keepalive_s: float
+    stall_s: float
+
+
+@asynccontextmanager
+async def _watched(generation: Generation, receive: Receive) -> AsyncIterator[None]:
+    """Cancel the generation when the client goes, and when this block ends before it does."""
+
+    async def watch() -> None:
+        while (await receive())["type"] != "http.disconnect":
+            pass
+        generation.cancel()
+
+    watcher = asyncio.create_task(watch())
+    try:
+        yield
+    finally:
+        watcher.cancel()
+        if not generation.is_over:
+            generation.cancel()
+
+
+def _fault(output: EngineOutput) -> WeftError | None:
+    """The error of an output that ends a choice badly, else None."""
+    if output.finish_reason == "error":
+        return WeftError(output.error or "The engine failed.")
+    return draining_error() if output.finish_reason == "abort" else None
+
+
+def _slow_reader_error() -> WeftError:
+    return OverloadedError("The client reads too slowly.", code="slow_reader")
+
+
+class AnswerResponse(Response):
+    """The whole answer as one object."""
+
+    def __init__(
+        self, generation: Generation, answer_format: AnswerFormat, headers: Mapping[str, str]
+    ) -> None:
+        super().__init__(headers=dict(headers))
+        self._generation = generation
+        self._format = answer_format
+        self._extra = dict(headers)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        generation = self._generation
+        choices = [Choice() for _ in range(generation.num_prompts)]
+        fault: WeftError | None = None
+        async with _watched(generation, receive):
+            while not generation.is_over:
+                for index, output in await generation.read(timeout_s=3600.0):
+                    choices[index].add(output)
+                    fault = fault or _fault(output)
+        if generation.is_too_slow:
+            fault = _slow_reader_error()
+        elif generation.is_cancelled:
+            return  # nobody is there to read an answer
+        if fault is not None:
+            await error_response(fault)(scope, receive, send)
+            return
+        await JSONResponse(self._format.answer(choices), headers=self._extra)(scope, receive, send)
+
+
+class EventStream(Response):
+    """The answer as server-sent events."""
+
+    def __init__(
+        self,
+        generation: Generation,
+        answer_format: AnswerFormat,
+        headers: Mapping[str, str],
+        *,
+        include_usage: bool,
+        limits: StreamLimits,
+    ) -> None:
+        super().__init__(headers={**headers, **_SSE_HEADERS})
+        del self.headers["content-length"]
+        self._generation = generation
+        self._format = answer_format
+        self._include_usage = include_usage
+        self._limits = limits
+        self._choices = [Choice() for _ in range(generation.num_prompts)]
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        generation, limits = self._generation, self._limits
+        async with _watched(generation, receive):
+            outputs = await generation.read(limits.keepalive_s)
+            early = next((f for _, o in outputs if (f := _fault(o)) is not None), None)
+            if early is not None:
+                await error_response(early)(scope, receive, send)
+                return
+            await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+            opening = self._format.opening(generation.num_prompts)
+            body = b"".join(self._frame(wire) for wire in opening)
+            try:
+                await self._send_all(body, outputs, send)
+            except TimeoutError:
+                generation.cancel()  # a write did not end in time: the client has stopped reading
+
+    async def _send_all(
+        self, opening: bytes, outputs: list[tuple[int, EngineOutput]], send: Send
+    ) -> None:
+        generation = self._generation
+        body = opening + self._frames(outputs)
+        while not generation.is_over:
+            await self._send(send, body or b": ping\n\n")
+            outputs = await generation.read(self._limits.keepalive_s)
+            if generation.is_over and not outputs:
+                body = b""
+                break
+            body = self._frames(outputs)
+        await self._send(send, body + self._ending(), more=False)
+
+    def _frames(self, outputs: list[tuple[int, EngineOutput]]) -> bytes:
+        """One write for all that has come; a token that completes no character shows nothing."""
+        body = b""
+        for index, output in outputs:
+            self._choices[index].add(output)
+            fault = _fault(output)
+            if fault is not None:
+                body += frame(error_to_wire(fault))
+            elif output.text or output.finish_reason is not None:
+                chunk = self._format.chunk(index, output.text, output.finish_reason)
+                body += self._frame(chunk)
+        return body
+
+    def _ending(self) -> bytes:
+        if self._generation.is_too_slow:
+            return frame(error_to_wire(_slow_reader_error()))
+        if any(choice.finish_reason not in ("stop", "length") for choice in self._choices):
+            return b""  # the error was the last word
+        usage = self._format.usage_chunk(total_usage(self._choices))
+        return (frame(usage) if self._include_usage else b"") + b"data: [DONE]\n\n"
+
+    def _frame(self, wire: Wire) -> bytes:
+        return frame({**wire, "usage": None} if self._include_usage else wire)
+
+    async def _send(self, send: Send, body: bytes, *, more: bool = True) -> None:
+        async with asyncio.timeout(self._limits.stall_s):
+            await send({"type": "http.response.body", "body": body, "more_body": more})

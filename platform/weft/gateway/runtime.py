@@ -1,0 +1,136 @@
+"""What the inference routes work with, and the app's life from start to drained.
+
+Knows the engine only as an `EngineClient`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated
+
+from fastapi import Depends, Request
+
+from weft.db.database import Database
+from weft.db.ids import now
+from weft.gateway.generation import Generation, Generations, Job, draining_error
+from weft.gateway.metrics import GatewayMetrics
+from weft.gateway.responses import StreamLimits
+from weft.messages import EngineClient, EngineRequest, SamplingParams
+from weft.registry.service import ResolvedModel, ServedBase, resolve_model
+from weft.settings import ServerSettings
+from weft.tenancy.principal import Principal
+from weft.tokenizer import BaseTokenizer
+from weft.usage.service import MeteredRequest, UsageRecorder
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """One HTTP request's prompts, ready for the engine."""
+
+    request_id: str
+    model: ResolvedModel
+    prompts: Sequence[tuple[int, ...]]
+    sampling: Sequence[SamplingParams]
+
+
+class Gateway:
+    """One app's engine, tokenizer and database, and whether it is draining."""
+
+    def __init__(
+        self,
+        settings: ServerSettings,
+        engine: EngineClient,
+        tokenizer: BaseTokenizer,
+        database: Database,
+    ) -> None:
+        self.settings = settings
+        self.engine = engine
+        self.tokenizer = tokenizer
+        self.base = self.served_base(engine)
+        self.metrics = GatewayMetrics(engine)
+        self.recorder = UsageRecorder(database)
+        self.limits = StreamLimits(settings.keepalive_s, settings.stall_timeout_s)
+        self._database = database
+        self._generations = Generations(
+            engine, self.recorder, self.metrics, settings.max_stream_backlog_bytes
+        )
+        self.is_draining = False
+        self.started_at = now()
+
+    @property
+    def vocab_size(self) -> int:
+        size = self.engine.info.hf_config.get("vocab_size")
+        return size if isinstance(size, int) else self.tokenizer.vocab_size
+
+    @property
+    def num_active(self) -> int:
+        return self._generations.num_active
+
+    @property
+    def not_ready_reason(self) -> str:
+        """A sentence, empty when requests can be served."""
+        return "The server is draining." if self.is_draining else self.engine.not_ready_reason
+
+    async def resolve(self, principal: Principal, model: str) -> ResolvedModel:
+        async with self._database.reading() as session:
+            return await resolve_model(session, principal, self.base, model)
+
+    async def admit(self, principal: Principal, work: Work) -> Generation:
+        """Write ahead, and hand the prompts to the engine; all or none."""
+        if self.is_draining:
+            raise draining_error()
+        ids = [work.request_id]
+        if len(work.prompts) > 1:
+            ids = [f"{work.request_id}-{i}" for i in range(len(work.prompts))]
+        jobs = [
+            _job(principal, work.model, request_id, prompt, sampling)
+            for request_id, prompt, sampling in zip(ids, work.prompts, work.sampling, strict=True)
+        ]
+        return await self._generations.start(jobs)
+
+    async def drain(self, deadline_s: float) -> None:
+        """Admit nothing more, let streams finish for `deadline_s`, end the rest, meter all."""
+        self.is_draining = True
+        await self.engine.drain(deadline_s)
+        await self._generations.join()
+
+    async def close(self) -> None:
+        """Stop what still runs and meter it; the engine stays its owner's."""
+        self.is_draining = True
+        await self._generations.close()
+
+    @staticmethod
+    def served_base(engine: EngineClient) -> ServedBase:
+        return ServedBase(engine.info.base_name, engine.info.base_digest)
+
+
+def _job(
+    principal: Principal,
+    model: ResolvedModel,
+    request_id: str,
+    prompt: tuple[int, ...],
+    sampling: SamplingParams,
+) -> Job:
+    request = EngineRequest(request_id, principal.tenant_id, prompt, sampling, model.digest)
+    metered = MeteredRequest(
+        event_id=request_id,
+        tenant_id=principal.tenant_id,
+        project_id=principal.project_id,
+        api_key_id=principal.key_id,
+        model=model.name,
+        base_model=model.base_name,
+        adapter_id=model.adapter_id,
+        adapter_version=model.version,
+        adapter_digest=model.digest,
+    )
+    return Job(request, metered)
+
+
+def get_gateway(request: Request) -> Gateway:
+    """The app's gateway."""
+    gateway: Gateway = request.app.state.gateway
+    return gateway
+
+
+GatewayDep = Annotated[Gateway, Depends(get_gateway)]

@@ -1,0 +1,116 @@
+"""Bodies of the inference routes. Types and ranges only; meaning is given in `prompts`.
+
+Parameters not named here are judged by `weft.gateway.parameters`.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator
+
+StopString = Annotated[str, StringConstraints(min_length=1, max_length=512)]
+TokenIds = list[int]
+
+
+class StreamOptions(BaseModel):
+    """`include_obfuscation` only as false: nothing is padded here."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+    include_usage: bool | None = None
+    include_obfuscation: Literal[False] | None = None
+    continuous_usage_stats: Literal[False] | None = None
+
+
+class InferenceRequest(BaseModel):
+    """What both routes share. `adapter_id`, `top_k` and `ignore_eos` are extra fields."""
+
+    model_config = ConfigDict(extra="allow", strict=True)
+
+    model: str | None = Field(default=None, max_length=256)
+    adapter_id: str | None = Field(default=None, max_length=256)
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    max_tokens: int | None = Field(default=None, ge=1)
+    temperature: float | None = Field(default=None, ge=0, le=2, allow_inf_nan=False)
+    top_p: float | None = Field(default=None, gt=0, le=1, allow_inf_nan=False)
+    top_k: int | None = Field(default=None, ge=-1, le=2**31)
+    seed: int | None = Field(default=None, ge=-(2**63), lt=2**63)
+    stop: str | Annotated[list[StopString], Field(max_length=16)] | None = None
+    ignore_eos: bool | None = None
+
+    @field_validator("stop")
+    @classmethod
+    def _stop_is_not_empty(cls, value: str | list[str] | None) -> str | list[str] | None:
+        if value == "":
+            raise ValueError("a stop string must not be empty")
+        return value
+
+    @property
+    def stop_strings(self) -> tuple[str, ...]:
+        if self.stop is None:
+            return ()
+        return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
+
+    @property
+    def requested_max_tokens(self) -> int | None:
+        return self.max_tokens
+
+
+class TextPart(BaseModel):
+    """The one kind of content part that a text model reads."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+    type: Literal["text"]
+    text: str
+
+
+class ChatMessage(BaseModel):
+    """A turn. "developer" is OpenAI's newer word for "system" and means the same here."""
+
+    model_config = ConfigDict(extra="allow", strict=True)
+    role: Literal["system", "developer", "user", "assistant"]
+    content: str | list[TextPart]
+
+    @field_validator("content")
+    @classmethod
+    def _text_is_unicode(cls, value: str | list[TextPart]) -> str | list[TextPart]:
+        for text in [value] if isinstance(value, str) else [part.text for part in value]:
+            require_unicode(text)
+        return value
+
+    @property
+    def text(self) -> str:
+        """Parts are joined with a new line, as vLLM does."""
+        if isinstance(self.content, str):
+            return self.content
+        return "\n".join(part.text for part in self.content)
+
+
+class ChatRequest(InferenceRequest):
+    """Body of `POST /v1/chat/completions`."""
+
+    messages: Annotated[list[ChatMessage], Field(min_length=1, max_length=4096)]
+    max_completion_tokens: int | None = Field(default=None, ge=1)
+
+    @property
+    def requested_max_tokens(self) -> int | None:
+        return self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens
+
+
+class CompletionRequest(InferenceRequest):
+    """Body of `POST /v1/completions`: a text, its tokens, or a list of either."""
+
+    prompt: Any
+
+    @property
+    def requested_max_tokens(self) -> int | None:
+        return self.max_tokens
+
+
+def require_unicode(text: str) -> None:
+    """JSON can spell lone surrogates, which are no text: ValueError."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise ValueError("the text is not valid Unicode (a lone surrogate)") from None

@@ -1,0 +1,107 @@
+"""Runs an application: as this process, draining on SIGTERM, or in a thread on a free port.
+
+Knows uvicorn and the gateway's `drain`; builds nothing itself.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+import uvicorn
+from fastapi import FastAPI
+
+from weft.gateway.runtime import Gateway
+from weft.settings import ServerSettings
+
+# after draining nothing runs any more; this only lets the last bytes out
+_CLOSE_S = 5
+
+
+def _config(app: FastAPI, settings: ServerSettings) -> uvicorn.Config:
+    return uvicorn.Config(
+        app,
+        host=settings.host,
+        port=settings.port,
+        lifespan="on",
+        server_header=False,
+        access_log=False,
+        log_level="warning",
+        timeout_keep_alive=75,
+        timeout_graceful_shutdown=_CLOSE_S,
+    )
+
+
+class DrainingServer(uvicorn.Server):
+    """The first SIGTERM or SIGINT drains and ends with exit code 0, a second one ends at once."""
+
+    def __init__(self, config: uvicorn.Config, gateway: Gateway, deadline_s: float) -> None:
+        super().__init__(config)
+        self._gateway = gateway
+        self._deadline_s = deadline_s
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._drain: asyncio.Task[None] | None = None
+
+    async def serve(self, sockets: list[socket.socket] | None = None) -> None:
+        self._loop = asyncio.get_running_loop()
+        await super().serve(sockets)
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        if self._drain is not None or self._loop is None:
+            self.should_exit = self.force_exit = True
+            return
+        self._loop.call_soon_threadsafe(self._start_drain)
+
+    def _start_drain(self) -> None:
+        if self._drain is None:
+            self._drain = asyncio.ensure_future(self._drain_and_exit())
+
+    async def _drain_and_exit(self) -> None:
+        try:
+            await self._gateway.drain(self._deadline_s)
+        finally:
+            self.should_exit = True
+
+
+def run_server(app: FastAPI, settings: ServerSettings) -> None:
+    """Serve in this process until a signal; OSError when the address is taken."""
+    sock = _bind(settings.host, settings.port)
+    server = DrainingServer(_config(app, settings), app.state.gateway, settings.drain_deadline_s)
+    with sock:
+        server.run(sockets=[sock])
+    if not server.started:
+        raise RuntimeError("The server could not start; the log above says why.")
+
+
+@contextmanager
+def background_server(app: FastAPI, settings: ServerSettings) -> Iterator[str]:
+    """Serve in a thread; gives `http://host:port`. Port 0 in the settings takes a free one."""
+    with _bind(settings.host, settings.port) as sock:
+        server = uvicorn.Server(_config(app, settings))
+        thread = threading.Thread(target=server.run, args=([sock],), name="weft-gateway")
+        thread.start()
+        try:
+            while not server.started:
+                if not thread.is_alive():
+                    raise RuntimeError("The server could not start; the log above says why.")
+                thread.join(0.005)
+            yield f"http://{settings.host}:{sock.getsockname()[1]}"
+        finally:
+            server.should_exit = True
+            thread.join()
+
+
+def _bind(host: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    sock = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.bind((host, port))
+    except OSError:
+        sock.close()
+        raise
+    return sock
