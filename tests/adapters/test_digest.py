@@ -34,7 +34,9 @@ def reordered(path: Path) -> Path:
     (length,) = struct.unpack("<Q", data[:8])
     header = json.loads(data[8 : 8 + length])
     header.pop("__metadata__", None)
-    blobs, new, position = [], {"__metadata__": {"made": "elsewhere"}}, 0
+    blobs: list[bytes] = []
+    new: dict[str, object] = {"__metadata__": {"made": "elsewhere"}}
+    position = 0
     for name, info in reversed(header.items()):
         start, stop = info["data_offsets"]
         blobs.append(data[8 + length + start : 8 + length + stop])

@@ -49,6 +49,7 @@ def test_experts_are_reported(moe: BaseSpec, write_adapter: WriteAdapter, factor
 def test_values_that_are_not_finite(
     dense: BaseSpec, write_adapter: WriteAdapter, factors: Factors, value: float, dtype: type
 ) -> None:
+    tensors: dict[str, NDArray[Any]]
     tensors = {name: t.astype(dtype) for name, t in factors("0.mlp.up_proj", 32, 48).items()}
     bad = list(tensors)[1]
     tensors[bad][-1, -1] = value
