@@ -161,5 +161,5 @@ def adapted_linear(
     """
     y_TO = x_TI @ w_IO if bias_O is None else torch.addmm(bias_O, x_TI, w_IO)
     if batch.groups and any(sites):
-        add_lora_(y_TO.split(list(widths), dim=1), x_TI, sites, batch)
+        add_lora_(torch.split(y_TO, list(widths), dim=1), x_TI, sites, batch)
     return y_TO

@@ -74,7 +74,11 @@ def _count_ends(groups: Tensor, num_groups: int) -> Tensor:
 
 
 def _add_expert_lora_(
-    ys: Sequence[Tensor], x_PI: Tensor, sites: Sequence[PackedSites], pairs: _Pairs, batch: LoraBatch
+    ys: Sequence[Tensor],
+    x_PI: Tensor,
+    sites: Sequence[PackedSites],
+    pairs: _Pairs,
+    batch: LoraBatch,
 ) -> None:
     """Add the adapters' part to pair rows, in place.
 

@@ -93,7 +93,9 @@ def create_model_config(raw: Mapping[str, object]) -> ModelConfig:
     """Read and check; ValueError names the key that is missing, wrong or unsupported."""
     model_type = raw.get("model_type")
     if model_type not in ("qwen3", "qwen3_moe"):
-        raise ValueError(f"config.json: model_type {model_type!r} is not served; qwen3, qwen3_moe are")
+        raise ValueError(
+            f"config.json: model_type {model_type!r} is not served; qwen3, qwen3_moe are"
+        )
     for key, allowed in _REQUIRED_VALUES.items():
         if key in raw and raw[key] not in allowed:
             raise ValueError(f"config.json: {key}={raw[key]!r} is not supported")

@@ -36,7 +36,7 @@ class KVCache:
 
 @dataclass(frozen=True, slots=True)
 class AdapterBatch:
-    """The adapters of a step: `sites[layer, projection]` by padded rank, and which rows use what."""
+    """A step's adapters: `sites[layer, projection]` by padded rank, and which rows use what."""
 
     sites: Mapping[tuple[int, str], PackedSites]
     lora: LoraBatch
@@ -91,11 +91,12 @@ class Decoder:
         self, i: int, layer: LayerWeights, x_TH: Tensor, rotary: Tensor, batch: Batch, kv: KVCache
     ) -> Tensor:
         config, adapters = self.config, batch.adapters
-        widths = (config.q_size, config.kv_size, config.kv_size)
+        widths = [config.q_size, config.kv_size, config.kv_size]
         qkv = adapted_linear(
             x_TH, layer.qkv_HO, layer.qkv_bias, adapters.at(i, QKV), widths, adapters.lora
         )
-        q, k, v = (part.unflatten(1, (-1, config.head_dim)) for part in qkv.split(widths, dim=1))
+        heads = (len(x_TH), -1, config.head_dim)
+        q, k, v = (part.view(heads) for part in torch.split(qkv, widths, dim=1))
         q = apply_rotary(rms_norm(q, layer.q_norm, config.rms_norm_eps), rotary)
         k = apply_rotary(rms_norm(k, layer.k_norm, config.rms_norm_eps), rotary)
         write_kv(kv.k[i], k, batch.kv_slots_T)

@@ -11,6 +11,7 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import safe_open
@@ -60,7 +61,7 @@ class _Checkpoint:
         self._dtype = dtype
         self._device = device
         self._files = {path: safe_open(path, "pt") for path in _shard_paths(base_dir)}
-        self._file_of = {key: file for file in self._files.values() for key in file.keys()}  # noqa: SIM118
+        self._file_of = {key: path for path, file in self._files.items() for key in _keys_of(file)}
         self._left = set(self._file_of)
 
     def has(self, key: str) -> bool:
@@ -70,7 +71,7 @@ class _Checkpoint:
         if key not in self._left:
             raise ValueError(f"the checkpoint has no tensor {key!r}")
         self._left.remove(key)
-        tensor: Tensor = self._file_of[key].get_tensor(key)
+        tensor = _read(self._files[self._file_of[key]], key)
         if tuple(tensor.shape) != shape:
             raise ValueError(f"{key} has shape {tuple(tensor.shape)}, the config asks for {shape}")
         return tensor.to(self._dtype)
@@ -86,6 +87,15 @@ class _Checkpoint:
         left = sorted(key for key in self._left if not ignored(key))
         if left:
             raise ValueError(f"the checkpoint has tensors that the model does not use: {left[:8]}")
+
+
+def _keys_of(file: Any) -> list[str]:
+    return list(file.keys())  # safetensors' binding has no annotations
+
+
+def _read(file: Any, key: str) -> Tensor:
+    tensor: Tensor = file.get_tensor(key)
+    return tensor
 
 
 def _shard_paths(base_dir: Path) -> list[Path]:
@@ -118,12 +128,10 @@ def load_weights(
         layers.append(_load_layer(checkpoint, config, i))
         on_layer(i)
     norm = checkpoint.take("model.norm.weight", hidden)
-    if config.tie_word_embeddings:
-        head = embed
-    else:
-        head = checkpoint.take("lm_head.weight", vocab, hidden)
+    tied = config.tie_word_embeddings
+    head = embed if tied else checkpoint.take("lm_head.weight", vocab, hidden)
     # some exporters write the tied head again
-    checkpoint.finish(lambda key: config.tie_word_embeddings and key == "lm_head.weight")
+    checkpoint.finish(lambda key: tied and key == "lm_head.weight")
     return ModelWeights(
         embed_VH=checkpoint.place(embed),
         layers=tuple(layers),
@@ -178,7 +186,11 @@ def _load_mlp(
 
 def _load_experts(checkpoint: _Checkpoint, config: ModelConfig, prefix: str) -> ExpertWeights:
     """Both spellings on disk: a module per expert, or transformers 5's fused parameters."""
-    hidden, inner, num_experts = config.hidden_size, config.moe_intermediate_size, config.num_experts
+    hidden, inner, num_experts = (
+        config.hidden_size,
+        config.moe_intermediate_size,
+        config.num_experts,
+    )
     router = checkpoint.take_matrix(f"{prefix}.gate.weight", num_experts, hidden)
     if checkpoint.has(f"{prefix}.experts.gate_up_proj"):
         gate_up = checkpoint.take(f"{prefix}.experts.gate_up_proj", num_experts, 2 * inner, hidden)

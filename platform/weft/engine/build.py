@@ -1,0 +1,106 @@
+"""Builds an engine from its configuration: base, memory, adapter tiers, runner."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from weft.engine.active import ActiveSet
+from weft.engine.config import (
+    EngineConfig,
+    MemoryPlan,
+    resolve_device,
+    resolve_dtype,
+    resolve_memory,
+)
+from weft.engine.engine import Engine
+from weft.engine.model.config import create_model_config, read_hf_config
+from weft.engine.model.decoder import Decoder
+from weft.engine.model.weights import load_weights
+from weft.engine.runner import Runner, create_kv_cache
+from weft.messages import EngineInfo, EngineRequest, SamplingParams
+from weft.tokenizer import BaseTokenizer
+from weft_adapters.digest import base_digest
+from weft_adapters.pool import PagePool
+from weft_adapters.sites import BaseSpec
+from weft_adapters.store import FolderStore
+from weft_adapters.tiers import AdapterTiers
+
+
+@dataclass(frozen=True, slots=True)
+class BuiltEngine:
+    """An engine with what its owner needs beside it."""
+
+    engine: Engine
+    info: EngineInfo
+    memory: MemoryPlan
+    pool: PagePool
+    tiers: AdapterTiers
+    tokenizer: BaseTokenizer
+    base: BaseSpec
+
+
+def build_engine(
+    config: EngineConfig,
+    on_progress: Callable[[str, int, int], None] = lambda what, done, total: None,
+    on_adapter_change: Callable[[], None] = lambda: None,
+) -> BuiltEngine:
+    """Load everything; `on_progress(what, done, total)` feeds progress bars.
+
+    ValueError for an unsupported base or a memory budget that does not hold.
+    """
+    if config.num_threads:
+        torch.set_num_threads(config.num_threads)
+    raw = read_hf_config(config.base_dir)
+    model = create_model_config(raw)
+    device = resolve_device(config.device)
+    dtype = resolve_dtype(config.dtype, device)
+    memory = resolve_memory(config, model, dtype, device)
+    tokenizer = BaseTokenizer.from_dir(config.base_dir)
+    on_progress("hash the base", 0, 1)
+    digest = base_digest(config.base_dir)
+    weights = load_weights(
+        config.base_dir, model, dtype, device,
+        on_layer=lambda i: on_progress("load the base", i + 1, model.num_layers),
+    )  # fmt: skip
+    base = BaseSpec.from_config(raw, digest)
+    pool = PagePool(base, config.adapter_bytes, dtype, device)
+    tiers = AdapterTiers(
+        FolderStore(config.adapters_dir), base, pool, config.host_adapter_bytes,
+        on_change=on_adapter_change,
+    )  # fmt: skip
+    kv_shape = (config.block_size, model.num_kv_heads, model.head_dim)
+    kv = create_kv_cache(model.num_layers, memory.num_blocks, kv_shape, dtype, device)
+    decoder = Decoder(model, weights, memory.max_model_len)
+    runner = Runner(decoder, kv, ActiveSet(base, pool, dtype), config.block_size)
+    engine = Engine(
+        config, runner, tiers, tokenizer.decode,
+        num_blocks=memory.num_blocks,
+        max_model_len=memory.max_model_len,
+        vocab_size=model.vocab_size,
+        eos_token_ids=tokenizer.eos_token_ids,
+    )  # fmt: skip
+    info = EngineInfo(
+        base_name=config.base_name or config.base_dir.resolve().name,
+        base_digest=digest,
+        hf_config=raw,
+        max_model_len=memory.max_model_len,
+        max_adapter_rank=config.max_adapter_rank,
+        dtype=str(dtype).removeprefix("torch."),
+        device=str(device),
+        memory_bytes={
+            "weights": memory.weight_bytes, "kv": memory.kv_bytes, "adapters": memory.adapter_bytes,
+        },
+    )  # fmt: skip
+    return BuiltEngine(engine, info, memory, pool, tiers, tokenizer, base)
+
+
+def warm_up(engine: Engine) -> None:
+    """Run one short request through prefill and decode, so that the first caller does not pay."""
+    request = EngineRequest("warm-up", "", (0, 0, 0), SamplingParams(3, temperature=0))
+    engine.add(request)
+    while engine.has_work:
+        engine.step()
+    engine.counters = type(engine.counters)()

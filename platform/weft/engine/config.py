@@ -1,0 +1,163 @@
+"""What an engine is started with, and the memory budget that follows from it.
+
+Sizes are bytes. "auto" values are resolved once, by `resolve_memory`, into a `MemoryPlan` that is
+checked against the machine before anything large is allocated.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from weft.engine.model.config import ModelConfig
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+MIB = 1024 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class EngineConfig:
+    """Defaults are written here and nowhere else.
+
+    `max_model_len`: prompt plus answer, None = the base's own limit. `kv_bytes`: None = room for
+    `max_running` requests of full length, at most a quarter of the free memory.
+    `max_waiting`: requests beyond this are refused. `num_threads`: 0 leaves torch's own choice.
+    `check_integrity` verifies every invariant after each step (tests).
+    """
+
+    base_dir: Path
+    adapters_dir: Path
+    base_name: str | None = None
+    dtype: str = "auto"
+    device: str = "auto"
+    max_model_len: int | None = None
+    max_running: int = 64
+    max_waiting: int = 256
+    max_step_tokens: int = 512
+    max_adapters_in_batch: int = 32
+    max_adapter_rank: int = 256
+    block_size: int = 16
+    kv_bytes: int | None = None
+    adapter_bytes: int = 256 * MIB
+    host_adapter_bytes: int = 512 * MIB
+    num_threads: int = 0
+    step_timeout_s: float = 120.0
+    check_integrity: bool = False
+
+    def __post_init__(self) -> None:
+        if self.dtype not in ("auto", *DTYPES):
+            raise ValueError(f"dtype must be one of auto, {', '.join(DTYPES)}, not {self.dtype!r}")
+        counts = {
+            "max_running": self.max_running,
+            "max_waiting": self.max_waiting,
+            "max_adapters_in_batch": self.max_adapters_in_batch,
+            "max_adapter_rank": self.max_adapter_rank,
+            "block_size": self.block_size,
+            "adapter_bytes": self.adapter_bytes,
+            "host_adapter_bytes": self.host_adapter_bytes,
+            "max_model_len": self.max_model_len or 1,
+            "kv_bytes": self.kv_bytes or 1,
+        }
+        for key, value in counts.items():
+            if value < 1:
+                raise ValueError(f"{key} must be at least 1, not {value}")
+        if self.max_step_tokens < self.max_running:
+            raise ValueError(
+                f"max_step_tokens={self.max_step_tokens} must be at least "
+                f"max_running={self.max_running}, or running requests would starve"
+            )
+
+
+def resolve_device(name: str) -> torch.device:
+    """The device by name; "auto" is CUDA where there is one. ValueError where it is missing."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = torch.device(name)
+    if device.type not in ("cpu", "cuda"):
+        raise ValueError(f"device must be auto, cpu or cuda, not {name!r}")
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"device {name!r} was asked for, but torch sees no CUDA device")
+    return device
+
+
+def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
+    """The dtype by name; "auto" is float32 on CPU and bfloat16 on CUDA."""
+    if name == "auto":
+        return torch.bfloat16 if device.type == "cuda" else torch.float32
+    return DTYPES[name]
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryPlan:
+    """Bytes by purpose on the engine's device, and the number of KV blocks they pay for."""
+
+    max_model_len: int
+    weight_bytes: int
+    kv_bytes: int
+    num_blocks: int
+    adapter_bytes: int
+    free_bytes: int
+
+
+def _free_bytes(device: torch.device) -> int:
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def num_parameters(model: ModelConfig) -> int:
+    """Parameters as laid out in memory, the tied head's own copy included."""
+    attention = model.hidden_size * (2 * model.q_size + 2 * model.kv_size)
+    dense = 3 * model.hidden_size * model.intermediate_size
+    sparse = model.num_experts * (
+        3 * model.hidden_size * model.moe_intermediate_size + model.hidden_size
+    )
+    num_sparse = len(model.moe_layers)
+    layers = model.num_layers * attention + num_sparse * sparse
+    return (
+        layers + (model.num_layers - num_sparse) * dense + 2 * model.vocab_size * model.hidden_size
+    )
+
+
+def resolve_memory(
+    config: EngineConfig, model: ModelConfig, dtype: torch.dtype, device: torch.device
+) -> MemoryPlan:
+    """Work out the budget; ValueError with the figures when it cannot hold."""
+    max_model_len = config.max_model_len or model.max_position_embeddings
+    if max_model_len > model.max_position_embeddings:
+        raise ValueError(
+            f"max_model_len={max_model_len} is more than the base's "
+            f"max_position_embeddings={model.max_position_embeddings}"
+        )
+    block_bytes = 2 * model.num_layers * config.block_size * model.kv_size * dtype.itemsize
+    per_req = -(-max_model_len // config.block_size)
+    free = _free_bytes(device)
+    if config.kv_bytes is None:
+        num_blocks = 1 + min(config.max_running * per_req, free // 4 // block_bytes)
+    else:
+        num_blocks = config.kv_bytes // block_bytes
+    if num_blocks - 1 < per_req:
+        raise ValueError(
+            f"the KV cache has room for {max(num_blocks - 1, 0) * config.block_size} tokens, less "
+            f"than one request of max_model_len={max_model_len}: raise kv_bytes (at least "
+            f"{(per_req + 1) * block_bytes}) or lower max_model_len"
+        )
+    plan = MemoryPlan(
+        max_model_len=max_model_len,
+        weight_bytes=num_parameters(model) * dtype.itemsize,
+        kv_bytes=num_blocks * block_bytes,
+        num_blocks=num_blocks,
+        adapter_bytes=config.adapter_bytes,
+        free_bytes=free,
+    )
+    # the packed working copy of the adapters in use is at most as large as the pool
+    needed = plan.weight_bytes + plan.kv_bytes + 2 * plan.adapter_bytes
+    if needed > free:
+        raise ValueError(
+            f"weights ({plan.weight_bytes}), KV cache ({plan.kv_bytes}) and adapters "
+            f"(2 x {plan.adapter_bytes}) need {needed} bytes, but only {free} are free on {device}"
+        )
+    return plan

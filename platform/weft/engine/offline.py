@@ -1,0 +1,105 @@
+"""Runs a fixed set of requests to the end on an engine of this thread, for `weft generate`,
+`weft bench` and tests."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from weft.engine.build import BuiltEngine
+from weft.messages import EngineOutput, EngineRequest, FinishReason, Usage
+from weft_adapters.store import CONFIG_NAME, TENSORS_NAME, FolderStore
+from weft_adapters.tiers import AdapterState
+from weft_adapters.validation import validate
+
+
+class AdapterRefusedError(ValueError):
+    """An adapter folder was refused; the message lists the faults."""
+
+
+@dataclass(slots=True)
+class Completion:
+    """One finished request; times are monotonic seconds of each token's arrival."""
+
+    request_id: str
+    adapter_digest: str | None
+    usage: Usage
+    text: str = ""
+    token_ids: list[int] = field(default_factory=list)
+    token_times_s: list[float] = field(default_factory=list)
+    finish_reason: FinishReason | None = None
+    error: str | None = None
+
+    def take(self, output: EngineOutput, now: float) -> None:
+        self.text += output.text
+        self.token_ids += output.token_ids
+        self.token_times_s += [now] * len(output.token_ids)
+        self.usage = output.usage
+        self.finish_reason, self.error = output.finish_reason, output.error
+
+
+def register_folder(built: BuiltEngine, store: FolderStore, folder: Path) -> str:
+    """Validate a PEFT adapter folder and put it into the store; its digest.
+
+    Raises AdapterRefusedError with every fault.
+    """
+    for name in (CONFIG_NAME, TENSORS_NAME):
+        if not (folder / name).is_file():
+            raise AdapterRefusedError(f"{folder} has no {name}")
+    config_bytes = (folder / CONFIG_NAME).read_bytes()
+    report = validate(
+        config_bytes, folder / TENSORS_NAME, built.base, max_rank=built.info.max_adapter_rank
+    )
+    if report.digest is None:
+        faults = "\n".join(f"  {fault.message}" for fault in report.faults)
+        raise AdapterRefusedError(f"{folder} was refused:\n{faults}")
+    store.put(report.digest, config_bytes, folder / TENSORS_NAME)
+    return report.digest
+
+
+def load_adapters(built: BuiltEngine, digests: Iterable[str], timeout_s: float = 300.0) -> None:
+    """Bring adapters to the device; RuntimeError when one fails or they do not all fit."""
+    wanted = set(digests)
+    end = time.monotonic() + timeout_s
+    for digest in sorted(wanted):
+        built.tiers.request(digest)
+    while True:
+        states = {digest: built.tiers.state(digest) for digest in wanted}
+        for digest in wanted:
+            failure = built.tiers.failure(digest)
+            if failure is not None:
+                raise RuntimeError(f"adapter {digest} could not be loaded: {failure}") from failure
+        missing = [d for d, state in states.items() if state is not AdapterState.DEVICE]
+        if not missing:
+            return
+        if time.monotonic() > end:
+            raise RuntimeError(f"adapters are not on the device after {timeout_s} s: {missing}")
+        time.sleep(0.002)
+
+
+def run_requests(
+    built: BuiltEngine,
+    requests: Iterable[EngineRequest],
+    on_finish: Callable[[Completion], None] = lambda completion: None,
+) -> Mapping[str, Completion]:
+    """Run to the end; the completions by request id. ValueError for one that can never run."""
+    engine = built.engine
+    completions: dict[str, Completion] = {}
+    for request in requests:
+        engine.add(request)
+        completions[request.request_id] = Completion(
+            request.request_id, request.adapter_digest, Usage(len(request.prompt_token_ids), 0)
+        )
+    while engine.has_work:
+        outputs = engine.step()
+        now = time.monotonic()
+        for output in outputs:
+            completion = completions[output.request_id]
+            completion.take(output, now)
+            if output.finish_reason is not None:
+                on_finish(completion)
+        if not outputs and not engine.scheduler.running:
+            time.sleep(0.001)  # all that is left waits for an adapter on its way
+    return completions

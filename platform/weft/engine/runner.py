@@ -1,0 +1,92 @@
+"""Runs a step's plan: plan in, next tokens out. Everything that touches tensors in a step is here.
+
+It knows rows and blocks; it does not decide who runs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+
+from weft.engine.active import ActiveSet
+from weft.engine.model.decoder import Batch, Decoder, KVCache
+from weft.engine.req import Req
+from weft.engine.sampler import sample
+from weft.engine.scheduler import StepPlan
+from weft_adapters.pool import PooledAdapter
+from weft_kernels.attention import create_attention_buckets
+
+
+def create_kv_cache(
+    num_layers: int, num_blocks: int, shape: tuple[int, int, int], dtype: torch.dtype,
+    device: torch.device,
+) -> KVCache:  # fmt: skip
+    """Zeroed caches; `shape` = (block_size, num_kv_heads, head_dim)."""
+    k, v = (
+        tuple(
+            torch.zeros(num_blocks, *shape, dtype=dtype, device=device) for _ in range(num_layers)
+        )
+        for _ in range(2)
+    )
+    return KVCache(k, v)
+
+
+class Runner:
+    """One decoder, its KV cache and the packed adapters, on one device."""
+
+    def __init__(self, decoder: Decoder, kv: KVCache, active: ActiveSet, block_size: int) -> None:
+        self._decoder, self._kv, self._active = decoder, kv, active
+        self._block_size = block_size
+        self._device = kv.k[0].device
+
+    def run(self, plan: StepPlan, adapters: Mapping[str, PooledAdapter]) -> dict[Req, int | None]:
+        """Compute the plan's tokens; for each req that samples its next token, or None where its
+        logits are not finite. `adapters` are those that running requests hold, by digest."""
+        batch = self._create_batch(plan, adapters)
+        logits_NV = self._decoder.forward(batch, self._kv)
+        reqs = [item.req for item in plan.scheduled if item.samples]
+        return dict(zip(reqs, sample(logits_NV, reqs), strict=True))
+
+    def logits(self, plan: StepPlan, adapters: Mapping[str, PooledAdapter]) -> torch.Tensor:
+        """As `run`, but the logits themselves: float32 `[num sampling reqs, V]`."""
+        return self._decoder.forward(self._create_batch(plan, adapters), self._kv)
+
+    def clean(self, blocks: list[int]) -> None:
+        """Zero blocks that may hold non-finite values: 0 x NaN would reach their next owner."""
+        index = torch.tensor(blocks, dtype=torch.int64, device=self._device)
+        for cache in (*self._kv.k, *self._kv.v):
+            cache.index_fill_(0, index, 0)
+
+    def _create_batch(self, plan: StepPlan, adapters: Mapping[str, PooledAdapter]) -> Batch:
+        tokens: list[int] = []
+        positions: list[int] = []
+        kv_slots: list[int] = []
+        logit_rows: list[int] = []
+        digests: list[str | None] = []
+        spans, tables = [], []
+        for item in plan.scheduled:
+            stop, blocks = item.start + item.num_new, item.req.blocks
+            spans.append((len(tokens), item.num_new, stop))
+            tables.append(blocks)
+            tokens += item.req.token_ids[item.start : stop]
+            positions += range(item.start, stop)
+            kv_slots += [
+                blocks[p // self._block_size] * self._block_size + p % self._block_size
+                for p in range(item.start, stop)
+            ]
+            digests += [item.req.adapter_digest] * item.num_new
+            if item.samples:
+                logit_rows.append(len(tokens) - 1)
+
+        def device_tensor(values: list[int]) -> torch.Tensor:
+            return torch.tensor(values, dtype=torch.int64).to(self._device)
+
+        return Batch(
+            tokens_T=device_tensor(tokens),
+            positions_T=device_tensor(positions),
+            kv_slots_T=device_tensor(kv_slots),
+            logit_rows=device_tensor(logit_rows),
+            attention=create_attention_buckets(spans, tables, self._block_size, self._device),
+            adapters=self._active.create_batch(dict(adapters), digests),
+        )

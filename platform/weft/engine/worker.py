@@ -1,0 +1,254 @@
+"""The engine's thread, and the in-process `EngineClient` that the gateway holds.
+
+The thread owns the engine; callers leave commands in an inbox and get outputs on their own event
+loop. Nothing here waits for a reader: a request's outputs are bounded by its `max_tokens`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
+
+from weft.engine.build import BuiltEngine, build_engine, warm_up
+from weft.engine.config import EngineConfig
+from weft.engine.engine import EngineCounters
+from weft.messages import (
+    EngineDeadError,
+    EngineDrainingError,
+    EngineInfo,
+    EngineOutput,
+    EngineQueueFullError,
+    EngineRequest,
+    EngineStats,
+    Usage,
+)
+
+
+@dataclass(slots=True)
+class _Stream:
+    """Where one request's outputs go: a queue that belongs to the caller's event loop."""
+
+    request: EngineRequest
+    loop: asyncio.AbstractEventLoop
+    outputs: asyncio.Queue[EngineOutput]
+
+    def put(self, output: EngineOutput) -> None:
+        if not self.loop.is_closed():
+            self.loop.call_soon_threadsafe(self.outputs.put_nowait, output)
+
+
+class InProcessEngine:
+    """An `EngineClient` (see `weft.messages`) over an engine in a thread of this process."""
+
+    def __init__(self, config: EngineConfig, built: BuiltEngine) -> None:
+        self._config, self._built, self._engine = config, built, built.engine
+        self._streams: dict[str, _Stream] = {}
+        self._wake = threading.Condition()
+        self._new: list[_Stream] = []
+        self._aborts: list[str] = []
+        self._stopping = False
+        self._draining = False
+        self._warm = False
+        self._failure: str | None = None
+        self._step_started_s: float | None = None
+        self._thread = threading.Thread(target=self._run, name="weft-engine", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def wake(self) -> None:
+        """Have the thread look again, for example because an adapter has arrived."""
+        with self._wake:
+            self._wake.notify()
+
+    # ---- EngineClient, called from any thread ----
+
+    @property
+    def info(self) -> EngineInfo:
+        return self._built.info
+
+    @property
+    def is_ready(self) -> bool:
+        return not self.not_ready_reason
+
+    @property
+    def not_ready_reason(self) -> str:
+        started = self._step_started_s
+        if self._failure is not None:
+            return f"The engine has stopped: {self._failure}"
+        if self._draining or self._stopping:
+            return "The engine is draining."
+        if not self._warm:
+            return "The engine is warming up."
+        if started is not None and time.monotonic() - started > self._config.step_timeout_s:
+            return f"A step has been running for over {self._config.step_timeout_s:.0f} s."
+        return ""
+
+    def generate(self, req: EngineRequest) -> AsyncIterator[EngineOutput]:
+        if self._failure is not None:
+            raise EngineDeadError(self._failure)
+        self._engine.check(req)
+        stream = _Stream(req, asyncio.get_running_loop(), asyncio.Queue())
+        with self._wake:
+            if self._draining or self._stopping:
+                raise EngineDrainingError("The engine is draining.")
+            if req.request_id in self._streams:
+                raise ValueError(f"Request id {req.request_id} is already in use.")
+            num_waiting = self._num_waiting
+            if num_waiting >= self._config.max_waiting:
+                raise EngineQueueFullError(num_waiting)
+            self._streams[req.request_id] = stream
+            self._new.append(stream)
+            self._wake.notify()
+        return self._outputs(stream)
+
+    @property
+    def _num_waiting(self) -> int:
+        """Streams that are neither running nor finished."""
+        return len(self._streams) - len(self._engine.scheduler.running)
+
+    @staticmethod
+    async def _outputs(stream: _Stream) -> AsyncIterator[EngineOutput]:
+        while True:
+            output = await stream.outputs.get()
+            yield output
+            if output.finish_reason is not None:
+                return
+
+    def abort(self, request_id: str) -> None:
+        with self._wake:
+            if request_id in self._streams:
+                self._aborts.append(request_id)
+                self._wake.notify()
+
+    def prefetch_adapter(self, adapter_digest: str) -> None:
+        self._built.tiers.request(adapter_digest)
+
+    def snapshot(self, *, drain: bool = False) -> EngineStats:
+        scheduler, counters, pool = self._engine.scheduler, self._engine.counters, self._built.pool
+        waiting, running = list(scheduler.waiting), list(scheduler.running)
+        return EngineStats(
+            num_running=len(running),
+            num_waiting=max(0, self._num_waiting),
+            num_blocks_total=scheduler.blocks.num_usable,
+            num_blocks_free=scheduler.blocks.num_free,
+            num_pages_total=pool.num_pages,
+            num_pages_free=pool.num_free_pages,
+            num_prompt_tokens=counters.num_prompt_tokens,
+            num_generation_tokens=counters.num_generation_tokens,
+            num_preemptions=scheduler.num_preemptions,
+            running_adapters=tuple(sorted({r.adapter_digest for r in running if r.adapter_digest})),
+            waiting_adapters=tuple(sorted({r.adapter_digest for r in waiting if r.adapter_digest})),
+            adapter_states={d: str(s) for d, s in self._built.tiers.states().items()},
+            histograms=_take_observations(counters, drain),
+        )
+
+    async def drain(self, deadline_s: float) -> None:
+        with self._wake:
+            self._draining = True
+        end = time.monotonic() + deadline_s
+        while self._streams and self._failure is None and time.monotonic() < end:
+            await asyncio.sleep(0.02)
+        for request_id in list(self._streams):
+            self.abort(request_id)
+        while self._streams and self._failure is None:
+            await asyncio.sleep(0.005)
+
+    def close(self) -> None:
+        """Stop the thread after its current step; what still runs is aborted."""
+        with self._wake:
+            self._stopping = True
+            self._wake.notify()
+        self._thread.join()
+        self._built.tiers.close()
+
+    # ---- the engine's thread ----
+
+    def _run(self) -> None:
+        try:
+            warm_up(self._engine)
+            self._warm = True
+            while self._take_commands():
+                self._step_started_s = time.monotonic()
+                outputs = self._engine.step()
+                self._step_started_s = None
+                for output in outputs:
+                    self._deliver(output)
+                if not outputs and not self._engine.scheduler.running:
+                    self._wait_for_adapters()
+            self._end_all("abort", None)
+        except Exception as error:  # the thread's last line: everybody waiting must hear of it
+            self._failure = f"{type(error).__name__}: {error}"
+            self._end_all("error", self._failure)
+            raise
+
+    def _take_commands(self) -> bool:
+        """Wait for work; False when the thread should end."""
+        with self._wake:
+            self._wake.wait_for(
+                lambda: self._stopping or self._new or self._aborts or self._engine.has_work
+            )
+            new, self._new = self._new, []
+            aborts, self._aborts = self._aborts, []
+            if self._stopping:
+                return False
+        for stream in new:
+            self._engine.add(stream.request)
+        for request_id in aborts:
+            output = self._engine.abort(request_id)
+            if output is not None:
+                self._deliver(output)
+        return True
+
+    def _wait_for_adapters(self) -> None:
+        """All that waits waits for an adapter: sleep until one arrives or something else comes."""
+        with self._wake:
+            if not (self._new or self._aborts or self._stopping):
+                self._wake.wait(timeout=0.05)
+
+    def _deliver(self, output: EngineOutput) -> None:
+        stream = self._streams.get(output.request_id)
+        if stream is None:
+            return
+        if output.finish_reason is not None:
+            with self._wake:
+                del self._streams[output.request_id]
+        stream.put(output)
+
+    def _end_all(self, reason: str, error: str | None) -> None:
+        for request_id in list(self._streams):
+            output = self._engine.abort(request_id) if reason == "abort" else None
+            usage = Usage(0, 0)
+            final = output or EngineOutput(request_id, "", (), usage, "error", error)
+            self._deliver(final)
+
+
+def _take_observations(counters: EngineCounters, drain: bool) -> dict[str, tuple[float, ...]]:
+    taken = {}
+    for name in ("time_to_first_token", "inter_token_latency", "queue_time"):
+        values: list[float] = getattr(counters, name)
+        size = len(values)
+        taken[name] = tuple(values[:size])
+        if drain:
+            del values[:size]  # what the engine's thread appends meanwhile stays
+    return taken
+
+
+def start_engine(
+    config: EngineConfig,
+    on_progress: Callable[[str, int, int], None] = lambda what, done, total: None,
+) -> InProcessEngine:
+    """Build an engine, start its thread, and return while it warms up."""
+    worker: InProcessEngine | None = None
+
+    def on_adapter_change() -> None:
+        if worker is not None:
+            worker.wake()
+
+    built = build_engine(config, on_progress, on_adapter_change)
+    worker = InProcessEngine(config, built)
+    worker.start()
+    return worker

@@ -1,0 +1,279 @@
+"""Random base models in Hugging Face layout, adapters made by PEFT, and the oracle:
+transformers + PEFT, one request at a time."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import (
+    AutoModelForCausalLM,
+    PreTrainedModel,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+    Qwen3MoeConfig,
+    Qwen3MoeForCausalLM,
+)
+
+from weft.engine.build import BuiltEngine, build_engine
+from weft.engine.config import EngineConfig
+from weft.engine.offline import register_folder
+from weft_adapters.store import FolderStore
+
+# these models are tiny: a second thread costs more than it brings, above all beside other work
+torch.set_num_threads(1)
+
+VOCAB_SIZE = 320
+NEAR_TIE = 1e-4
+
+
+@contextmanager
+def third_party_warnings_ignored() -> Iterator[None]:
+    """PEFT and transformers warn of things that these tests do on purpose."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+def save_tokenizer(folder: Path) -> None:
+    """A byte-level tokenizer of 256 bytes and two control tokens."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokenizer = Tokenizer(models.BPE(vocab={c: i for i, c in enumerate(alphabet)}, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens(["<|im_start|>", "<|im_end|>"])
+    tokenizer.save(str(folder / "tokenizer.json"))
+    config = {"eos_token": "<|im_end|>", "chat_template": "{{ messages[0].content }}"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+
+
+def _spread(model: PreTrainedModel) -> PreTrainedModel:
+    """Random weights large enough that logits differ clearly from token to token."""
+    generator = torch.Generator().manual_seed(7)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.dim() > 1:
+                parameter.normal_(0.0, parameter.shape[-1] ** -0.5, generator=generator)
+            elif "norm" in name:
+                parameter.uniform_(0.5, 1.5, generator=generator)
+    return model.eval()
+
+
+def create_dense_model() -> PreTrainedModel:
+    config = Qwen3Config(
+        vocab_size=VOCAB_SIZE,
+        hidden_size=96,
+        intermediate_size=160,
+        num_hidden_layers=3,
+        num_attention_heads=6,
+        num_key_value_heads=2,
+        head_dim=32,
+        max_position_embeddings=512,
+        tie_word_embeddings=True,
+        rope_parameters={"rope_type": "default", "rope_theta": 1e6},
+    )
+    return _spread(Qwen3ForCausalLM(config))
+
+
+def create_moe_model() -> PreTrainedModel:
+    config = Qwen3MoeConfig(
+        vocab_size=VOCAB_SIZE,
+        hidden_size=64,
+        intermediate_size=128,
+        moe_intermediate_size=48,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        num_key_value_heads=4,
+        head_dim=24,
+        num_experts=12,
+        num_experts_per_tok=3,
+        norm_topk_prob=True,
+        mlp_only_layers=[1],
+        attention_bias=True,
+        max_position_embeddings=512,
+        tie_word_embeddings=False,
+    )
+    return _spread(Qwen3MoeForCausalLM(config))
+
+
+def save_adapter(base_dir: Path, folder: Path, seed: int, **lora: Any) -> Path:
+    """An adapter made and saved by PEFT, with random factors of a visible size."""
+    from peft import LoraConfig, get_peft_model
+
+    with third_party_warnings_ignored():
+        model = AutoModelForCausalLM.from_pretrained(base_dir, dtype=torch.float32)
+        peft_model = get_peft_model(model, LoraConfig(**lora))
+        generator = torch.Generator().manual_seed(seed)
+        with torch.no_grad():
+            for name, parameter in peft_model.named_parameters():
+                if "lora_" in name:
+                    parameter.normal_(0.0, 0.4 * parameter.shape[-1] ** -0.5, generator=generator)
+        peft_model.save_pretrained(folder)
+    return folder
+
+
+@dataclass
+class Oracle:
+    """transformers + PEFT for one base; adapters by name, None is the base itself."""
+
+    base_dir: Path
+    adapter_dirs: Mapping[str, Path]
+    _models: dict[str | None, Any] = field(default_factory=dict)
+
+    def model(self, adapter: str | None) -> Any:
+        from peft import PeftModel
+
+        if adapter not in self._models:
+            with third_party_warnings_ignored():
+                model = AutoModelForCausalLM.from_pretrained(self.base_dir, dtype=torch.float32)
+                if adapter is not None:
+                    model = PeftModel.from_pretrained(model, str(self.adapter_dirs[adapter]))
+            self._models[adapter] = model.eval()
+        return self._models[adapter]
+
+    @torch.inference_mode()
+    def logits(self, adapter: str | None, token_ids: Sequence[int]) -> torch.Tensor:
+        """float32 `[len(token_ids), V]`."""
+        out: torch.Tensor = self.model(adapter)(torch.tensor([list(token_ids)])).logits[0]
+        return out
+
+    def greedy(self, adapter: str | None, prompt: Sequence[int], num_tokens: int) -> list[int]:
+        with third_party_warnings_ignored(), torch.inference_mode():
+            out = self.model(adapter).generate(
+                input_ids=torch.tensor([list(prompt)]),
+                attention_mask=torch.ones(1, len(prompt), dtype=torch.int64),
+                max_new_tokens=num_tokens,
+                min_new_tokens=num_tokens,
+                do_sample=False,
+                pad_token_id=0,
+            )
+        return [int(t) for t in out[0, len(prompt) :]]
+
+
+@dataclass
+class NearTies:
+    """Positions where the oracle itself could have gone either way; at most 0.5 % are allowed."""
+
+    num_positions: int = 0
+    num_ties: int = 0
+
+    def assert_equal_tokens(
+        self, oracle: Oracle, adapter: str | None, prompt: Sequence[int], got: Sequence[int],
+        want: Sequence[int],
+    ) -> None:  # fmt: skip
+        """Identical up to a position where the oracle's two best logits nearly tie."""
+        same = next((i for i, (g, w) in enumerate(zip(got, want, strict=True)) if g != w), None)
+        self.num_positions += len(want) if same is None else same + 1
+        if same is None:
+            return
+        logits = oracle.logits(adapter, [*prompt, *want[:same]])[-1]
+        best, second = logits.topk(2).values.tolist()
+        assert best - second < NEAR_TIE, (
+            f"token {same} of adapter {adapter} is {got[same]}, the oracle says {want[same]} by a "
+            f"margin of {best - second:.2e}"
+        )
+        self.num_ties += 1
+
+    def assert_rare(self) -> None:
+        assert self.num_ties <= 0.005 * self.num_positions, (
+            f"{self.num_ties} near-ties in {self.num_positions} positions"
+        )
+
+
+@dataclass
+class Bench:
+    """A base on disk with its oracle, adapters and a way to build engines on it."""
+
+    oracle: Oracle
+    root: Path
+
+    @property
+    def base_dir(self) -> Path:
+        return self.oracle.base_dir
+
+    def build(self, **options: Any) -> tuple[BuiltEngine, dict[str, str]]:
+        """A fresh engine with every adapter in its store; digests by adapter name."""
+        settings = {"check_integrity": True, "dtype": "float32", "device": "cpu", **options}
+        config = EngineConfig(self.base_dir, self.root / "store", **settings)
+        built = build_engine(config)
+        store = FolderStore(config.adapters_dir)
+        digests = {
+            name: register_folder(built, store, folder)
+            for name, folder in self.oracle.adapter_dirs.items()
+        }
+        return built, digests
+
+
+ATTENTION = ["q_proj", "k_proj", "v_proj", "o_proj"]
+
+
+def _create_bench(
+    root: Path, model: PreTrainedModel, adapters: Mapping[str, dict[str, Any]]
+) -> Bench:
+    base_dir = root / "base"
+    with third_party_warnings_ignored():
+        model.save_pretrained(base_dir)
+    save_tokenizer(base_dir)
+    dirs = {
+        name: save_adapter(base_dir, root / name, seed, **lora)
+        for seed, (name, lora) in enumerate(adapters.items())
+    }
+    return Bench(Oracle(base_dir, dirs), root)
+
+
+@pytest.fixture(scope="session")
+def dense(tmp_path_factory: pytest.TempPathFactory) -> Bench:
+    """Qwen3 with adapters of ranks 4 to 64 on different targets."""
+    return _create_bench(
+        tmp_path_factory.mktemp("dense"),
+        create_dense_model(),
+        {
+            "small": {"r": 4, "target_modules": ["q_proj", "v_proj"]},
+            "all-linear": {"r": 16, "target_modules": "all-linear", "lora_alpha": 24},
+            "mlp": {"r": 32, "target_modules": ["gate_proj", "up_proj", "down_proj"]},
+            "wide": {"r": 64, "target_modules": ATTENTION, "use_rslora": True, "lora_alpha": 8},
+            "patterns": {
+                "r": 8,
+                "target_modules": [*ATTENTION, "down_proj"],
+                "rank_pattern": {"layers.1.self_attn.q_proj": 24, "down_proj": 12},
+                "alpha_pattern": {"o_proj": 3},
+                "layers_to_transform": [0, 1],
+            },
+        },
+    )
+
+
+@pytest.fixture(scope="session")
+def moe(tmp_path_factory: pytest.TempPathFactory) -> Bench:
+    """Qwen3-MoE with a dense layer, biases, and adapters that touch experts."""
+    both = ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]
+    return _create_bench(
+        tmp_path_factory.mktemp("moe"),
+        create_moe_model(),
+        {
+            "attention": {"r": 8, "target_modules": ATTENTION},
+            "experts": {"r": 4, "target_modules": [], "target_parameters": both},
+            "mixed": {"r": 16, "target_modules": ["q_proj"], "target_parameters": both[:1]},
+            "down": {"r": 8, "target_modules": ["o_proj"], "target_parameters": both[1:]},
+            "wide": {"r": 64, "target_modules": ["v_proj", "down_proj"]},
+        },
+    )
+
+
+@pytest.fixture(params=["dense", "moe"])
+def bench(request: pytest.FixtureRequest) -> Bench:
+    found: Bench = request.getfixturevalue(request.param)
+    return found
+
+
+@pytest.fixture
+def near_ties() -> NearTies:
+    return NearTies()
