@@ -10,6 +10,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 MIB = 1024 * 1024
+DEFAULT_DATA_DIR = Path("weft-data")
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 
@@ -22,7 +23,7 @@ class ServerSettings:
     """
 
     base_dir: Path
-    data_dir: Path = Path("weft-data")
+    data_dir: Path = DEFAULT_DATA_DIR
     host: str = "127.0.0.1"
     port: int = 8000
     base_name: str | None = None

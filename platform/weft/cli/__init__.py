@@ -1,0 +1,24 @@
+"""The `weft` command. Importing it is fast: torch and the web are imported by the commands."""
+
+from __future__ import annotations
+
+import typer
+
+from weft.cli import adapter, key, migrate, serve, tenant
+
+app = typer.Typer(
+    name="weft",
+    help="Multi-tenant LoRA serving: many adapters, one base model, one batch.",
+    no_args_is_help=True,
+    pretty_exceptions_show_locals=False,
+)
+app.command("serve")(serve.serve)
+app.command("migrate")(migrate.migrate)
+app.add_typer(tenant.app, name="tenant")
+app.add_typer(key.app, name="key")
+app.add_typer(adapter.app, name="adapter")
+
+
+def main() -> None:
+    """Entry of the `weft` script."""
+    app()

@@ -1,0 +1,28 @@
+"""`weft migrate`: brings the data folder's database to this release."""
+
+from __future__ import annotations
+
+from weft.cli.output import DataOption, JsonOption, fail, out, print_json, spinner
+from weft.settings import DEFAULT_DATA_DIR, database_file
+
+
+def migrate(data: DataOption = DEFAULT_DATA_DIR, as_json: JsonOption = False) -> None:
+    """Bring the database to this release's schema. Back up the data folder first."""
+    from weft.db import schema
+    from weft.db.database import sqlite_url
+
+    try:
+        data.mkdir(parents=True, exist_ok=True)
+        url = sqlite_url(database_file(data), driver="sqlite")
+        with spinner("Migrating..."):
+            before, _ = schema.revisions(url)
+            schema.migrate(url)
+            after, _ = schema.revisions(url)
+    except OSError as error:
+        raise fail(str(error)) from error
+    if as_json:
+        print_json({"object": "migration", "from": before, "to": after})
+    elif before == after:
+        out.print(f"The database is at {after} already.")
+    else:
+        out.print(f"Migrated from {before or 'an empty database'} to {after}.")

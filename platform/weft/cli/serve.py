@@ -1,0 +1,162 @@
+"""`weft serve`: one process with gateway, control plane and engine."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn
+
+from weft.cli.output import DataOption, err, fail
+from weft.settings import DEFAULT_DATA_DIR, MIB, ServerSettings, base_url
+
+if TYPE_CHECKING:
+    from weft.engine.worker import InProcessEngine
+    from weft.messages import EngineInfo
+    from weft.tenancy.secret_files import SecretFiles
+
+_D = ServerSettings(base_dir=Path("."))  # every default is read off here
+_AUTO = "Default: the engine's own."
+
+
+def serve(
+    base: Annotated[Path, typer.Option(help="Folder of the base model (Hugging Face layout).")],
+    data: DataOption = DEFAULT_DATA_DIR,
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = _D.host,
+    port: Annotated[int, typer.Option(help="Port to listen on.")] = _D.port,
+    base_name: Annotated[
+        str | None, typer.Option(help="The base's name in requests. Default: its folder's.")
+    ] = _D.base_name,
+    dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = _D.dtype,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = _D.device,
+    max_model_len: Annotated[
+        int | None, typer.Option(help="Prompt plus answer. Default: the base's limit.")
+    ] = _D.max_model_len,
+    max_running: Annotated[
+        int | None, typer.Option(help=f"Requests in one batch. {_AUTO}")
+    ] = _D.max_running,
+    max_waiting: Annotated[
+        int | None, typer.Option(help=f"Requests in the queue; more are refused. {_AUTO}")
+    ] = _D.max_waiting,
+    max_step_tokens: Annotated[
+        int | None, typer.Option(help=f"Tokens in one step. {_AUTO}")
+    ] = _D.max_step_tokens,
+    max_adapters: Annotated[
+        int | None, typer.Option(help=f"Adapters in one batch. {_AUTO}")
+    ] = _D.max_adapters_in_batch,
+    max_rank: Annotated[
+        int | None, typer.Option(help=f"Highest rank of an adapter. {_AUTO}")
+    ] = _D.max_adapter_rank,
+    kv_mib: Annotated[int | None, typer.Option(help=f"MiB of KV cache. {_AUTO}")] = None,
+    adapter_mib: Annotated[
+        int | None, typer.Option(help=f"MiB for adapters on the device. {_AUTO}")
+    ] = None,
+    host_adapter_mib: Annotated[
+        int | None, typer.Option(help=f"MiB for adapters in host memory. {_AUTO}")
+    ] = None,
+    threads: Annotated[
+        int | None, typer.Option(help=f"CPU threads of the engine. {_AUTO}")
+    ] = _D.num_threads,
+    max_upload_mib: Annotated[
+        int, typer.Option(help="MiB of one adapter's tensors.")
+    ] = _D.max_upload_bytes // MIB,
+    drain_deadline: Annotated[
+        float, typer.Option(help="Seconds that running requests get at shutdown.")
+    ] = _D.drain_deadline_s,
+) -> None:
+    """Serve a base model and its tenants' adapters over an OpenAI-compatible API."""
+    try:
+        settings = ServerSettings(
+            base_dir=base,
+            data_dir=data,
+            host=host,
+            port=port,
+            base_name=base_name,
+            dtype=dtype,
+            device=device,
+            max_model_len=max_model_len,
+            max_running=max_running,
+            max_waiting=max_waiting,
+            max_step_tokens=max_step_tokens,
+            max_adapters_in_batch=max_adapters,
+            max_adapter_rank=max_rank,
+            kv_bytes=_bytes(kv_mib),
+            adapter_bytes=_bytes(adapter_mib),
+            host_adapter_bytes=_bytes(host_adapter_mib),
+            num_threads=threads,
+            max_upload_bytes=max_upload_mib * MIB,
+            drain_deadline_s=drain_deadline,
+        )
+    except ValueError as error:
+        raise fail(str(error)) from error
+    _run(settings)
+
+
+def _bytes(mib: int | None) -> int | None:
+    return None if mib is None else mib * MIB
+
+
+def _run(settings: ServerSettings) -> None:
+    from weft.app import create_app, prepare_data
+    from weft.db.lock import DataFolderInUseError, lock_data_folder
+    from weft.db.schema import SchemaMismatchError
+    from weft.server import run_server
+    from weft.tenancy.secret_files import SecretFileError
+    from weft.tokenizer import BaseTokenizer
+
+    try:
+        # before the model is loaded: these need no minute to find out
+        secrets = prepare_data(settings)
+        with lock_data_folder(settings.data_dir):
+            tokenizer = BaseTokenizer.from_dir(settings.base_dir)
+        engine = _load(settings)
+        try:
+            app = create_app(settings, engine, tokenizer)
+            _greet(settings, engine.info, secrets)
+            run_server(app, settings)
+        finally:
+            engine.close()
+    except (
+        DataFolderInUseError,
+        OSError,
+        RuntimeError,
+        SchemaMismatchError,
+        SecretFileError,
+        ValueError,
+    ) as error:
+        raise fail(str(error)) from error
+
+
+def _load(settings: ServerSettings) -> InProcessEngine:
+    from weft.app import build_engine
+
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+    with Progress(*columns, console=err, transient=True) as progress:
+        tasks = {}
+
+        def on_progress(what: str, done: int, total: int) -> None:
+            if what not in tasks:
+                tasks[what] = progress.add_task(what, total=total)
+            progress.update(tasks[what], completed=done, total=total)
+
+        progress.add_task("start the engine", total=None)
+        return build_engine(settings, on_progress)
+
+
+def _greet(settings: ServerSettings, info: EngineInfo, secrets: SecretFiles) -> None:
+    memory = ", ".join(f"{key} {size / MIB:.0f} MiB" for key, size in info.memory_bytes.items())
+    lines = [
+        f"model           {info.base_name}  ({info.dtype} on {info.device})",
+        f"max_model_len   {info.max_model_len}",
+        f"memory          {memory}",
+        f"data            {settings.data_dir}",
+        f"listening on    {base_url(settings.host, settings.port)}",
+    ]
+    if secrets.is_new:
+        lines += [
+            f"operator key    {secrets.operator_key}",
+            f"                shown once; it is kept in {secrets.operator_key_file}",
+        ]
+    for line in lines:
+        err.print(line, markup=False, soft_wrap=True)

@@ -1,0 +1,67 @@
+"""`weft tenant`: tenants in the data folder's database."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from weft.cli.output import DataOption, JsonOption, out, print_json, print_rows
+from weft.settings import DEFAULT_DATA_DIR
+
+if TYPE_CHECKING:
+    from sqlalchemy.ext.asyncio import AsyncSession
+
+    from weft.tenancy.secret_files import SecretFiles
+
+app = typer.Typer(help="Create, list and delete tenants.", no_args_is_help=True)
+Name = Annotated[str, typer.Argument(help="The tenant's name or id.")]
+
+
+@app.command("create")
+def create(name: Name, data: DataOption = DEFAULT_DATA_DIR, as_json: JsonOption = False) -> None:
+    """Create a tenant with its default project."""
+    from weft.cli.control import run_in_transaction
+    from weft.tenancy import service
+    from weft.tenancy.schemas import tenant_to_wire
+
+    async def work(session: AsyncSession, _secrets: SecretFiles) -> dict[str, object]:
+        return tenant_to_wire(await service.create_tenant(session, name))
+
+    tenant = run_in_transaction(data, work)
+    if as_json:
+        print_json(tenant)
+    else:
+        out.print(f"Created tenant {tenant['name']} ({tenant['id']}).", markup=False)
+
+
+@app.command("list")
+def list_(data: DataOption = DEFAULT_DATA_DIR, as_json: JsonOption = False) -> None:
+    """List all tenants."""
+    from weft.cli.control import run_in_transaction
+    from weft.db.paging import PageRequest
+    from weft.tenancy import service
+    from weft.tenancy.schemas import tenant_to_wire
+
+    async def work(session: AsyncSession, _secrets: SecretFiles) -> list[dict[str, object]]:
+        page = await service.list_tenants(session, PageRequest(limit=10**9, order="asc"))
+        return [tenant_to_wire(tenant) for tenant in page.rows]
+
+    rows = run_in_transaction(data, work)
+    print_rows(rows, ("id", "name", "created_at"), as_json=as_json)
+
+
+@app.command("delete")
+def delete(name: Name, data: DataOption = DEFAULT_DATA_DIR, as_json: JsonOption = False) -> None:
+    """Delete a tenant: its keys stop working at once, its usage stays on record."""
+    from weft.cli.control import run_in_transaction
+    from weft.tenancy import service
+
+    async def work(session: AsyncSession, _secrets: SecretFiles) -> str:
+        return (await service.delete_tenant(session, name)).id
+
+    tenant_id = run_in_transaction(data, work)
+    if as_json:
+        print_json({"id": tenant_id, "object": "tenant.deleted", "deleted": True})
+    else:
+        out.print(f"Deleted tenant {name} ({tenant_id}).", markup=False)

@@ -1,0 +1,296 @@
+"""The app over real loopback HTTP, with an engine that echoes."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import shutil
+from collections.abc import AsyncIterator, Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import numpy as np
+import openai
+import pytest
+from fastapi import FastAPI
+from safetensors.numpy import save
+
+from weft.app import create_app
+from weft.db.database import sqlite_url
+from weft.db.schema import prepare
+from weft.demo.tokens import write_tokenizer
+from weft.messages import (
+    EngineDeadError,
+    EngineDrainingError,
+    EngineInfo,
+    EngineOutput,
+    EngineQueueFullError,
+    EngineRequest,
+    EngineStats,
+    FinishReason,
+    Usage,
+)
+from weft.server import background_server
+from weft.settings import ServerSettings
+from weft.tokenizer import BaseTokenizer
+
+BASE = "tiny"
+HF_CONFIG: dict[str, object] = {
+    "model_type": "qwen3",
+    "hidden_size": 16,
+    "intermediate_size": 32,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "head_dim": 8,
+    "vocab_size": 264,
+    "tie_word_embeddings": False,
+    "max_position_embeddings": 128,
+}
+
+
+class EchoEngine:
+    """Answers with the prompt's own bytes, one token each `delay_s`; faults on demand."""
+
+    def __init__(self) -> None:
+        self.info = EngineInfo(
+            base_name=BASE,
+            base_digest="sha256:" + "ba" * 32,
+            hf_config=HF_CONFIG,
+            max_model_len=128,
+            max_adapter_rank=16,
+            dtype="float32",
+            device="cpu",
+            memory_bytes={"weights": 1, "kv": 2, "adapters": 3},
+        )
+        self.delay_s = 0.0
+        self.first_delay_s = 0.0
+        self.not_ready_reason = ""
+        self.admission_error: Exception | None = None
+        self.fails_after: int | None = None
+        self.max_waiting = 1000
+        self.requests: list[EngineRequest] = []
+        self.aborted: list[str] = []
+        self.prefetched: list[str] = []
+        self.finished: dict[str, EngineOutput] = {}
+        self._running: set[str] = set()
+        self._draining = False
+        self._num_tokens = 0
+
+    @property
+    def is_ready(self) -> bool:
+        return not self.not_ready_reason
+
+    def generate(self, req: EngineRequest) -> AsyncIterator[EngineOutput]:
+        if self.admission_error is not None:
+            raise self.admission_error
+        if self._draining:
+            raise EngineDrainingError("draining")
+        if len(self._running) >= self.max_waiting:
+            raise EngineQueueFullError(self.max_waiting)
+        self.requests.append(req)
+        self._running.add(req.request_id)
+        return self._outputs(req)
+
+    async def _outputs(self, req: EngineRequest) -> AsyncIterator[EngineOutput]:
+        body = [t for t in req.prompt_token_ids if t < 256]
+        await asyncio.sleep(self.first_delay_s)
+        for i in range(req.sampling.max_tokens):
+            await asyncio.sleep(self.delay_s)
+            reason: FinishReason | None = None
+            if req.request_id in self.aborted:
+                reason = "abort"
+            elif self.fails_after == i:
+                reason = "error"
+            elif i + 1 == req.sampling.max_tokens:
+                reason = "length"
+            elif i + 1 == len(body) and not req.sampling.ignore_eos:
+                reason = "stop"
+            done = i if reason in ("abort", "error") else i + 1
+            text = "" if done == i else chr(body[i % len(body)])
+            self._num_tokens += done - i
+            output = EngineOutput(
+                req.request_id,
+                text,
+                (body[i % len(body)],) if text else (),
+                Usage(len(req.prompt_token_ids), done, 1),
+                reason,
+                "the logits are not finite" if reason == "error" else None,
+            )
+            if reason is not None:
+                self._running.discard(req.request_id)
+                self.finished[req.request_id] = output
+            yield output
+            if reason is not None:
+                return
+
+    def abort(self, request_id: str) -> None:
+        self.aborted.append(request_id)
+
+    def snapshot(self, *, drain: bool = False) -> EngineStats:
+        observed = {"time_to_first_token": (0.02,)} if drain else {}
+        return EngineStats(
+            num_running=len(self._running),
+            num_waiting=0,
+            num_blocks_total=10,
+            num_blocks_free=5,
+            num_pages_total=8,
+            num_pages_free=6,
+            num_prompt_tokens=7,
+            num_generation_tokens=self._num_tokens,
+            num_preemptions=0,
+            adapter_states={"sha256:x": "device"},
+            histograms=observed,
+        )
+
+    def prefetch_adapter(self, adapter_digest: str) -> None:
+        self.prefetched.append(adapter_digest)
+
+    async def drain(self, deadline_s: float) -> None:
+        self._draining = True
+        try:
+            async with asyncio.timeout(deadline_s):
+                while self._running:
+                    await asyncio.sleep(0.005)
+        except TimeoutError:
+            for request_id in list(self._running):
+                self.abort(request_id)
+
+
+@dataclass
+class Site:
+    """A running server and what a test needs to talk to it."""
+
+    url: str
+    app: FastAPI
+    engine: EchoEngine
+    settings: ServerSettings
+    operator_key: str
+    http: httpx2.Client
+    _clients: list[openai.OpenAI] = field(default_factory=list)
+
+    def tenant(self, name: str, scopes: list[str] | None = None) -> str:
+        """A new tenant's key."""
+        self.operator("POST", "/admin/v1/tenants", json={"name": name}).raise_for_status()
+        return self.key(name, scopes)
+
+    def key(self, tenant: str, scopes: list[str] | None = None) -> str:
+        body = {} if scopes is None else {"scopes": scopes}
+        answer = self.operator("POST", f"/admin/v1/tenants/{tenant}/keys", json=body)
+        answer.raise_for_status()
+        return str(answer.json()["value"])
+
+    def operator(self, method: str, path: str, **kwargs: Any) -> httpx2.Response:
+        return self.call(self.operator_key, method, path, **kwargs)
+
+    def call(self, key: str | None, method: str, path: str, **kwargs: Any) -> httpx2.Response:
+        headers = {} if key is None else {"authorization": f"Bearer {key}"}
+        headers.update(kwargs.pop("headers", {}))
+        return self.http.request(method, path, headers=headers, **kwargs)
+
+    def client(self, key: str) -> openai.OpenAI:
+        client = openai.OpenAI(api_key=key, base_url=f"{self.url}/v1", max_retries=0)
+        self._clients.append(client)
+        return client
+
+    def usage(self, key: str) -> list[dict[str, Any]]:
+        results: list[dict[str, Any]] = self.call(key, "GET", "/v1/usage").json()["data"][0][
+            "results"
+        ]
+        return results
+
+    def create_adapter(self, key: str, name: str) -> None:
+        body = {"name": name, "base_model": BASE}
+        self.call(key, "POST", "/v1/adapters", json=body).raise_for_status()
+
+    def upload(self, key: str, name: str, files: dict[str, bytes]) -> httpx2.Response:
+        parts = [(part, (part, data)) for part, data in files.items()]
+        return self.call(key, "POST", f"/v1/adapters/{name}/versions", files=parts)
+
+    def close(self) -> None:
+        for client in self._clients:
+            client.close()
+        self.http.close()
+
+
+@pytest.fixture
+def tokenizer(tmp_path: Path) -> BaseTokenizer:
+    folder = tmp_path / "base"
+    folder.mkdir()
+    write_tokenizer(folder)
+    return BaseTokenizer.from_dir(folder)
+
+
+@pytest.fixture(scope="session")
+def migrated(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A database at this release's schema, made by the real migrations once."""
+    file = tmp_path_factory.mktemp("schema") / "weft.db"
+    prepare(sqlite_url(file, driver="sqlite"))
+    return file
+
+
+@pytest.fixture
+def settings(tmp_path: Path, migrated: Path) -> ServerSettings:
+    (tmp_path / "data").mkdir()
+    shutil.copy(migrated, tmp_path / "data" / "weft.db")
+    return ServerSettings(
+        base_dir=tmp_path / "base",
+        data_dir=tmp_path / "data",
+        port=0,
+        keepalive_s=0.2,
+        max_upload_bytes=200_000,
+        max_body_bytes=100_000,
+    )
+
+
+@pytest.fixture
+def site(tokenizer: BaseTokenizer, settings: ServerSettings) -> Iterator[Site]:
+    engine = EchoEngine()
+    app = create_app(settings, engine, tokenizer)
+    with background_server(app, settings) as url:
+        operator_key = (settings.data_dir / "operator_key").read_text().strip()
+        http = httpx2.Client(base_url=url, timeout=20.0)
+        running = Site(url, app, engine, settings, operator_key, http)
+        yield running
+        running.close()
+
+
+@pytest.fixture
+def acme(site: Site) -> str:
+    """A tenant's key."""
+    return site.tenant("acme")
+
+
+@pytest.fixture
+def lora() -> Callable[..., dict[str, bytes]]:
+    """Files of a PEFT adapter on the tiny base's q_proj."""
+
+    def create(seed: int = 0, rank: int = 4, **config: object) -> dict[str, bytes]:
+        rng = np.random.default_rng(seed)
+        site_name = "base_model.model.model.layers.0.self_attn.q_proj"
+        tensors = {
+            f"{site_name}.lora_A.weight": rng.normal(size=(rank, 16)).astype(np.float32),
+            f"{site_name}.lora_B.weight": rng.normal(size=(16, rank)).astype(np.float32),
+        }
+        adapter_config = {
+            "peft_type": "LORA",
+            "task_type": "CAUSAL_LM",
+            "base_model_name_or_path": BASE,
+            "r": rank,
+            "lora_alpha": 8,
+            "target_modules": ["q_proj"],
+            **config,
+        }
+        return {
+            "adapter_config.json": json.dumps(adapter_config).encode(),
+            "adapter_model.safetensors": save(tensors),
+        }
+
+    return create
+
+
+@pytest.fixture
+def dead_engine_error() -> EngineDeadError:
+    return EngineDeadError("RuntimeError: boom")
