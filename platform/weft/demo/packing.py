@@ -37,7 +37,10 @@ class Batch:
 def pack_window(
     rng: random.Random, documents: Iterator[Document], text_share: float
 ) -> list[Document]:
-    """Documents until one does not fit; the rest of the window is library text."""
+    """Documents until one does not fit; the rest of the window is library text.
+
+    With no `text_share` the rest is filler without weight, so that only the documents are learnt.
+    """
     if rng.random() < text_share:
         return [text_document(rng, WINDOW)]
     packed: list[Document] = []
@@ -47,7 +50,8 @@ def pack_window(
             break
         packed.append(document)
         room -= len(document.token_ids)
-    return [*packed, text_document(rng, room)] if room > 1 else [*packed, _filler(room)]
+    with_text = text_share > 0 and room > 1
+    return [*packed, text_document(rng, room) if with_text else _filler(room)]
 
 
 def _filler(num_tokens: int) -> Document:

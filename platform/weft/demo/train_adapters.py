@@ -29,7 +29,7 @@ console = Console()
 WINDOWS_PER_STEP = 8
 PEAK_RATE = 3e-3
 WARMUP_STEPS = 20
-NUM_STEPS = 240
+NUM_STEPS = 150
 ATTENTION = ["q_proj", "k_proj", "v_proj", "o_proj"]
 EXPERTS = ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]
 
