@@ -10,10 +10,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from weft.cli.output import fail, print_result, progress_bar
+from weft.cli.output import JsonOption, fail, print_json
+from weft.cli.output import out as console
+from weft.cli.progress import progress_bars
 from weft.messages import EngineRequest, SamplingParams
 
 if TYPE_CHECKING:
+    from weft.engine.build import BuiltEngine
+    from weft.engine.config import EngineConfig
     from weft.engine.offline import Completion
     from weft.tokenizer import BaseTokenizer
 
@@ -123,7 +127,7 @@ def generate(
     dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     num_threads: Annotated[int, typer.Option(help="CPU threads; 0 is torch's choice.")] = 0,
-    as_json: Annotated[bool, typer.Option("--json", help="Print a JSON summary.")] = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Run requests of many adapters as one mixed batch, without a server."""
     from weft.engine.config import EngineConfig
@@ -136,37 +140,36 @@ def generate(
             )
             summary = _run(config, adapters, requests, out)
     except (ValueError, OSError) as error:
-        fail(str(error))
-    print_result(summary, as_json=as_json)
+        raise fail(str(error)) from error
+    if as_json:
+        print_json(summary)
+    else:
+        console.print(
+            f"{summary['requests']} requests, {summary['output_tokens']} tokens, "
+            f"{summary['errors']} errors: {summary['out']}",
+            markup=False,
+        )
 
 
 def _run(
-    config: object, adapters: Mapping[str, Path], requests_path: Path, out_path: Path
+    config: EngineConfig, adapters: Mapping[str, Path], requests_path: Path, out_path: Path
 ) -> dict[str, object]:
     from weft.engine.build import build_engine
-    from weft.engine.config import EngineConfig
     from weft.engine.offline import register_folder, run_requests
     from weft_adapters.store import FolderStore
 
-    assert isinstance(config, EngineConfig)
-    with progress_bar() as progress:
-        built = build_engine(config, progress.report)
+    with progress_bars() as report:
+        built = build_engine(config, report)
         try:
             store = FolderStore(config.adapters_dir)
             digests = {name: register_folder(built, store, d) for name, d in adapters.items()}
-            parsed: list[tuple[EngineRequest, str | None]] = []
-            for number, line in enumerate(requests_path.read_text("utf-8").splitlines(), start=1):
-                if line.strip():
-                    try:
-                        parsed.append(parse_request(line, built.tokenizer, digests))
-                        built.engine.check(parsed[-1][0])
-                    except (ValueError, TypeError) as error:
-                        raise ValueError(f"{requests_path}, line {number}: {error}") from error
-            done: list[Completion] = []
+            parsed = _parse_file(requests_path, built, digests)
+            num_done = 0
 
             def on_finish(completion: Completion) -> None:
-                done.append(completion)
-                progress.report("generate", len(done), len(parsed))
+                nonlocal num_done
+                num_done += 1
+                report("generate", num_done, len(parsed))
 
             completions = run_requests(built, [request for request, _ in parsed], on_finish)
         finally:
@@ -179,3 +182,24 @@ def _run(
         "output_tokens": sum(len(c.token_ids) for c in completions.values()),
         "out": str(out_path),
     }
+
+
+def _parse_file(
+    path: Path, built: BuiltEngine, digests: Mapping[str, str]
+) -> list[tuple[EngineRequest, str | None]]:
+    """Every request is checked before any runs; ValueError names the line."""
+    parsed = []
+    seen: set[str] = set()
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+        if not line.strip():
+            continue
+        try:
+            request, adapter = parse_request(line, built.tokenizer, digests)
+            built.engine.check(request)
+            if request.request_id in seen:
+                raise ValueError(f"the id {request.request_id!r} is used twice")
+        except (ValueError, TypeError) as error:
+            raise ValueError(f"{path}, line {number}: {error}") from error
+        seen.add(request.request_id)
+        parsed.append((request, adapter))
+    return parsed

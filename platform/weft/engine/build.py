@@ -34,6 +34,7 @@ class BuiltEngine:
     """An engine with what its owner needs beside it."""
 
     engine: Engine
+    decoder: Decoder
     info: EngineInfo
     memory: MemoryPlan
     pool: PagePool
@@ -94,7 +95,7 @@ def build_engine(
             "weights": memory.weight_bytes, "kv": memory.kv_bytes, "adapters": memory.adapter_bytes,
         },
     )  # fmt: skip
-    return BuiltEngine(engine, info, memory, pool, tiers, tokenizer, base)
+    return BuiltEngine(engine, decoder, info, memory, pool, tiers, tokenizer, base)
 
 
 def warm_up(engine: Engine) -> None:

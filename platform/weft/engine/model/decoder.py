@@ -66,7 +66,7 @@ class Decoder:
 
     def __init__(self, config: ModelConfig, weights: ModelWeights, max_model_len: int) -> None:
         self.config = config
-        self._weights = weights
+        self.weights = weights
         table = create_rotary_table(
             max_model_len, config.head_dim, config.rope_theta, weights.embed_VH.device
         )
@@ -77,15 +77,15 @@ class Decoder:
     def forward(self, batch: Batch, kv: KVCache) -> Tensor:
         """Write the rows' keys and values to `kv` and return float32 logits `[num rows, V]`."""
         rotary = self._rotary_table.index_select(0, batch.positions_T)
-        x_TH = self._weights.embed_VH.index_select(0, batch.tokens_T)
+        x_TH = self.weights.embed_VH.index_select(0, batch.tokens_T)
         eps = self.config.rms_norm_eps
-        for i, layer in enumerate(self._weights.layers):
+        for i, layer in enumerate(self.weights.layers):
             h_TH = rms_norm(x_TH, layer.input_norm, eps)
             x_TH = x_TH + self._attention(i, layer, h_TH, rotary, batch, kv)
             h_TH = rms_norm(x_TH, layer.post_norm, eps)
             x_TH = x_TH + self._mlp(i, layer, h_TH, batch.adapters)
-        x_TH = rms_norm(x_TH.index_select(0, batch.logit_rows), self._weights.norm, eps)
-        return (x_TH @ self._weights.head_HV).float()
+        x_TH = rms_norm(x_TH.index_select(0, batch.logit_rows), self.weights.norm, eps)
+        return (x_TH @ self.weights.head_HV).float()
 
     def _attention(
         self, i: int, layer: LayerWeights, x_TH: Tensor, rotary: Tensor, batch: Batch, kv: KVCache
