@@ -73,14 +73,13 @@ def create_app(settings: ServerSettings, engine: EngineClient, tokenizer: BaseTo
         redoc_url=None,
         openapi_url=None,
         redirect_slashes=False,
-        max_body_size=settings.max_body_bytes,
     )
     app.state.database = database
     app.state.gateway = gateway
     app.state.registry = create_registry(settings, engine)
     app.state.authenticator = Authenticator(secrets.pepper, secrets.operator_key)
     install_error_handlers(app)
-    app.add_middleware(RequestContextMiddleware)
+    app.add_middleware(RequestContextMiddleware, max_body_bytes=settings.max_body_bytes)
     for module in (inference, adapters, usage, tenants, probes):
         app.include_router(module.router)
 

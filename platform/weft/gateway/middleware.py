@@ -1,4 +1,4 @@
-"""The one layer around everything: request id, standard headers, and the last catch of errors.
+"""The one layer around everything: request id, body limit, headers, and the last catch of errors.
 
 Pure ASGI, so that streams are not buffered and disconnects reach the endpoints.
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import time
 
+from fastapi import HTTPException
 from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -26,10 +27,15 @@ _SECURITY_HEADERS = {
 
 
 class RequestContextMiddleware:
-    """Gives `state.request_id` and sets the headers that every response has, errors included."""
+    """Gives `state.request_id` and sets the headers that every response has, errors included.
 
-    def __init__(self, app: ASGIApp) -> None:
+    A body may have `state.max_body_bytes`; a route that counts for itself sets that to None before
+    it reads.
+    """
+
+    def __init__(self, app: ASGIApp, max_body_bytes: int) -> None:
         self._app = app
+        self._max_body_bytes = max_body_bytes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -38,6 +44,7 @@ class RequestContextMiddleware:
         started_s = time.monotonic()
         state = scope.setdefault("state", {})
         state["request_id"] = create_id("req")
+        state["max_body_bytes"] = self._max_body_bytes
         has_started = False
 
         async def send_with_headers(message: Message) -> None:
@@ -55,7 +62,7 @@ class RequestContextMiddleware:
             await send(message)
 
         try:
-            await self._app(scope, receive, send_with_headers)
+            await self._app(scope, _limited(scope, receive), send_with_headers)
         except Exception:
             logger.exception("%s %s failed", state["request_id"], scope["path"])
             if has_started:
@@ -64,3 +71,19 @@ class RequestContextMiddleware:
                 f"The server had an error. Tell the operator this id: {state['request_id']}."
             )
             await error_response(error)(scope, receive, send_with_headers)
+
+
+def _limited(scope: Scope, receive: Receive) -> Receive:
+    """`receive`, raising 413 (FastAPI passes only its own exceptions on from a body) at the cap."""
+    num_bytes = 0
+
+    async def limited() -> Message:
+        nonlocal num_bytes
+        message = await receive()
+        num_bytes += len(message.get("body", b""))
+        cap = scope["state"]["max_body_bytes"]
+        if cap is not None and num_bytes > cap:
+            raise HTTPException(413)
+        return message
+
+    return limited

@@ -1,0 +1,108 @@
+"""Probes, metrics, the operator's routes, and the mark that every route carries."""
+
+from __future__ import annotations
+
+import stat
+from typing import Any
+
+from fastapi.routing import APIRoute, iter_route_contexts
+from prometheus_client.parser import text_string_to_metric_families
+
+from weft.tenancy.auth import AUTH_MARK
+
+
+def test_readiness_names_the_reason(site: Any) -> None:
+    assert site.http.get("/readyz").json() == {"status": "ok"}
+    site.engine.not_ready_reason = "The engine is warming up."
+    answer = site.http.get("/readyz")
+    assert answer.status_code == 503
+    assert answer.json()["reason"] == "The engine is warming up."
+    assert site.http.get("/livez").status_code == 200
+
+
+def test_metrics_have_vllms_names(site: Any, acme: str) -> None:
+    site.client(acme).completions.create(model="tiny", prompt="abc")
+    text = site.http.get("/metrics").text
+    samples = {
+        (s.name, s.labels.get("finished_reason")): s
+        for family in text_string_to_metric_families(text)
+        for s in family.samples
+    }
+    for name in (
+        "vllm:num_requests_running",
+        "vllm:num_requests_waiting",
+        "vllm:kv_cache_usage_perc",
+        "vllm:prompt_tokens_total",
+        "vllm:generation_tokens_total",
+        "vllm:time_to_first_token_seconds_count",
+        "vllm:inter_token_latency_seconds_count",
+        "vllm:e2e_request_latency_seconds_count",
+        "vllm:request_queue_time_seconds_count",
+    ):
+        assert samples[name, None].labels["model_name"] == "tiny"
+    assert samples["vllm:request_success_total", "stop"].value == 1
+    assert samples["vllm:e2e_request_latency_seconds_count", None].value == 1
+    assert samples["vllm:time_to_first_token_seconds_count", None].value == 1
+    assert samples["vllm:kv_cache_usage_perc", None].value == 0.5
+    assert samples["weft_adapter_pool_free_pages", None].value == 6
+    assert "acme" not in text
+    assert "tnt_" not in text
+
+
+def test_the_operator_manages_tenants_and_keys(site: Any) -> None:
+    created = site.operator("POST", "/admin/v1/tenants", json={"name": "acme"})
+    assert created.status_code == 201
+    tenant_id = created.json()["id"]
+    assert site.operator("POST", "/admin/v1/tenants", json={"name": "acme"}).status_code == 409
+    assert site.operator("POST", "/admin/v1/tenants", json={"name": ""}).status_code == 400
+    assert site.operator("GET", f"/admin/v1/tenants/{tenant_id}").json()["name"] == "acme"
+    listed = site.operator("GET", "/admin/v1/tenants").json()
+    assert [tenant["id"] for tenant in listed["data"]] == [tenant_id]
+    key = site.operator("POST", f"/admin/v1/tenants/{tenant_id}/keys", json={"name": "k"}).json()
+    assert key["value"].startswith(f"weft_live_{key['id']}_")
+    keys = site.operator("GET", f"/admin/v1/tenants/{tenant_id}/keys")
+    assert key["value"] not in keys.text
+    assert keys.json()["data"][0]["redacted_value"].endswith(key["value"][-4:])
+    bad = site.operator("POST", "/admin/v1/tenants/acme/keys", json={"scopes": ["root"]})
+    assert bad.json()["error"]["param"] == "scopes"
+    past = site.operator("POST", "/admin/v1/tenants/acme/keys", json={"expires_at": 5})
+    assert past.status_code == 400
+    assert site.operator("DELETE", "/admin/v1/tenants/acme").json()["deleted"] is True
+    assert site.operator("GET", "/admin/v1/tenants/acme").status_code == 404
+    assert site.operator("POST", "/admin/v1/tenants", json={"name": "acme"}).status_code == 201
+
+
+def test_the_secret_files_are_only_the_owners(site: Any) -> None:
+    for name in ("operator_key", "key_pepper"):
+        assert stat.S_IMODE((site.settings.data_dir / name).stat().st_mode) == 0o600
+
+
+def test_every_route_says_who_may_call_it(site: Any) -> None:
+    num_routes = 0
+    for context in iter_route_contexts(site.app.routes):
+        route = context.original_route
+        assert isinstance(route, APIRoute), f"{route} is no API route"
+        marks = {
+            getattr(dependency.call, AUTH_MARK)
+            for dependency in route.dependant.dependencies
+            if hasattr(dependency.call, AUTH_MARK)
+        }
+        assert len(marks) == 1, f"{route.path} has {len(marks)} auth marks"
+        is_open = route.path in ("/livez", "/readyz", "/metrics", "/openapi.json")
+        assert (marks == {"public"}) == is_open, route.path
+        assert (marks == {"operator"}) == route.path.startswith("/admin/"), route.path
+        num_routes += 1
+    assert num_routes > 15
+
+
+def test_the_api_describes_itself(site: Any) -> None:
+    paths = site.http.get("/openapi.json").json()["paths"]
+    assert "/v1/chat/completions" in paths
+
+
+def test_a_host_header_does_not_change_the_decision(site: Any, acme: str) -> None:
+    for host in ("x/?", "x#", "admin"):
+        answer = site.call(acme, "GET", "/admin/v1/tenants", headers={"host": host})
+        assert answer.status_code in (400, 403)
+    for path in ("//v1/models", "/v1/../admin/v1/tenants", "/V1/models", "/v1/models;x"):
+        assert site.http.get(path).status_code in (401, 404)
