@@ -105,15 +105,21 @@ def grouped_mm(x_NI: Tensor, w_GIO: Tensor, ends_G: Tensor) -> Tensor:
     """
     if w_GIO.shape[0] <= MAX_GROUPS_PER_CALL or x_NI.device.type == "cpu":
         return functional.grouped_mm(x_NI, w_GIO, offs=ends_G)
+    return grouped_mm_in_calls(x_NI, w_GIO, ends_G, MAX_GROUPS_PER_CALL)
+
+
+def grouped_mm_in_calls(x_NI: Tensor, w_GIO: Tensor, ends_G: Tensor, num_groups: int) -> Tensor:
+    """As `grouped_mm`, in calls of at most `num_groups` groups; waits for the device."""
     outs = []
     start = 0
-    for g in range(0, w_GIO.shape[0], MAX_GROUPS_PER_CALL):
-        ends = ends_G[g : g + MAX_GROUPS_PER_CALL]
+    for g in range(0, w_GIO.shape[0], num_groups):
+        ends = ends_G[g : g + num_groups]
         stop = int(ends[-1])
-        part = w_GIO[g : g + MAX_GROUPS_PER_CALL]
-        outs.append(functional.grouped_mm(x_NI[start:stop], part, offs=ends - start))
+        part = w_GIO[g : g + num_groups]
+        if stop > start:
+            outs.append(functional.grouped_mm(x_NI[start:stop], part, offs=ends - start))
         start = stop
-    return torch.cat(outs)
+    return torch.cat(outs) if outs else x_NI.new_zeros(0, w_GIO.shape[2])
 
 
 def _lora_delta(x_TI: Tensor, site: PackedSite, group: RankGroup, x_grid: Tensor | None) -> Tensor:

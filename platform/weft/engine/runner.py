@@ -41,15 +41,22 @@ class Runner:
         self._device = kv.k[0].device
 
     def run(self, plan: StepPlan, adapters: Mapping[str, PooledAdapter]) -> dict[Req, int | None]:
-        """Compute the plan's tokens; for each req that samples its next token, or None where its
-        logits are not finite. `adapters` are those that running requests hold, by digest."""
-        batch = self._create_batch(plan, adapters)
-        logits_NV = self._decoder.forward(batch, self._kv)
-        reqs = [item.req for item in plan.scheduled if item.samples]
-        return dict(zip(reqs, sample(logits_NV, reqs), strict=True))
+        """Compute the plan's tokens; the next token of each req that samples, and None for every
+        req whose logits are not finite, also in the middle of its prompt: attention carries a
+        non-finite value on to the last row, so blocks of the others hold none. `adapters` are
+        those that running requests hold, by digest."""
+        logits_NV = self._forward(plan, adapters)
+        tokens = sample(logits_NV, [item.req for item in plan.scheduled])
+        pairs = zip(plan.scheduled, tokens, strict=True)
+        return {item.req: token for item, token in pairs if item.samples or token is None}
 
     def logits(self, plan: StepPlan, adapters: Mapping[str, PooledAdapter]) -> torch.Tensor:
-        """As `run`, but the logits themselves: float32 `[num sampling reqs, V]`."""
+        """The logits of the reqs that sample: float32 `[num sampling reqs, V]`."""
+        logits_NV = self._forward(plan, adapters)
+        return logits_NV[[i for i, item in enumerate(plan.scheduled) if item.samples]]
+
+    def _forward(self, plan: StepPlan, adapters: Mapping[str, PooledAdapter]) -> torch.Tensor:
+        """Logits at the last row of each scheduled req."""
         return self._decoder.forward(self._create_batch(plan, adapters), self._kv)
 
     def clean(self, blocks: list[int]) -> None:
@@ -76,8 +83,7 @@ class Runner:
                 for p in range(item.start, stop)
             ]
             digests += [item.req.adapter_digest] * item.num_new
-            if item.samples:
-                logit_rows.append(len(tokens) - 1)
+            logit_rows.append(len(tokens) - 1)
 
         def device_tensor(values: list[int]) -> torch.Tensor:
             return torch.tensor(values, dtype=torch.int64).to(self._device)

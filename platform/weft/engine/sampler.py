@@ -15,6 +15,8 @@ from torch import Tensor
 
 from weft.engine.req import Req
 
+_LEAST_TEMPERATURE = torch.finfo(torch.float32).tiny
+
 
 def seed_of(req: Req) -> int:
     """The request's seed, or one made from its id: 64 bits."""
@@ -66,14 +68,14 @@ def _draw(logits_NV: Tensor, reqs: Sequence[Req]) -> Tensor:
     def column(values: list[float]) -> Tensor:
         return torch.tensor(values, dtype=torch.float32, device=device)[:, None]
 
-    # a temperature near 0 would overflow: subtract the maximum first
+    # a temperature near 0 would overflow: subtract the maximum first; one that float32 rounds to 0
+    # would divide 0 by 0
     shifted = logits_NV - logits_NV.amax(dim=1, keepdim=True)
-    sorted_NV, index_NV = (shifted / column([s.temperature for s in sampling])).sort(
-        dim=1, descending=True, stable=True
-    )
+    temperature = column([s.temperature for s in sampling]).clamp_(min=_LEAST_TEMPERATURE)
+    sorted_NV, index_NV = (shifted / temperature).sort(dim=1, descending=True, stable=True)
     probs = sorted_NV.softmax(dim=1)
     ranks = torch.arange(vocab, device=device)[None]
-    top_k = torch.tensor([s.top_k or vocab for s in sampling], device=device)[:, None]
+    top_k = torch.tensor([min(s.top_k or vocab, vocab) for s in sampling], device=device)[:, None]
     probs = torch.where(ranks < top_k, probs, 0.0)
     probs = probs / probs.sum(dim=1, keepdim=True)
     before = probs.cumsum(dim=1) - probs
