@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import warnings
 from pathlib import Path
 
@@ -11,7 +12,6 @@ import torch
 from peft import LoraConfig, get_peft_model
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, Qwen3Config, Qwen3ForCausalLM
-from transformers.utils import logging as transformers_logging
 
 VOCAB_SIZE = 8192
 RANKS = (8, 16, 32)
@@ -21,7 +21,7 @@ def quiet_libraries() -> None:
     """Progress bars and notices of transformers and PEFT would drown the figures."""
     warnings.simplefilter("ignore")
     logging.getLogger("transformers").setLevel(logging.ERROR)
-    transformers_logging.disable_progress_bar()
+    os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
 
 
 def create_dense_base(folder: Path) -> None:
@@ -61,5 +61,5 @@ def create_adapters(base_dir: Path, root: Path, count: int) -> list[Path]:
                 if "lora_B" in name:
                     parameter.normal_(0.0, 0.02)
         folders.append(root / f"adapter-{i}")
-        peft_model.save_pretrained(folders[-1])
+        peft_model.save_pretrained(str(folders[-1]))
     return folders

@@ -17,14 +17,15 @@ import time
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import torch
+from benchmarks.models import VOCAB_SIZE, create_adapters, create_dense_base, quiet_libraries
 from peft import PeftModel
 from rich.console import Console
 from rich.table import Table
 from transformers import AutoModelForCausalLM
 
-from benchmarks.models import VOCAB_SIZE, create_adapters, create_dense_base, quiet_libraries
 from weft.engine.bench import Load, Run, create_requests, measure, run_load
 from weft.engine.build import BuiltEngine, build_engine
 from weft.engine.config import EngineConfig
@@ -47,7 +48,8 @@ def run_peft(model: PeftModel, prompts: torch.Tensor) -> tuple[float, torch.Tens
     names = [str(i % NUM_ADAPTERS) for i in range(len(prompts))]
     started = time.monotonic()
     with torch.inference_mode():
-        out = model.generate(
+        generate: Any = model.generate  # PEFT's has no annotations
+        out = generate(
             input_ids=prompts,
             attention_mask=torch.ones_like(prompts),
             adapter_names=names,

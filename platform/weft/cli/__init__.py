@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from weft.cli import adapter, bench, generate, key, migrate, serve, tenant
+from weft.cli import adapter, bench, demo, generate, key, migrate, serve, tenant
 
 app = typer.Typer(
     name="weft",
@@ -14,6 +14,7 @@ app = typer.Typer(
 )
 app.command("serve")(serve.serve)
 app.command("migrate")(migrate.migrate)
+app.command("demo")(demo.demo)
 app.command("generate")(generate.generate)
 app.command("bench")(bench.bench)
 app.add_typer(tenant.app, name="tenant")

@@ -1,0 +1,50 @@
+# Every target works on a fresh machine with Python 3.11 or newer: it makes .venv first.
+PYTHON ?= python3
+# Where torch comes from. Empty: the default index, whatever build it offers. PyTorch's own index of
+# small CPU builds can be named here: make install TORCH_INDEX=<url>
+TORCH_INDEX ?=
+TORCH := torch==2.13.0
+
+BIN := .venv/bin
+INSTALLED := .venv/.installed
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.PHONY: help install demo serve test lint format bench clean
+
+help: ## this list
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+install: $(INSTALLED) ## make .venv with the package (editable) and everything the targets need
+
+$(INSTALLED): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Weft needs Python 3.11 or newer")'
+	$(PYTHON) -m venv .venv
+	@# torch first, on its own: what depends on it must not choose the build
+	$(BIN)/pip install --quiet --constraint constraints.txt $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) $(TORCH)
+	PIP_CONSTRAINT=constraints.txt $(BIN)/pip install --quiet --editable '.[dev]'
+	@touch $@
+
+demo: install ## two tenants, their adapters, one base, one batch
+	$(BIN)/weft demo
+
+serve: install ## the same, and stay up until Ctrl-C
+	$(BIN)/weft demo --serve
+
+test: install ## the whole test suite
+	$(BIN)/python -m pytest
+
+lint: install ## formatting, lint, types, import layers
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: install ## rewrite files as `make lint` wants them
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+bench: install ## Weft against PEFT's mixed batches; writes benchmarks/results/
+	$(BIN)/python -m benchmarks.peft_mixed_batch --json-dir benchmarks/results
+
+clean: ## remove .venv and caches
+	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
