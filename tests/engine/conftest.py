@@ -64,7 +64,7 @@ def _spread(model: PreTrainedModel) -> PreTrainedModel:
                 parameter.normal_(0.0, parameter.shape[-1] ** -0.5, generator=generator)
             elif "norm" in name:
                 parameter.uniform_(0.5, 1.5, generator=generator)
-    return model.eval()
+    return model
 
 
 def create_dense_model() -> PreTrainedModel:
@@ -92,11 +92,11 @@ def create_moe_model() -> PreTrainedModel:
         num_hidden_layers=4,
         num_attention_heads=4,
         num_key_value_heads=4,
-        head_dim=24,
         num_experts=12,
         num_experts_per_tok=3,
         norm_topk_prob=True,
         mlp_only_layers=[1],
+        **{"head_dim": 24},  # a field that transformers' annotations lack
         attention_bias=True,
         max_position_embeddings=512,
         tie_word_embeddings=False,
@@ -116,7 +116,7 @@ def save_adapter(base_dir: Path, folder: Path, seed: int, **lora: Any) -> Path:
             for name, parameter in peft_model.named_parameters():
                 if "lora_" in name:
                     parameter.normal_(0.0, 0.4 * parameter.shape[-1] ** -0.5, generator=generator)
-        peft_model.save_pretrained(folder)
+        peft_model.save_pretrained(str(folder))
     return folder
 
 
@@ -133,7 +133,9 @@ class Oracle:
 
         if adapter not in self._models:
             with third_party_warnings_ignored():
-                model = AutoModelForCausalLM.from_pretrained(self.base_dir, dtype=torch.float32)
+                model: Any = AutoModelForCausalLM.from_pretrained(
+                    self.base_dir, dtype=torch.float32
+                )
                 if adapter is not None:
                     model = PeftModel.from_pretrained(model, str(self.adapter_dirs[adapter]))
             self._models[adapter] = model.eval()
