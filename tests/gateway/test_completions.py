@@ -29,7 +29,7 @@ def test_prompts_may_be_tokens(site: Any, acme: str) -> None:
 
 def test_prompts_stream_side_by_side(site: Any, acme: str) -> None:
     texts = {0: "", 1: ""}
-    reasons = {}
+    reasons: dict[int, str | None] = {}
     for chunk in site.client(acme).completions.create(
         model="tiny", prompt=["ab", "cde"], stream=True, stream_options={"include_usage": True}
     ):

@@ -43,7 +43,6 @@ class Database:
             event.listen(self._engine.sync_engine, "begin", _begin_sqlite)
         options: dict[str, Any] = {
             "expire_on_commit": False,
-            "autoflush": False,
             "sync_session_class": _GuardedSession,
         }
         self._read = async_sessionmaker(self._engine, **options)

@@ -1,0 +1,139 @@
+"""No statement reaches the database without saying whose rows it means."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+from sqlalchemy import delete, func, select, update
+from sqlalchemy.orm import aliased
+
+import weft
+from weft.db.base import Base, TenantOwned
+from weft.db.database import Database, sqlite_url
+from weft.db.schema import prepare
+from weft.db.scope import TenantOwner, scoped, unscoped
+from weft.tenancy.models import ApiKey, Project, Tenant
+
+SOURCE = Path(weft.__file__).parent
+STATEMENTS = {"select", "update", "delete", "insert", "text"}
+# hand a finished statement on; what they are given is checked where it is made
+WRAPPERS = {"scoped", "unscoped"}
+BYPASSES = {"query", "get_one", "bulk_save_objects", "exec_driver_sql", "merge"}
+
+
+@pytest.fixture
+async def database(tmp_path: Path) -> AsyncIterator[Database]:
+    prepare(sqlite_url(tmp_path / "weft.db", driver="sqlite"))
+    database = Database(sqlite_url(tmp_path / "weft.db"))
+    async with database.writing() as session:
+        for tenant in ("a", "b"):
+            session.add(Tenant(id=tenant, name=tenant, created_at=1, deleted_at=None))
+        await session.flush()
+        for tenant, number in (("a", 1), ("b", 2), ("b", 3)):
+            session.add(Project(id=f"p{number}", tenant_id=tenant, name=f"n{number}", created_at=1))
+    yield database
+    await database.close()
+
+
+async def test_a_scope_holds_for_rows_columns_joins_and_aliases(database: Database) -> None:
+    owner = TenantOwner("b")
+    other = aliased(Project)
+    async with database.reading() as session:
+        assert len((await session.scalars(scoped(select(Project), owner))).all()) == 2
+        assert await session.scalar(scoped(select(func.count(Project.id)), owner)) == 2
+        joined = select(Tenant.id, other.id).join(other, other.created_at == Tenant.created_at)
+        rows = (await session.execute(scoped(joined, owner))).all()
+        assert {project for _, project in rows} == {"p2", "p3"}
+
+
+async def test_a_scope_holds_for_updates_and_deletes(database: Database) -> None:
+    owner = TenantOwner("b")
+    async with database.writing() as session:
+        await session.execute(scoped(update(Project).values(name=Project.name + "x"), owner))
+        await session.execute(scoped(delete(Project).where(Project.id.in_(["p1", "p2"])), owner))
+    async with database.reading() as session:
+        rows = await session.scalars(unscoped(select(Project).order_by(Project.id), "a test"))
+        assert [(row.id, row.name) for row in rows] == [("p1", "n1"), ("p3", "n3x")]
+
+
+async def test_a_statement_without_a_scope_is_refused(database: Database) -> None:
+    async with database.reading() as session:
+        with pytest.raises(AssertionError, match="without a tenant scope"):
+            await session.execute(select(Project))
+        with pytest.raises(AssertionError, match="without a tenant scope"):
+            await session.get(ApiKey, "x")
+    with pytest.raises(ValueError, match="reason"):
+        unscoped(select(Project), "")
+
+
+async def test_a_reading_session_changes_nothing(database: Database) -> None:
+    async with database.reading() as session:
+        session.add(Tenant(id="c", name="c", created_at=1, deleted_at=None))
+        await session.flush()
+    async with database.reading() as session:
+        found = await session.scalar(unscoped(select(Tenant).where(Tenant.id == "c"), "a test"))
+        assert found is None
+
+
+async def test_a_failed_transaction_leaves_nothing(database: Database) -> None:
+    async def fail_half_way() -> None:
+        async with database.writing() as session:
+            session.add(Tenant(id="c", name="c", created_at=1, deleted_at=None))
+            await session.flush()
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        await fail_half_way()
+    async with database.reading() as session:
+        assert await session.scalar(unscoped(select(func.count(Tenant.id)), "a test")) == 2
+
+
+def test_every_table_but_tenants_is_owned() -> None:
+    for mapper in Base.registry.mappers:
+        assert issubclass(mapper.class_, TenantOwned) or mapper.class_ is Tenant
+
+
+def test_the_source_has_no_query_that_goes_round_the_scope() -> None:
+    """Statements are made in repositories, in functions that scope them, and nowhere else."""
+    faults = []
+    for file in sorted(SOURCE.rglob("*.py")):
+        for function, calls in _calls_by_function(ast.parse(file.read_text())):
+            made = calls & STATEMENTS
+            where = f"{file.relative_to(SOURCE)}:{function}"
+            if made and not calls & WRAPPERS:
+                faults.append(f"{where} makes {made} without a scope")
+            if made and file.name not in ("repository.py", "probe_endpoints.py"):
+                faults.append(f"{where} makes {made} outside a repository")
+            if calls & BYPASSES and file.name != "database.py":
+                faults.append(f"{where} uses {calls & BYPASSES}")
+    assert faults == []
+
+
+def _calls_by_function(tree: ast.Module) -> list[tuple[str, set[str]]]:
+    """Names from SQLAlchemy or of the scope that each function calls."""
+    imported = {
+        alias.asname or alias.name
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ImportFrom)
+        and (node.module or "").startswith(("sqlalchemy", "weft.db.scope"))
+        for alias in node.names
+    }
+    found = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            calls = {
+                call.func.id
+                for call in ast.walk(node)
+                if isinstance(call, ast.Call) and isinstance(call.func, ast.Name)
+            } & imported
+            if imported:
+                calls |= {
+                    call.func.attr
+                    for call in ast.walk(node)
+                    if isinstance(call, ast.Call) and isinstance(call.func, ast.Attribute)
+                } & BYPASSES
+            found.append((node.name, calls))
+    return found
