@@ -84,6 +84,7 @@ def create_dense_model() -> PreTrainedModel:
 
 
 def create_moe_model() -> PreTrainedModel:
+    unannotated: dict[str, Any] = {"head_dim": 24}
     config = Qwen3MoeConfig(
         vocab_size=VOCAB_SIZE,
         hidden_size=64,
@@ -96,7 +97,7 @@ def create_moe_model() -> PreTrainedModel:
         num_experts_per_tok=3,
         norm_topk_prob=True,
         mlp_only_layers=[1],
-        **{"head_dim": 24},  # a field that transformers' annotations lack
+        **unannotated,
         attention_bias=True,
         max_position_embeddings=512,
         tie_word_embeddings=False,
