@@ -9,8 +9,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 _BROKEN = "\ufffd"
-# a broken sequence at the end is at most three of four bytes; more is broken text for good
-_MAX_HELD_TOKENS = 8
+# a sequence that may still be completed is at most three of four bytes; before it, broken is broken
+_MAX_OPEN_CHARS = 3
+# text that stays broken for so long is noise: decoding it anew for each token must end some time
+_MAX_WINDOW_TOKENS = 128
 
 
 class Detokenizer:
@@ -24,7 +26,8 @@ class Detokenizer:
         self._stop = tuple(stop)
         self._token_ids: list[int] = []
         self._prefix = 0  # tokens from here on are decoded anew for context
-        self._read = 0  # tokens up to here are in `_text`
+        self._read = 0  # tokens up to here decoded to whole characters
+        self._taken = 0  # characters of the tokens from `_prefix` on that are in `_text`
         self._text = ""
         self._given = 0
         self.stopped = False
@@ -32,19 +35,21 @@ class Detokenizer:
     def add(self, token_id: int) -> None:
         """Take one token; sets `stopped` when the text now holds a stop string."""
         self._token_ids.append(token_id)
-        old = self._decode(self._token_ids[self._prefix : self._read])
-        new = self._decode(self._token_ids[self._prefix :])
-        held = len(self._token_ids) - self._read
-        if new.endswith(_BROKEN) and held < _MAX_HELD_TOKENS:
-            return
-        self._take(new[len(old) :])
-        self._prefix, self._read = self._read, len(self._token_ids)
+        text = self._decode(self._token_ids[self._prefix :])
+        is_noise = len(self._token_ids) - self._prefix >= _MAX_WINDOW_TOKENS
+        num_whole = len(text if is_noise else text.rstrip(_BROKEN))
+        self._take(text, max(num_whole, len(text) - _MAX_OPEN_CHARS))
+        if num_whole == len(text):
+            self._prefix, self._read = self._read, len(self._token_ids)
+            self._taken = len(self._decode(self._token_ids[self._prefix : self._read]))
 
-    def _take(self, text: str) -> None:
-        if self.stopped:
+    def _take(self, text: str, end: int) -> None:
+        """Take the characters of the window up to `end` that are not in `_text` yet."""
+        if self.stopped or end <= self._taken:
             return
+        self._text += text[self._taken : end]
+        self._taken = end
         # a match may begin in earlier text, but not before what was given out
-        self._text += text
         cuts = [at for s in self._stop if (at := self._text.find(s, self._given)) >= 0]
         if cuts:
             self._text = self._text[: min(cuts)]
@@ -52,10 +57,8 @@ class Detokenizer:
 
     def finish(self) -> None:
         """No token follows: what was held back as broken is text after all."""
-        old = self._decode(self._token_ids[self._prefix : self._read])
-        new = self._decode(self._token_ids[self._prefix :])
-        self._take(new[len(old) :])
-        self._prefix = self._read = len(self._token_ids)
+        text = self._decode(self._token_ids[self._prefix :])
+        self._take(text, len(text))
 
     def give(self, *, final: bool) -> str:
         """The text that is certain and was not given out yet."""

@@ -7,6 +7,7 @@ loop. Nothing here waits for a reader: a request's outputs are bounded by its `m
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import threading
 import time
 from collections.abc import AsyncIterator, Callable
@@ -23,20 +24,26 @@ from weft.messages import (
     EngineQueueFullError,
     EngineRequest,
     EngineStats,
+    FinishReason,
     Usage,
 )
 
 
 @dataclass(slots=True)
 class _Stream:
-    """Where one request's outputs go: a queue that belongs to the caller's event loop."""
+    """Where one request's outputs go: a queue that belongs to the caller's event loop.
+
+    `usage` is what the caller was told last.
+    """
 
     request: EngineRequest
     loop: asyncio.AbstractEventLoop
     outputs: asyncio.Queue[EngineOutput]
+    usage: Usage = Usage(0, 0)
 
     def put(self, output: EngineOutput) -> None:
-        if not self.loop.is_closed():
+        self.usage = output.usage
+        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody reads any more
             self.loop.call_soon_threadsafe(self.outputs.put_nowait, output)
 
 
@@ -88,11 +95,11 @@ class InProcessEngine:
         return ""
 
     def generate(self, req: EngineRequest) -> AsyncIterator[EngineOutput]:
-        if self._failure is not None:
-            raise EngineDeadError(self._failure)
         self._engine.check(req)
         stream = _Stream(req, asyncio.get_running_loop(), asyncio.Queue())
         with self._wake:
+            if self._failure is not None:
+                raise EngineDeadError(self._failure)
             if self._draining or self._stopping:
                 raise EngineDrainingError("The engine is draining.")
             if req.request_id in self._streams:
@@ -179,10 +186,13 @@ class InProcessEngine:
                     self._deliver(output)
                 if not outputs and not self._engine.scheduler.running:
                     self._wait_for_adapters()
-            self._end_all("abort", None)
+            for request_id in list(self._streams):
+                self._end(request_id, self._engine.abort(request_id), "abort", None)
         except Exception as error:  # the thread's last line: everybody waiting must hear of it
-            self._failure = f"{type(error).__name__}: {error}"
-            self._end_all("error", self._failure)
+            with self._wake:  # whoever comes later is refused
+                self._failure = f"{type(error).__name__}: {error}"
+            for request_id in list(self._streams):
+                self._end(request_id, None, "error", self._failure)
             raise
 
     def _take_commands(self) -> bool:
@@ -218,12 +228,16 @@ class InProcessEngine:
                 del self._streams[output.request_id]
         stream.put(output)
 
-    def _end_all(self, reason: str, error: str | None) -> None:
-        for request_id in list(self._streams):
-            output = self._engine.abort(request_id) if reason == "abort" else None
-            usage = Usage(0, 0)
-            final = output or EngineOutput(request_id, "", (), usage, "error", error)
-            self._deliver(final)
+    def _end(
+        self,
+        request_id: str,
+        output: EngineOutput | None,
+        reason: FinishReason,
+        error: str | None,
+    ) -> None:
+        """Deliver the last output, one without text where the engine has none."""
+        usage = self._streams[request_id].usage
+        self._deliver(output or EngineOutput(request_id, "", (), usage, reason, error))
 
 
 def _take_observations(counters: EngineCounters, drain: bool) -> dict[str, tuple[float, ...]]:

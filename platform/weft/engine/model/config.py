@@ -59,10 +59,13 @@ class _Keys:
     def __init__(self, raw: Mapping[str, object]) -> None:
         self.raw = raw
 
-    def integer(self, *names: str, default: int | None = None) -> int:
+    def integer(self, *names: str, default: int | None = None, minimum: int = 1) -> int:
         value = next((self.raw[n] for n in names if self.raw.get(n) is not None), default)
-        if not isinstance(value, int) or isinstance(value, bool) or value < 0:
-            raise ValueError(f"config.json: {names[0]!r} must be a whole number, not {value!r}")
+        if not isinstance(value, int) or isinstance(value, bool) or value < minimum:
+            raise ValueError(
+                f"config.json: {names[0]!r} must be a whole number of at least {minimum}, "
+                f"not {value!r}"
+            )
         return value
 
     def number(self, name: str, default: float | None = None) -> float:
@@ -103,14 +106,26 @@ def create_model_config(raw: Mapping[str, object]) -> ModelConfig:
     num_heads = keys.integer("num_attention_heads")
     num_layers = keys.integer("num_hidden_layers")
     is_moe = model_type == "qwen3_moe"
-    num_experts = keys.integer("num_local_experts", "num_experts") if is_moe else 0
+    num_experts = keys.integer("num_local_experts", "num_experts", minimum=0) if is_moe else 0
+    num_kv_heads = keys.integer("num_key_value_heads", default=num_heads)
+    if num_heads % num_kv_heads:
+        raise ValueError(
+            f"config.json: num_attention_heads={num_heads} is no multiple of "
+            f"num_key_value_heads={num_kv_heads}"
+        )
+    num_experts_per_tok = keys.integer("num_experts_per_tok") if num_experts else 0
+    if num_experts_per_tok > num_experts:
+        raise ValueError(
+            f"config.json: num_experts_per_tok={num_experts_per_tok} is more than the "
+            f"{num_experts} experts"
+        )
     return ModelConfig(
         model_type=str(model_type),
         vocab_size=keys.integer("vocab_size"),
         hidden_size=keys.integer("hidden_size"),
         num_layers=num_layers,
         num_heads=num_heads,
-        num_kv_heads=keys.integer("num_key_value_heads", default=num_heads),
+        num_kv_heads=num_kv_heads,
         head_dim=keys.integer("head_dim", default=keys.integer("hidden_size") // num_heads),
         intermediate_size=keys.integer("intermediate_size"),
         rms_norm_eps=keys.number("rms_norm_eps"),
@@ -119,8 +134,8 @@ def create_model_config(raw: Mapping[str, object]) -> ModelConfig:
         tie_word_embeddings=keys.flag("tie_word_embeddings", default=False),
         attention_bias=keys.flag("attention_bias", default=False),
         num_experts=num_experts,
-        num_experts_per_tok=keys.integer("num_experts_per_tok") if is_moe else 0,
-        moe_intermediate_size=keys.integer("moe_intermediate_size") if is_moe else 0,
+        num_experts_per_tok=num_experts_per_tok,
+        moe_intermediate_size=keys.integer("moe_intermediate_size") if num_experts else 0,
         norm_topk_prob=keys.flag("norm_topk_prob", default=False) if is_moe else False,
         moe_layers=_moe_layers(raw, num_layers) if num_experts else frozenset(),
     )
