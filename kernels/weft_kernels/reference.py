@@ -1,0 +1,180 @@
+"""The operators' meaning, spelled out: naive float64 twins of every operator, the tests' oracle.
+
+Plain loops over rows, heads, experts and adapters; nothing is packed, padded, sorted or bucketed.
+Arguments name what a row means (its adapter, its token, its place), not how the fast operators lay
+it out. Every function takes tensors of any float dtype, computes on the CPU in float64 and returns
+float64.
+
+Legend: T rows, I in, O out, R rank, H hidden, F expert width, E experts, K experts per token, N KV
+heads, G query heads per KV head, D head dim.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+def _wide(x: Tensor) -> Tensor:
+    return x.detach().to("cpu", torch.float64)
+
+
+@dataclass(frozen=True, slots=True)
+class Lora:
+    """One adapter at one site, as PEFT writes it: a_RI `[R, I]`, b_OR `[O, R]`, at true rank."""
+
+    a_RI: Tensor
+    b_OR: Tensor
+    scale: float
+
+    def delta(self, x_I: Tensor) -> Tensor:
+        """`s * B (A x)`."""
+        return self.scale * (_wide(self.b_OR) @ (_wide(self.a_RI) @ x_I))
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """`y = x / sqrt(mean(x^2, -1) + eps) * weight`."""
+    wide, out = _wide(x).reshape(-1, x.shape[-1]), []
+    for row in wide:
+        mean = sum(float(v) ** 2 for v in row) / len(row)
+        out.append(row / math.sqrt(mean + eps) * _wide(weight))
+    return torch.stack(out).view(x.shape) if out else _wide(x)
+
+
+def silu_mul(gate_up: Tensor) -> Tensor:
+    """`y = silu(g) * u` with `[g | u] = gate_up`, `silu(g) = g / (1 + exp(-g))`."""
+    width = gate_up.shape[-1] // 2
+    gate, up = _wide(gate_up[..., :width]), _wide(gate_up[..., width:])
+    return gate / (1.0 + (-gate).exp()) * up
+
+
+def rotary(x: Tensor, positions: Sequence[int], theta: float) -> Tensor:
+    """Each pair `(x[i], x[i + D/2])` turned by the angle `p * theta^(-2i / D)`.
+
+    x: `[T, num_heads, D]`; positions[t]: the token's place p.
+    """
+    wide, out = _wide(x), _wide(x).clone()
+    half = x.shape[-1] // 2
+    for t, position in enumerate(positions):
+        for i in range(half):
+            angle = position * theta ** (-2 * i / x.shape[-1])
+            first, second = wide[t, :, i], wide[t, :, i + half]
+            out[t, :, i] = first * math.cos(angle) - second * math.sin(angle)
+            out[t, :, i + half] = second * math.cos(angle) + first * math.sin(angle)
+    return out
+
+
+def adapted_linear(
+    x_TI: Tensor,
+    w_IO: Tensor,
+    bias_O: Tensor | None,
+    widths: Sequence[int],
+    loras: Sequence[Sequence[Lora | None]],
+) -> Tensor:
+    """`y[t] = x[t] W + bias`, then `+ s B (A x[t])` of row t's adapter on each column slice.
+
+    loras[t][k]: row t's adapter at the site of slice k, None where it touches nothing there.
+    """
+    out_TO = torch.zeros(x_TI.shape[0], w_IO.shape[1], dtype=torch.float64)
+    for t, x_I in enumerate(_wide(x_TI)):
+        y_O = x_I @ _wide(w_IO)
+        if bias_O is not None:
+            y_O = y_O + _wide(bias_O)
+        start = 0
+        for width, lora in zip(widths, loras[t], strict=True):
+            if lora is not None:
+                y_O[start : start + width] += lora.delta(x_I)
+            start += width
+        out_TO[t] = y_O
+    return out_TO
+
+
+def route(logits_TE: Tensor, top_k: int, renormalize: bool) -> tuple[Tensor, Tensor]:
+    """Softmax over all experts, then the top k: weights `[T, K]` and experts `[T, K]`, best first.
+
+    With `renormalize` the k weights sum to one.
+    """
+    weights_TK = torch.zeros(logits_TE.shape[0], top_k, dtype=torch.float64)
+    experts_TK = torch.zeros(logits_TE.shape[0], top_k, dtype=torch.int64)
+    for t, logits_E in enumerate(_wide(logits_TE)):
+        exps = [math.exp(float(v) - float(logits_E.max())) for v in logits_E]
+        best = sorted(range(len(exps)), key=lambda e: -exps[e])[:top_k]
+        total = sum(exps[e] for e in best) if renormalize else sum(exps)
+        for k, e in enumerate(best):
+            weights_TK[t, k], experts_TK[t, k] = exps[e] / total, e
+    return weights_TK, experts_TK
+
+
+def moe(
+    x_TH: Tensor,
+    router_HE: Tensor,
+    gate_up_EHF: Tensor,
+    down_EFH: Tensor,
+    top_k: int,
+    renormalize: bool,
+    loras: Sequence[Mapping[tuple[str, int], Lora]],
+) -> Tensor:
+    """`y[t] = sum_k w[t, k] * down_e(silu(gate_e(x[t])) * up_e(x[t]))`, e = top-k experts of x[t].
+
+    gate_up_EHF `[E, H, 2 F]`, gate first. loras[t] maps ("gate" | "up" | "down", expert) to row t's
+    adapter of that expert's projection.
+    """
+    weights_TK, experts_TK = route(_wide(x_TH) @ _wide(router_HE), top_k, renormalize)
+    out_TH = torch.zeros(x_TH.shape, dtype=torch.float64)
+    for t, x_H in enumerate(_wide(x_TH)):
+        for k in range(top_k):
+            e = int(experts_TK[t, k])
+            gate_F, up_F = (x_H @ _wide(gate_up_EHF[e])).chunk(2)
+            if ("gate", e) in loras[t]:
+                gate_F = gate_F + loras[t]["gate", e].delta(x_H)
+            if ("up", e) in loras[t]:
+                up_F = up_F + loras[t]["up", e].delta(x_H)
+            act_F = silu_mul(torch.cat((gate_F, up_F)))
+            y_H = act_F @ _wide(down_EFH[e])
+            if ("down", e) in loras[t]:
+                y_H = y_H + loras[t]["down", e].delta(act_F)
+            out_TH[t] += weights_TK[t, k] * y_H
+    return out_TH
+
+
+def write_kv(cache: Tensor, new_TND: Tensor, slots_T: Sequence[int]) -> Tensor:
+    """A copy of `cache` with `cache[slot // block_size, slot % block_size] = new`.
+
+    cache `[num_blocks, block_size, N, D]`; new_TND `[T, N, D]`.
+    """
+    out, block_size = _wide(cache).clone(), cache.shape[1]
+    for new_ND, slot in zip(new_TND, slots_T, strict=True):
+        out[slot // block_size, slot % block_size] = _wide(new_ND)
+    return out
+
+
+def paged_attention(
+    q_TND: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    spans: Sequence[tuple[int, int, int]],
+    tables: Sequence[Sequence[int]],
+    scale: float,
+) -> Tensor:
+    """`o[t, h] = sum_j softmax_j(scale * q[t, h] . k[j, h / G]) v[j, h / G]`, `j <= position(t)`.
+
+    q_TND `[T, N G, D]`; spans[i] = (first batch row, chunk length, context length with the chunk)
+    of request i; tables[i] = its blocks. Only keys that a query may look at are read.
+    """
+    out_TND = torch.zeros(q_TND.shape, dtype=torch.float64)
+    block_size, num_kv_heads = k_cache.shape[1:3]
+    groups = q_TND.shape[1] // num_kv_heads
+    for (first, num_new, num_total), blocks in zip(spans, tables, strict=True):
+        for offset in range(num_new):
+            keys = range(num_total - num_new + offset + 1)
+            places = [(blocks[j // block_size], j % block_size) for j in keys]
+            for h in range(q_TND.shape[1]):
+                q_D = _wide(q_TND[first + offset, h])
+                k_LD = torch.stack([_wide(k_cache[b, i, h // groups]) for b, i in places])
+                v_LD = torch.stack([_wide(v_cache[b, i, h // groups]) for b, i in places])
+                out_TND[first + offset, h] = (scale * (k_LD @ q_D)).softmax(0) @ v_LD
+    return out_TND
