@@ -50,6 +50,9 @@ class RankGroup:
     The dense form, used when the slots are evenly filled, lays the rows on an `[S, M]` grid:
     grid_rows int64 `[S * M]` names the batch row of each cell (row 0 where a cell is empty) and
     cells_N int64 the cell of each row. It is None where padding would waste more than it saves.
+
+    Where the rows lie side by side in the batch, `span` = (first, stop) and nothing is gathered or
+    scattered; where the slots are filled evenly besides, the span is the grid (`is_even`).
     """
 
     rank: int
@@ -59,6 +62,29 @@ class RankGroup:
     ends_S: Tensor
     grid_rows: Tensor | None
     cells_N: Tensor | None
+    span: tuple[int, int] | None
+    is_even: bool
+
+    def take(self, x_TI: Tensor) -> Tensor:
+        """The group's rows of a batch tensor: `[N, I]`."""
+        if self.span is None:
+            return x_TI.index_select(0, self.rows_N)
+        return x_TI[self.span[0] : self.span[1]]
+
+    def take_grid(self, x_TI: Tensor) -> Tensor | None:
+        """The group's rows on the grid: `[S, M, I]`; None in the ragged form."""
+        if self.grid_rows is None:
+            return None
+        is_view = self.is_even and self.span is not None
+        x = self.take(x_TI) if is_view else x_TI.index_select(0, self.grid_rows)
+        return x.view(self.num_slots, -1, x.shape[1])
+
+    def add_(self, y_TO: Tensor, delta_NO: Tensor) -> None:
+        """Add to the group's rows of a batch tensor, in place; no row is there twice."""
+        if self.span is None:
+            y_TO.index_add_(0, self.rows_N, delta_NO)
+        else:
+            y_TO[self.span[0] : self.span[1]] += delta_NO
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +121,14 @@ def create_rank_group(
         ends_S=ends.to(device, torch.int32),
         grid_rows=grid_rows,
         cells_N=cells_N,
+        span=_span(rows_N.tolist()),
+        is_even=min(counts) == fullest,
     )
+
+
+def _span(rows: list[int]) -> tuple[int, int] | None:
+    first = rows[0]
+    return (first, first + len(rows)) if rows == list(range(first, first + len(rows))) else None
 
 
 def grouped_mm(x_NI: Tensor, w_GIO: Tensor, ends_G: Tensor) -> Tensor:
@@ -126,12 +159,12 @@ def _lora_delta(x_TI: Tensor, site: PackedSite, group: RankGroup, x_grid: Tensor
     """The low-rank part of a rank group's rows: `[N, O]` in the order of `group.rows_N`."""
     a, b, scale = (t[: group.num_slots] for t in (site.a_SRI, site.b_SRO, site.scale_S))
     if x_grid is None or group.cells_N is None:
-        h_NR = grouped_mm(x_TI.index_select(0, group.rows_N), a.transpose(1, 2), group.ends_S)
+        h_NR = grouped_mm(group.take(x_TI), a.transpose(1, 2), group.ends_S)
         h_NR = h_NR * scale.index_select(0, group.slots_N)[:, None]
         return grouped_mm(h_NR, b, group.ends_S)
     h_SMR = torch.bmm(x_grid, a.transpose(1, 2)).mul_(scale[:, None, None])
-    y_SMO = torch.bmm(h_SMR, b)
-    return y_SMO.view(-1, b.shape[-1]).index_select(0, group.cells_N)
+    y_CO = torch.bmm(h_SMR, b).view(-1, b.shape[-1])
+    return y_CO if group.is_even else y_CO.index_select(0, group.cells_N)
 
 
 def add_lora_(
@@ -145,11 +178,9 @@ def add_lora_(
         touched = [(y, s[group.rank]) for y, s in zip(ys, sites, strict=True) if group.rank in s]
         if not touched:
             continue
-        x_grid = None
-        if group.grid_rows is not None:
-            x_grid = x_TI.index_select(0, group.grid_rows).view(group.num_slots, -1, x_TI.shape[1])
+        x_grid = group.take_grid(x_TI)
         for y, site in touched:
-            y.index_add_(0, group.rows_N, _lora_delta(x_TI, site, group, x_grid))
+            group.add_(y, _lora_delta(x_TI, site, group, x_grid))
 
 
 def adapted_linear(

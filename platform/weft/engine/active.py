@@ -10,7 +10,7 @@ Legend: S slots, R padded rank, I in, O out, E experts.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -114,14 +114,15 @@ class ActiveSet:
         self._groups: dict[int, _RankSlots] = {}
         self._ranks_of: dict[str, tuple[int, ...]] = {}
 
-    def create_batch(
-        self, adapters: dict[str, PooledAdapter], row_digests: Sequence[str | None]
-    ) -> AdapterBatch:
-        """Pack what is missing, drop what no request uses, group the rows.
+    def order_key(self, digest: str | None) -> tuple[int, int]:
+        """Rows sorted by this key have those of a rank group side by side, in slot order."""
+        if digest is None:
+            return (0, 0)
+        rank = self._ranks_of[digest][0]
+        return (rank, self._groups[rank].holders.index(digest))
 
-        `adapters` are all those that running requests hold, `row_digests[t]` is row t's adapter.
-        """
-        self._update(adapters)
+    def create_batch(self, row_digests: Sequence[str | None]) -> AdapterBatch:
+        """Group the rows; `row_digests[t]` is row t's adapter, packed by `update` before."""
         rows_of: dict[str, list[int]] = {}
         for row, digest in enumerate(row_digests):
             if digest is not None:
@@ -144,7 +145,8 @@ class ActiveSet:
                 sites.setdefault(key, {})[rank] = site
         return sites
 
-    def _update(self, adapters: dict[str, PooledAdapter]) -> None:
+    def update(self, adapters: Mapping[str, PooledAdapter]) -> None:
+        """Pack what is missing and drop the rest: `adapters` are all that running requests hold."""
         if adapters.keys() == self._ranks_of.keys():
             return
         for digest in self._ranks_of.keys() - adapters.keys():

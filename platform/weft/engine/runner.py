@@ -5,7 +5,7 @@ It knows rows and blocks; it does not decide who runs.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 
@@ -13,7 +13,7 @@ from weft.engine.active import ActiveSet
 from weft.engine.model.decoder import Batch, Decoder, KVCache
 from weft.engine.req import Req
 from weft.engine.sampler import sample
-from weft.engine.scheduler import StepPlan
+from weft.engine.scheduler import ScheduledReq, StepPlan
 from weft_adapters.pool import PooledAdapter
 from weft_kernels.attention import create_attention_buckets
 
@@ -45,19 +45,28 @@ class Runner:
         req whose logits are not finite, also in the middle of its prompt: attention carries a
         non-finite value on to the last row, so blocks of the others hold none. `adapters` are
         those that running requests hold, by digest."""
-        logits_NV = self._forward(plan, adapters)
-        tokens = sample(logits_NV, [item.req for item in plan.scheduled])
-        pairs = zip(plan.scheduled, tokens, strict=True)
+        items, logits_NV = self._forward(plan, adapters)
+        tokens = sample(logits_NV, [item.req for item in items])
+        pairs = zip(items, tokens, strict=True)
         return {item.req: token for item, token in pairs if item.samples or token is None}
 
-    def logits(self, plan: StepPlan, adapters: Mapping[str, PooledAdapter]) -> torch.Tensor:
-        """The logits of the reqs that sample: float32 `[num sampling reqs, V]`."""
-        logits_NV = self._forward(plan, adapters)
-        return logits_NV[[i for i, item in enumerate(plan.scheduled) if item.samples]]
+    def logits(
+        self, plan: StepPlan, adapters: Mapping[str, PooledAdapter]
+    ) -> dict[Req, torch.Tensor]:
+        """The logits of the reqs that sample: float32 `[V]` each."""
+        items, logits_NV = self._forward(plan, adapters)
+        return {item.req: row for item, row in zip(items, logits_NV, strict=True) if item.samples}
 
-    def _forward(self, plan: StepPlan, adapters: Mapping[str, PooledAdapter]) -> torch.Tensor:
-        """Logits at the last row of each scheduled req."""
-        return self._decoder.forward(self._create_batch(plan, adapters), self._kv)
+    def _forward(
+        self, plan: StepPlan, adapters: Mapping[str, PooledAdapter]
+    ) -> tuple[list[ScheduledReq], torch.Tensor]:
+        """The plan's items in the order of the batch, and the logits at each one's last row."""
+        self._active.update(adapters)
+        items = sorted(plan.scheduled, key=self._order_key)
+        return items, self._decoder.forward(self._create_batch(items), self._kv)
+
+    def _order_key(self, item: ScheduledReq) -> tuple[int, int]:
+        return self._active.order_key(item.req.adapter_digest)
 
     def clean(self, blocks: list[int]) -> None:
         """Zero blocks that may hold non-finite values: 0 x NaN would reach their next owner."""
@@ -65,14 +74,14 @@ class Runner:
         for cache in (*self._kv.k, *self._kv.v):
             cache.index_fill_(0, index, 0)
 
-    def _create_batch(self, plan: StepPlan, adapters: Mapping[str, PooledAdapter]) -> Batch:
+    def _create_batch(self, items: Sequence[ScheduledReq]) -> Batch:
         tokens: list[int] = []
         positions: list[int] = []
         kv_slots: list[int] = []
         logit_rows: list[int] = []
         digests: list[str | None] = []
         spans, tables = [], []
-        for item in plan.scheduled:
+        for item in items:
             stop, blocks = item.start + item.num_new, item.req.blocks
             spans.append((len(tokens), item.num_new, stop))
             tables.append(blocks)
@@ -94,5 +103,5 @@ class Runner:
             kv_slots_T=device_tensor(kv_slots),
             logit_rows=device_tensor(logit_rows),
             attention=create_attention_buckets(spans, tables, self._block_size, self._device),
-            adapters=self._active.create_batch(dict(adapters), digests),
+            adapters=self._active.create_batch(digests),
         )
