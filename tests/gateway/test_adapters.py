@@ -150,6 +150,16 @@ def test_adapters_are_created_once_for_the_served_base(site: Any, acme: str) -> 
     assert extra.json()["error"]["code"] == "unknown_parameter"
 
 
+def test_numbers_and_texts_the_database_cannot_hold_are_refused(site: Any, acme: str) -> None:
+    site.create_adapter(acme, "bot")
+    huge = site.call(acme, "GET", f"/v1/adapters/bot/versions/{10**30}")
+    assert (huge.status_code, huge.json()["error"]["param"]) == (400, "number")
+    body = b'{"name": "b", "base_model": "tiny", "description": "\\ud800"}'
+    headers = {"content-type": "application/json"}
+    bad = site.call(acme, "POST", "/v1/adapters", content=body, headers=headers)
+    assert (bad.status_code, bad.json()["error"]["param"]) == (400, "description")
+
+
 def test_lists_are_paged(site: Any, acme: str) -> None:
     for name in "abcde":
         site.create_adapter(acme, name)

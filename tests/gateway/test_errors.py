@@ -135,6 +135,8 @@ def test_model_and_adapter_id_must_agree(site: Any, acme: str) -> None:
         ({"seed": 2**63}, "seed", "invalid_value"),
         ({"stream_options": {"include_usage": True}}, "stream_options", "invalid_value"),
         ({"stream": True, "stream_options": {"x": 1}}, "stream_options.x", "unknown_parameter"),
+        ({"\ud800": 1}, None, None),
+        ({"model": "\ud800"}, "model", "invalid_value"),
         ({"user": 3}, "user", "invalid_value"),
         ({"messages": []}, "messages", "invalid_value"),
         ({"messages": [{"role": "tool", "content": "x"}]}, "messages[0].role", "invalid_value"),

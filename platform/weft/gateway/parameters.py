@@ -84,8 +84,9 @@ def refuse_extras(extras: Mapping[str, object]) -> None:
             if value is not None and not isinstance(value, _LABELS[name]):
                 raise InvalidRequestError(f"Invalid '{name}': wrong type.", param=name)
         elif name not in _NEUTRAL:
+            shown = name[:100].encode("utf-8", "replace").decode()
             raise InvalidRequestError(
-                f"Unknown parameter: '{name[:100]}'.", param=name[:100], code="unknown_parameter"
+                f"Unknown parameter: '{shown}'.", param=shown, code="unknown_parameter"
             )
         elif value is not None and not any(_is_same(value, ok) for ok in _NEUTRAL[name]):
             raise InvalidRequestError(

@@ -5,6 +5,8 @@ Knows the engine only as an `EngineClient`.
 
 from __future__ import annotations
 
+import asyncio
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated
@@ -22,6 +24,11 @@ from weft.settings import ServerSettings
 from weft.tenancy.principal import Principal
 from weft.tokenizer import BaseTokenizer
 from weft.usage.service import MeteredRequest, UsageRecorder
+
+logger = logging.getLogger("weft.gateway")
+
+# beyond the deadline, for aborted requests to end and be metered
+_DRAIN_GRACE_S = 15.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,8 +99,13 @@ class Gateway:
     async def drain(self, deadline_s: float) -> None:
         """Admit nothing more, let streams finish for `deadline_s`, end the rest, meter all."""
         self.is_draining = True
-        await self.engine.drain(deadline_s)
-        await self._generations.join()
+        try:
+            async with asyncio.timeout(deadline_s + _DRAIN_GRACE_S):
+                await self.engine.drain(deadline_s)
+                await self._generations.join()
+        except TimeoutError:
+            # their pending rows stay, and become "lost" at the next start
+            logger.error("%d requests did not end; the engine hangs", self.num_active)
 
     async def close(self) -> None:
         """Stop what still runs and meter it; the engine stays its owner's."""

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import pathlib
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated
 
-from fastapi import APIRouter, Depends, Request, Response
+from fastapi import APIRouter, Depends, Path, Request, Response
 
 from weft.db.dependencies import DatabaseDep, PageDep, ReadSession, WriteSession
 from weft.errors import AdapterInvalidError, PayloadTooLargeError
@@ -31,7 +31,7 @@ class Registry:
     base: ServedBase
     spec: BaseSpec
     store: AdapterStore
-    uploads_dir: Path
+    uploads_dir: pathlib.Path
     max_upload_bytes: int
     max_rank: int
     prefetch: Callable[[str], None]
@@ -45,6 +45,7 @@ def get_registry(request: Request) -> Registry:
 
 RegistryDep = Annotated[Registry, Depends(get_registry)]
 Reader = Annotated[Principal, Depends(require("adapters:read"))]
+Number = Annotated[int, Path(ge=1, le=2**31)]
 Writer = Annotated[Principal, Depends(require("adapters:write"))]
 
 router = APIRouter(prefix="/v1/adapters", tags=["adapters"])
@@ -151,14 +152,14 @@ async def list_versions(
 
 @router.get("/{name}/versions/{number}")
 async def get_version(
-    principal: Reader, name: str, number: int, session: ReadSession
+    principal: Reader, name: str, number: Number, session: ReadSession
 ) -> dict[str, object]:
     return version_to_wire(*await service.get_version(session, principal, name, number))
 
 
 @router.delete("/{name}/versions/{number}")
 async def delete_version(
-    principal: Writer, name: str, number: int, session: WriteSession
+    principal: Writer, name: str, number: Number, session: WriteSession
 ) -> dict[str, object]:
     version = await service.delete_version(session, principal, name, number)
     return {"id": version.id, "object": "adapter.version.deleted", "deleted": True}

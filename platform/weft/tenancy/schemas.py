@@ -22,7 +22,7 @@ class KeyCreate(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
     name: str = Field(default="", max_length=128)
     scopes: list[str] = Field(default_factory=lambda: list[str](ALL_SCOPES), max_length=16)
-    expires_at: int | None = None
+    expires_at: int | None = Field(default=None, le=2**40)
 
 
 def tenant_to_wire(tenant: Tenant) -> dict[str, object]:
