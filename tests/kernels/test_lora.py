@@ -1,0 +1,325 @@
+"""adapted_linear against its twin: popularities, ranks, layouts, and what must not show through."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import pytest
+import torch
+
+from weft_kernels.lora import (
+    LoraBatch,
+    PackedSite,
+    RankGroup,
+    adapted_linear,
+    add_lora_,
+    create_rank_group,
+    grouped_mm,
+    grouped_mm_in_calls,
+)
+from weft_kernels.popularity import POPULARITIES, assign_adapters
+from weft_kernels.reference import Lora
+from weft_kernels.reference import adapted_linear as twin
+
+RANKS = (4, 8, 16, 33, 64)
+NUM_ADAPTERS = 10
+BASE_ONLY = -1
+
+
+@dataclass(frozen=True)
+class Case:
+    """A fused linear of some widths, adapters (None where one does not touch a slice), and the
+    adapter of each row."""
+
+    x: torch.Tensor
+    w: torch.Tensor
+    bias: torch.Tensor | None
+    widths: tuple[int, ...]
+    adapters: list[list[Lora | None]]
+    rows: list[int]
+
+    def twin(self) -> torch.Tensor:
+        nothing: list[Lora | None] = [None] * len(self.widths)
+        loras = [nothing if a == BASE_ONLY else self.adapters[a] for a in self.rows]
+        return twin(self.x, self.w, self.bias, self.widths, loras)
+
+    def run(self, device: torch.device, batch: LoraBatch | None = None) -> torch.Tensor:
+        return adapted_linear(
+            self.x.to(device),
+            self.w.to(device),
+            None if self.bias is None else self.bias.to(device),
+            [
+                {rank: to_device(site, device) for rank, site in sites.items()}
+                for sites in self.pack()
+            ],
+            self.widths,
+            batch or self.batch(device),
+        ).cpu()
+
+    def rank(self, adapter: int) -> int:
+        """Padded to whole pages."""
+        ranks = {len(lora.a_RI) for lora in self.adapters[adapter] if lora is not None}
+        assert len(ranks) == 1, "in these tests an adapter has one rank"
+        return -(-ranks.pop() // 8) * 8
+
+    def slots(self) -> dict[int, list[int]]:
+        """The adapters of each rank group, by slot."""
+        groups: dict[int, list[int]] = {}
+        for adapter in range(len(self.adapters)):
+            groups.setdefault(self.rank(adapter), []).append(adapter)
+        return groups
+
+    def pack(self) -> list[dict[int, PackedSite]]:
+        """Slots beyond those in use, and B's padding beyond the true rank, hold NaN."""
+        packed: list[dict[int, PackedSite]] = [{} for _ in self.widths]
+        for rank, adapters in self.slots().items():
+            for k, width in enumerate(self.widths):
+                a = torch.zeros(len(adapters) + 2, rank, self.x.shape[1])
+                b = torch.zeros(len(adapters) + 2, rank, width)
+                scale = torch.zeros(len(adapters) + 2)
+                for tensor in (a, b, scale):
+                    tensor[len(adapters) :] = float("nan")
+                touched = [(s, self.adapters[i][k]) for s, i in enumerate(adapters)]
+                for slot, lora in touched:
+                    if lora is not None:
+                        a[slot, : len(lora.a_RI)] = lora.a_RI
+                        b[slot, : len(lora.a_RI)] = lora.b_OR.T
+                        scale[slot] = lora.scale
+                if any(lora is not None for _, lora in touched):
+                    packed[k][rank] = PackedSite(a, b, scale)
+        return packed
+
+    def groups(self, device: torch.device) -> list[RankGroup]:
+        groups = []
+        for rank, adapters in self.slots().items():
+            pairs = [(r, adapters.index(a)) for r, a in enumerate(self.rows) if a in adapters]
+            if pairs:
+                rows, slots = zip(*pairs, strict=True)
+                groups.append(create_rank_group(rank, len(adapters), rows, slots, device))
+        return groups
+
+    def batch(self, device: torch.device) -> LoraBatch:
+        return LoraBatch(tuple(self.groups(device)))
+
+
+def to_device(site: PackedSite, device: torch.device) -> PackedSite:
+    return PackedSite(site.a_SRI.to(device), site.b_SRO.to(device), site.scale_S.to(device))
+
+
+def ragged(group: RankGroup) -> RankGroup:
+    return replace(group, grid_rows=None, cells_N=None)
+
+
+def create_case(
+    rows: Sequence[int],
+    *,
+    ranks: Sequence[int] = RANKS,
+    num_adapters: int = NUM_ADAPTERS,
+    num_in: int = 133,
+    widths: tuple[int, ...] = (7, 1, 133),
+    with_bias: bool = True,
+) -> Case:
+    generator = torch.Generator().manual_seed(1)
+
+    def normal(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, generator=generator).mul(shape[-1] ** -0.5)
+
+    adapters: list[list[Lora | None]] = []
+    for i in range(num_adapters):
+        rank = ranks[i % len(ranks)]
+        adapters.append(
+            [
+                Lora(normal(rank, num_in), normal(width, rank), 0.5 + i) if k != i % 4 else None
+                for k, width in enumerate(widths)
+            ]
+            if len(widths) > 1
+            else [Lora(normal(rank, num_in), normal(widths[0], rank), 0.5 + i)]
+        )
+    return Case(
+        x=torch.randn(len(rows), num_in, generator=generator),
+        w=normal(num_in, sum(widths)),
+        bias=normal(sum(widths)) if with_bias else None,
+        widths=widths,
+        adapters=adapters,
+        rows=list(rows),
+    )
+
+
+def assert_near(got: torch.Tensor, want: torch.Tensor) -> None:
+    torch.testing.assert_close(got.double(), want, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("num_rows", [1, 7, 133])
+@pytest.mark.parametrize("popularity", POPULARITIES)
+def test_mixed_ranks_are_the_twins(popularity: str, num_rows: int, device: torch.device) -> None:
+    case = create_case(assign_adapters(popularity, num_rows, NUM_ADAPTERS, seed=0))
+    assert_near(case.run(device), case.twin())
+
+
+@pytest.mark.parametrize("popularity", POPULARITIES)
+def test_both_layouts_of_a_rank_group_are_the_twins(popularity: str, device: torch.device) -> None:
+    rows = assign_adapters(popularity, 40, NUM_ADAPTERS, seed=2)
+    case = create_case(rows, ranks=[16])
+    group = case.groups(device)[0]
+    cells = torch.arange(40)
+    assert_near(case.run(device, LoraBatch((ragged(group),))), case.twin())
+    ends = [0, *group.ends_S.tolist()]
+    fullest = max(b - a for a, b in zip(ends, ends[1:], strict=False))
+    slots = group.slots_N.cpu()
+    cells = slots * fullest + cells - torch.tensor(ends)[slots]
+    grid_rows = torch.zeros(group.num_slots * fullest, dtype=torch.int64)
+    grid_rows[cells] = group.rows_N.cpu()
+    grid = replace(group, grid_rows=grid_rows.to(device), cells_N=cells.to(device))
+    assert_near(case.run(device, LoraBatch((grid,))), case.twin())
+
+
+def test_evenly_filled_slots_get_a_grid_and_skewed_ones_do_not(device: torch.device) -> None:
+    even = create_rank_group(8, 4, range(8), [3, 1, 0, 2, 1, 3, 2, 0], device)
+    assert even.grid_rows is not None
+    assert even.cells_N is not None
+    assert even.rows_N.tolist() == [2, 7, 1, 4, 3, 6, 0, 5]
+    assert even.slots_N.tolist() == [0, 0, 1, 1, 2, 2, 3, 3]
+    assert even.ends_S.tolist() == [2, 4, 6, 8]
+    assert torch.equal(even.grid_rows[even.cells_N], even.rows_N)
+    skewed = create_rank_group(8, 8, range(20), [5] * 19 + [2], device)
+    assert skewed.grid_rows is None
+    assert skewed.cells_N is None
+    assert skewed.ends_S.tolist() == [0, 0, 1, 1, 1, 20, 20, 20]
+
+
+@pytest.mark.parametrize("rank", [4, 8, 12, 24, 64])
+def test_every_rank_is_the_twins(rank: int, device: torch.device) -> None:
+    case = create_case(assign_adapters("zipf", 21, 5, seed=1), ranks=[rank], num_adapters=5)
+    assert_near(case.run(device), case.twin())
+
+
+@pytest.mark.parametrize(("num_in", "widths"), [(1, (1,)), (7, (133,)), (133, (1,)), (64, (64,))])
+@pytest.mark.parametrize("with_bias", [True, False])
+def test_ugly_sizes_are_the_twins(
+    num_in: int, widths: tuple[int, ...], with_bias: bool, device: torch.device
+) -> None:
+    rows = [BASE_ONLY, *assign_adapters("uniform", 6, NUM_ADAPTERS, seed=4)]
+    case = create_case(rows, num_in=num_in, widths=widths, with_bias=with_bias)
+    assert_near(case.run(device), case.twin())
+
+
+def test_rows_without_an_adapter_get_the_base_bit_by_bit(device: torch.device) -> None:
+    rows = assign_adapters("uniform", 30, NUM_ADAPTERS, seed=5)
+    rows[::3] = [BASE_ONLY] * 10
+    case = create_case(rows)
+    got = case.run(device)
+    assert_near(got, case.twin())
+    base = case.run(device, LoraBatch())
+    assert torch.equal(got[::3], base[::3])
+    assert not torch.equal(got, base)
+
+
+def test_a_batch_without_adapters_is_the_base(device: torch.device) -> None:
+    case = create_case([BASE_ONLY] * 7)
+    assert_near(case.run(device), case.twin())
+
+
+@pytest.mark.parametrize("with_bias", [True, False])
+def test_an_empty_batch_gives_no_rows(with_bias: bool, device: torch.device) -> None:
+    assert create_case([], with_bias=with_bias).run(device).shape == (0, 141)
+
+
+def test_nan_in_slots_that_no_row_uses_does_not_leak(device: torch.device) -> None:
+    # only adapter 3 of ten equal ranks is in use; the others hold NaN, as freed slots may
+    case = create_case([3] * 5 + [BASE_ONLY] * 2, ranks=[16])
+    sites = case.pack()
+    for by_rank in sites:
+        for site in by_rank.values():
+            for tensor in (site.a_SRI, site.b_SRO, site.scale_S):
+                tensor[:3] = tensor[4:] = float("nan")
+    group = case.groups(device)[0]
+    even = create_rank_group(16, 4, [0, 1, 2, 3, 4], [3] * 5, device)
+    for used in (group, ragged(group), even, ragged(even)):
+        on_device = [{r: to_device(s, device) for r, s in by_rank.items()} for by_rank in sites]
+        assert case.bias is not None
+        got = adapted_linear(
+            case.x.to(device), case.w.to(device), case.bias.to(device), on_device, case.widths,
+            LoraBatch((used,)),
+        )  # fmt: skip
+        assert_near(got.cpu(), case.twin())
+
+
+def test_a_row_that_is_not_finite_stays_alone(device: torch.device) -> None:
+    # row 0 also fills the empty cells of the grid
+    case = create_case(assign_adapters("uniform", 12, NUM_ADAPTERS, seed=6))
+    case.x[0] = float("nan")
+    got = case.run(device)
+    assert got[0].isnan().all()
+    assert_near(got[1:], case.twin()[1:])
+
+
+def test_the_order_of_rows_and_groups_changes_nothing(device: torch.device) -> None:
+    case = create_case(assign_adapters("zipf", 33, NUM_ADAPTERS, seed=7))
+    forward = case.batch(device)
+    got = case.run(device, forward)
+    assert torch.equal(got, case.run(device, LoraBatch(forward.groups[::-1])))
+    flipped = replace(case, x=case.x.flip(0), rows=case.rows[::-1])
+    torch.testing.assert_close(flipped.run(device).flip(0), got, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("popularity", POPULARITIES)
+def test_the_same_batch_gives_the_same_bits(popularity: str, device: torch.device) -> None:
+    case = create_case(assign_adapters(popularity, 64, NUM_ADAPTERS, seed=8))
+    assert torch.equal(case.run(device), case.run(device))
+
+
+def test_outputs_may_be_slices_of_something_wider(device: torch.device) -> None:
+    case = create_case(assign_adapters("uniform", 9, NUM_ADAPTERS, seed=9), with_bias=False)
+    wide = torch.zeros(9, 500, device=device)
+    parts = torch.split(wide[:, 100:241], list(case.widths), dim=1)
+    sites = [{r: to_device(s, device) for r, s in by_rank.items()} for by_rank in case.pack()]
+    add_lora_(parts, case.x.to(device), sites, case.batch(device))
+    want = replace(case, w=torch.zeros_like(case.w)).twin()
+    assert_near(wide[:, 100:241].cpu(), want)
+    assert not wide[:, :100].any()
+    assert not wide[:, 241:].any()
+
+
+def test_inputs_may_be_a_slice_of_something_wider(device: torch.device) -> None:
+    case = create_case(assign_adapters("uniform", 9, NUM_ADAPTERS, seed=9))
+    wide = torch.zeros(9, 300)
+    wide[:, 50:183] = case.x
+    assert_near(replace(case, x=wide[:, 50:183]).run(device), case.twin())
+
+
+def test_grouped_mm_multiplies_each_group_by_its_own_matrix(
+    device: torch.device, generator: torch.Generator
+) -> None:
+    ends = [0, 3, 3, 10, 11]
+    x, w = torch.randn(11, 8, generator=generator), torch.randn(5, 8, 16, generator=generator)
+    got = grouped_mm(x.to(device), w.to(device), torch.tensor(ends, dtype=torch.int32).to(device))
+    group = [next(g for g, end in enumerate(ends) if row < end) for row in range(11)]
+    want = torch.stack([x[row].double() @ w[group[row]].double() for row in range(11)])
+    torch.testing.assert_close(got.cpu().double(), want, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("popularity", POPULARITIES)
+@pytest.mark.parametrize("num_groups_per_call", [1, 3, 7])
+def test_more_groups_than_one_call_takes(
+    popularity: str, num_groups_per_call: int, device: torch.device, generator: torch.Generator
+) -> None:
+    counts = torch.bincount(torch.tensor(assign_adapters(popularity, 19, 16, seed=0)), minlength=16)
+    ends = counts.cumsum(0).to(device, torch.int32)
+    x = torch.randn(19, 8, generator=generator).to(device)
+    w = torch.randn(16, 8, 16, generator=generator).to(device)
+    got = grouped_mm_in_calls(x, w, ends, num_groups_per_call)
+    torch.testing.assert_close(got, grouped_mm(x, w, ends), rtol=1e-6, atol=1e-6)
+
+
+def test_more_groups_than_one_call_takes_without_any_row(device: torch.device) -> None:
+    ends = torch.zeros(4, dtype=torch.int32, device=device)
+    w = torch.ones(4, 8, 16, device=device)
+    assert grouped_mm_in_calls(torch.ones(0, 8, device=device), w, ends, 3).shape == (0, 16)
+
+
+def test_over_1023_slots_are_the_twins(device: torch.device) -> None:
+    rows = assign_adapters("distinct", 12, 1100, seed=0)
+    assert max(rows) < 1100
+    case = create_case(rows, ranks=[4], num_adapters=1100, num_in=8, widths=(8,))
+    assert_near(case.run(device), case.twin())
