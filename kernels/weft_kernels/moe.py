@@ -134,5 +134,6 @@ def moe(
     out_PH = grouped_mm(act_PF, weights.down_EFH, pairs.ends_E)
     if batch.groups and sites[2]:
         _add_expert_lora_([out_PH], act_PF, sites[2:], pairs, batch)
-    picked_TKH = out_PH.index_select(0, pairs.position_TK.flatten()).view(*experts_TK.shape, -1)
+    picked_PH = out_PH.index_select(0, pairs.position_TK.flatten())
+    picked_TKH = picked_PH.view(*experts_TK.shape, x_TH.shape[1])
     return (picked_TKH * weights_TK[:, :, None].to(out_PH.dtype)).sum(1)

@@ -157,6 +157,22 @@ def test_mixed_ranks_are_the_twins(popularity: str, num_rows: int, device: torch
     assert_near(case.run(device), case.twin())
 
 
+@pytest.mark.parametrize("layout", ["grid or ragged", "ragged"])
+@pytest.mark.parametrize("popularity", POPULARITIES)
+def test_rows_that_lie_side_by_side_are_the_twins(
+    popularity: str, layout: str, device: torch.device
+) -> None:
+    case = create_case([])
+    rows = assign_adapters(popularity, 40, NUM_ADAPTERS, seed=3)
+    order = [a for adapters in case.slots().values() for a in adapters]
+    case = create_case([BASE_ONLY] * 3 + sorted(rows, key=order.index))
+    groups = case.groups(device)
+    assert all(group.span is not None for group in groups)
+    if layout == "ragged":
+        groups = [ragged(group) for group in groups]
+    assert_near(case.run(device, LoraBatch(tuple(groups))), case.twin())
+
+
 @pytest.mark.parametrize("popularity", POPULARITIES)
 def test_both_layouts_of_a_rank_group_are_the_twins(popularity: str, device: torch.device) -> None:
     rows = assign_adapters(popularity, 40, NUM_ADAPTERS, seed=2)
