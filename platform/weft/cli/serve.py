@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn
 
 from weft.cli.output import DataOption, err, fail
+from weft.cli.progress import progress_bars
 from weft.settings import DEFAULT_DATA_DIR, MIB, ServerSettings, base_url
 
 if TYPE_CHECKING:
@@ -131,17 +131,8 @@ def _run(settings: ServerSettings) -> None:
 def _load(settings: ServerSettings) -> InProcessEngine:
     from weft.app import build_engine
 
-    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-    with Progress(*columns, console=err, transient=True) as progress:
-        tasks = {}
-
-        def on_progress(what: str, done: int, total: int) -> None:
-            if what not in tasks:
-                tasks[what] = progress.add_task(what, total=total)
-            progress.update(tasks[what], completed=done, total=total)
-
-        progress.add_task("start the engine", total=None)
-        return build_engine(settings, on_progress)
+    with progress_bars() as report:
+        return build_engine(settings, report)
 
 
 def _greet(settings: ServerSettings, info: EngineInfo, secrets: SecretFiles) -> None:
