@@ -1,0 +1,193 @@
+"""A checkpoint is read whole and to the letter, in all its spellings on disk."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from weft.engine.model.config import ModelConfig, create_model_config, read_hf_config
+from weft.engine.model.weights import ModelWeights, load_weights
+from weft_kernels.moe import ExpertWeights
+
+if TYPE_CHECKING:
+    from tests.engine.conftest import Bench
+
+Tensors = dict[str, Tensor]
+
+
+def tensors_of(bench: Bench) -> Tensors:
+    return load_file(bench.base_dir / "model.safetensors")
+
+
+def config_of(bench: Bench) -> ModelConfig:
+    return create_model_config(read_hf_config(bench.base_dir))
+
+
+def load(folder: Path, config: ModelConfig, dtype: torch.dtype = torch.float32) -> ModelWeights:
+    return load_weights(folder, config, dtype, torch.device("cpu"))
+
+
+def save(folder: Path, tensors: Tensors, name: str = "model.safetensors") -> Path:
+    folder.mkdir(exist_ok=True)
+    save_file({key: tensor.contiguous() for key, tensor in tensors.items()}, folder / name)
+    return folder
+
+
+def flat(weights: ModelWeights) -> Iterator[Tensor]:
+    yield from (weights.embed_VH, weights.norm, weights.head_HV)
+    for layer in weights.layers:
+        yield from (layer.input_norm, layer.qkv_HO, layer.q_norm, layer.k_norm, layer.o_OH)
+        yield from (b for b in (layer.qkv_bias, layer.o_bias) if b is not None)
+        yield layer.post_norm
+        if isinstance(layer.mlp, ExpertWeights):
+            yield from (layer.mlp.router_HE, layer.mlp.gate_up_EHF, layer.mlp.down_EFH)
+        else:
+            yield from (layer.mlp.gate_up_HF, layer.mlp.down_FH)
+
+
+def assert_same(got: ModelWeights, want: ModelWeights) -> None:
+    pairs = list(zip(flat(got), flat(want), strict=True))
+    assert all(torch.equal(a, b) for a, b in pairs)
+
+
+def fused(tensors: Tensors, num_experts: int) -> Tensors:
+    """Expert parameters as transformers 5 holds them: gate_up `[E, 2 F, H]`, down `[E, H, F]`."""
+    out = {key: tensor for key, tensor in tensors.items() if ".experts." not in key}
+    prefixes = {key.split(".experts.")[0] + ".experts" for key in tensors if ".experts." in key}
+    assert prefixes
+    for prefix in prefixes:
+        gate, up, down = (
+            torch.stack([tensors[f"{prefix}.{e}.{name}_proj.weight"] for e in range(num_experts)])
+            for name in ("gate", "up", "down")
+        )
+        out[f"{prefix}.gate_up_proj"] = torch.cat((gate, up), dim=1)
+        out[f"{prefix}.down_proj"] = down
+    return out
+
+
+def test_matrices_lie_in_out_and_side_by_side(dense: Bench) -> None:
+    tensors, weights = tensors_of(dense), load(dense.base_dir, config_of(dense))
+    layer = weights.layers[1]
+    prefix = "model.layers.1"
+    qkv = [tensors[f"{prefix}.self_attn.{n}_proj.weight"].T for n in "qkv"]
+    assert torch.equal(layer.qkv_HO, torch.cat(qkv, dim=1))
+    assert layer.qkv_HO.is_contiguous()
+    assert not isinstance(layer.mlp, ExpertWeights)
+    gate_up = [tensors[f"{prefix}.mlp.{n}_proj.weight"].T for n in ("gate", "up")]
+    assert torch.equal(layer.mlp.gate_up_HF, torch.cat(gate_up, dim=1))
+    assert torch.equal(weights.head_HV, weights.embed_VH.T), "the head is tied"
+
+
+def test_progress_is_told_layer_by_layer(dense: Bench) -> None:
+    seen: list[int] = []
+    load_weights(dense.base_dir, config_of(dense), torch.float32, torch.device("cpu"), seen.append)
+    assert seen == [0, 1, 2]
+
+
+def test_weights_are_read_in_the_dtype_asked_for(dense: Bench) -> None:
+    weights = load(dense.base_dir, config_of(dense), torch.bfloat16)
+    assert {tensor.dtype for tensor in flat(weights)} == {torch.bfloat16}
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        "model.embed_tokens.weight",
+        "model.norm.weight",
+        "model.layers.2.self_attn.k_norm.weight",
+        "model.layers.0.self_attn.o_proj.weight",
+        "model.layers.1.mlp.up_proj.weight",
+    ],
+)
+def test_a_missing_tensor_is_named(dense: Bench, tmp_path: Path, key: str) -> None:
+    tensors = tensors_of(dense)
+    del tensors[key]
+    with pytest.raises(ValueError, match=f"no tensor '{key}'"):
+        load(save(tmp_path, tensors), config_of(dense))
+
+
+def test_a_missing_expert_is_named(moe: Bench, tmp_path: Path) -> None:
+    tensors, key = tensors_of(moe), "model.layers.2.mlp.experts.11.down_proj.weight"
+    del tensors[key]
+    with pytest.raises(ValueError, match=f"no tensor '{key}'"):
+        load(save(tmp_path, tensors), config_of(moe))
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        "model.layers.3.self_attn.q_proj.weight",  # a layer too many
+        "model.layers.0.self_attn.q_proj.bias",  # the config says that there is none
+        "model.layers.0.self_attn.q_proj.weight_scale",
+    ],
+)
+def test_a_left_over_tensor_is_named(dense: Bench, tmp_path: Path, key: str) -> None:
+    tensors = tensors_of(dense) | {key: torch.zeros(4)}
+    with pytest.raises(ValueError, match=f"does not use: .*'{key}'"):
+        load(save(tmp_path, tensors), config_of(dense))
+
+
+def test_a_tied_head_may_be_written_again_and_an_own_head_must_be_there(
+    dense: Bench, moe: Bench, tmp_path: Path
+) -> None:
+    tensors = tensors_of(dense)
+    tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"].clone()
+    want = load(dense.base_dir, config_of(dense))
+    assert_same(load(save(tmp_path / "tied", tensors), config_of(dense)), want)
+    tensors = tensors_of(moe)
+    del tensors["lm_head.weight"]
+    with pytest.raises(ValueError, match=r"no tensor 'lm_head\.weight'"):
+        load(save(tmp_path / "own", tensors), config_of(moe))
+
+
+@pytest.mark.parametrize(
+    "key", ["model.layers.0.self_attn.v_proj.weight", "model.layers.1.mlp.down_proj.weight"]
+)
+def test_a_misshapen_tensor_is_named(dense: Bench, tmp_path: Path, key: str) -> None:
+    tensors = tensors_of(dense)
+    tensors[key] = tensors[key].T
+    with pytest.raises(ValueError, match=f"{key} has shape"):
+        load(save(tmp_path, tensors), config_of(dense))
+
+
+@pytest.mark.parametrize("name", ["dense", "moe"])
+def test_a_sharded_checkpoint_is_the_same(
+    name: str, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    bench: Bench = request.getfixturevalue(name)
+    tensors = tensors_of(bench)
+    weight_map: dict[str, str] = {}
+    keys = sorted(tensors)
+    for i in range(3):
+        shard = f"model-{i + 1:05}-of-00003.safetensors"
+        save(tmp_path, {key: tensors[key] for key in keys[i::3]}, shard)
+        weight_map |= dict.fromkeys(keys[i::3], shard)
+    index = tmp_path / "model.safetensors.index.json"
+    index.write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
+    config = config_of(bench)
+    assert_same(load(tmp_path, config), load(bench.base_dir, config))
+
+
+def test_fused_and_single_experts_are_the_same(moe: Bench, tmp_path: Path) -> None:
+    tensors, config = tensors_of(moe), config_of(moe)
+    together = save(tmp_path, fused(tensors, config.num_experts))
+    assert_same(load(together, config), load(moe.base_dir, config))
+
+
+def test_fused_and_single_experts_at_once_are_refused(moe: Bench, tmp_path: Path) -> None:
+    tensors, config = tensors_of(moe), config_of(moe)
+    both = save(tmp_path, tensors | fused(tensors, config.num_experts))
+    with pytest.raises(ValueError, match="does not use"):
+        load(both, config)
+
+
+def test_a_folder_without_weights_is_refused(dense: Bench, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"has no model\.safetensors"):
+        load(tmp_path, config_of(dense))
