@@ -170,6 +170,33 @@ def test_a_stop_string_ends_the_text_before_it(
     assert stop in decode(whole.token_ids[:num])
 
 
+def test_a_stop_string_that_only_the_last_token_completes_is_a_stop(
+    roomy: tuple[BuiltEngine, dict[str, str]],
+) -> None:
+    built = roomy[0]
+    tokens = run_requests(built, [create_request(max_tokens=60)])["r"].token_ids
+    decode = built.tokenizer.decode
+    num = next(n for n in range(1, 61) if "\ufffd" in decode(tokens[:n]))
+    # a broken character is held back, for a token that may mend it; at max_tokens none follows
+    done = run_requests(built, [create_request(max_tokens=num, stop=("\ufffd",))])["r"]
+    assert done.finish_reason == "stop"
+    assert done.text == decode(tokens[: num - 1])
+
+
+def test_observations_that_nobody_takes_are_bounded(
+    roomy: tuple[BuiltEngine, dict[str, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("weft.engine.engine.MAX_OBSERVATIONS", 3)
+    built = roomy[0]
+    run_requests(built, [create_request(str(i), max_tokens=4) for i in range(5)])
+    counters = built.engine.counters
+    for values in (
+        counters.time_to_first_token, counters.inter_token_latency, counters.queue_time,
+    ):  # fmt: skip
+        assert len(values) == 3
+    assert counters.num_generation_tokens == 20
+
+
 def test_an_abort_ends_a_request_wherever_it_is(
     roomy: tuple[BuiltEngine, dict[str, str]],
 ) -> None:

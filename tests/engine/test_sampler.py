@@ -66,6 +66,13 @@ def test_draws_follow_the_filtered_distribution(
     assert chi_square < 44.3
 
 
+def test_top_p_keeps_no_token_once_it_is_reached() -> None:
+    halves = torch.tensor([[1.0, 1.0, -300.0]]).expand(50, -1).contiguous()
+    assert sample(halves, [create_req(top_p=0.5, seed=i) for i in range(50)]) == [0] * 50
+    above = sample(halves, [create_req(top_p=0.5001, seed=i) for i in range(50)])
+    assert set(above) == {0, 1}
+
+
 def test_temperature_0_is_greedy_and_takes_the_first_of_equals() -> None:
     logits = create_logits(num_rows=5)
     logits[4] = 1.0

@@ -24,6 +24,14 @@ NON_FINITE = (
     "for the engine's number format."
 )
 
+# those that no scrape has taken; more are dropped
+MAX_OBSERVATIONS = 100_000
+
+
+def _observe(values: list[float], value: float) -> None:
+    if len(values) < MAX_OBSERVATIONS:
+        values.append(value)
+
 
 class TierResidency:
     """The scheduler's view of the adapter tiers, and the adapters that running requests hold."""
@@ -143,7 +151,7 @@ class Engine:
             for item in plan.scheduled:
                 if item.req.started_s is None:
                     item.req.started_s = now
-                    self.counters.queue_time.append(now - item.req.arrived_s)
+                    _observe(self.counters.queue_time, now - item.req.arrived_s)
             tokens = self._runner.run(plan, self.adapters.held)
             outputs += self._postprocess(plan, tokens)
             self.counters.num_steps += 1
@@ -171,9 +179,9 @@ class Engine:
         if req.first_token_s is None:
             req.first_token_s = now
             self.counters.num_prompt_tokens += req.num_prompt_tokens
-            self.counters.time_to_first_token.append(now - req.arrived_s)
+            _observe(self.counters.time_to_first_token, now - req.arrived_s)
         if req.last_token_s is not None:
-            self.counters.inter_token_latency.append(now - req.last_token_s)
+            _observe(self.counters.inter_token_latency, now - req.last_token_s)
         req.last_token_s = now
 
     def _advance(self, req: Req, token: int) -> EngineOutput:
