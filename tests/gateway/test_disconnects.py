@@ -201,3 +201,50 @@ def test_past_the_deadline_a_stream_ends_with_an_error_frame(site: Any, acme: st
     assert "[DONE]" not in answers[0].text
     wait_for(lambda: len(events(site)) == 1)
     assert events(site)[0][1] == "cancelled"
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_usage_is_written_late_when_the_database_refuses_for_a_while(
+    site: Any, acme: str, stream: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recorder = site.app.state.gateway.recorder
+    finish, attempts = recorder.finish, []
+
+    async def refuses_twice(*args: object) -> None:
+        attempts.append(args)
+        if len(attempts) <= 2:
+            raise sqlite3.OperationalError("disk I/O error")  # no error of SQLAlchemy's
+        await finish(*args)
+
+    monkeypatch.setattr("weft.gateway.generation._FIRST_RETRY_S", 0.05)
+    monkeypatch.setattr(recorder, "finish", refuses_twice)
+    answer = site.call(acme, "POST", "/v1/chat/completions", json={**HELLO, "stream": stream})
+    assert answer.status_code == 200
+    assert events(site) == []
+    wait_for(lambda: len(events(site)) == 1)
+    assert events(site)[0][1:5] == ("ok", "stop", 63, 60)
+    assert (len(attempts), num_pending(site)) == (3, 0)
+    assert "weft_usage_write_failures_total 2.0" in site.http.get("/metrics").text
+
+
+def test_a_request_that_was_refused_is_forgotten_when_the_database_recovers(
+    site: Any, acme: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gateway = site.app.state.gateway
+    forget, attempts = gateway.recorder.forget, []
+
+    async def refuses_once(*args: object) -> None:
+        attempts.append(args)
+        if len(attempts) == 1:
+            raise sqlite3.OperationalError("database is locked")
+        await forget(*args)
+
+    monkeypatch.setattr("weft.gateway.generation._FIRST_RETRY_S", 0.05)
+    monkeypatch.setattr(gateway.recorder, "forget", refuses_once)
+    site.engine.max_waiting = 1
+    body = {"model": "tiny", "prompt": ["abc", "abc"]}
+    assert site.call(acme, "POST", "/v1/completions", json=body).status_code == 503
+    wait_for(lambda: num_pending(site) == 0)
+    wait_for(lambda: gateway.num_active == 0)
+    assert [event[1] for event in events(site)] == ["cancelled"]
+    assert gateway._generations._running == set()

@@ -10,10 +10,8 @@ import asyncio
 import logging
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass, replace
-
-from sqlalchemy.exc import SQLAlchemyError
 
 from weft.errors import InvalidRequestError, OverloadedError, WeftError
 from weft.gateway.metrics import GatewayMetrics
@@ -41,6 +39,8 @@ _OUTCOMES: dict[FinishReason, Outcome] = {
 _MERGE_ABOVE = 256
 # how long an engine has to answer an abort when the app closes
 _CLOSE_S = 10.0
+# pauses between attempts to write usage while the database refuses
+_FIRST_RETRY_S, _LAST_RETRY_S = 0.25, 30.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,9 +78,10 @@ class Generations:
                 streams.append(self.engine.generate(job.request))
         except Exception as error:
             # those already in the engine are stopped and metered like any other
+            generation.num_open = len(streams)
             self._pump(generation, streams)
             generation.cancel()
-            await self.recorder.forget([job.metered for job in jobs[len(streams) :]])
+            await self._forget([job.metered for job in jobs[len(streams) :]])
             refusal = _refusal(error)
             if refusal is None:
                 raise
@@ -90,9 +91,12 @@ class Generations:
 
     def _pump(self, generation: Generation, streams: list[AsyncIterator[EngineOutput]]) -> None:
         for index, stream in enumerate(streams):
-            task = asyncio.create_task(self._run(generation, index, stream))
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
+            self._spawn(self._run(generation, index, stream))
+
+    def _spawn(self, work: Coroutine[object, object, None]) -> None:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
     async def _run(
         self, generation: Generation, index: int, stream: AsyncIterator[EngineOutput]
@@ -103,6 +107,32 @@ class Generations:
         finally:
             if generation.num_open == 0:
                 self._running.discard(generation)
+
+    async def _forget(self, refused: Sequence[MeteredRequest]) -> None:
+        async def write() -> None:
+            await self.recorder.forget(refused)
+
+        if not await self.try_write(write):
+            self._spawn(self.write_later(write))
+
+    async def try_write(self, write: Callable[[], Awaitable[None]]) -> bool:
+        """False when usage could not be written; whatever the reason, a request must go on."""
+        try:
+            await write()
+        except Exception:
+            logger.exception("usage could not be written; it is tried again")
+            self.metrics.usage_write_failed()
+            return False
+        return True
+
+    async def write_later(self, write: Callable[[], Awaitable[None]]) -> None:
+        """Try until it is written. Ended by `close`, the pending row stays: it becomes "lost" at
+        the next start, never billed twice."""
+        pause_s = _FIRST_RETRY_S
+        await asyncio.sleep(pause_s)
+        while not await self.try_write(write):
+            pause_s = min(2 * pause_s, _LAST_RETRY_S)
+            await asyncio.sleep(pause_s)
 
     @property
     def num_active(self) -> int:
@@ -169,7 +199,10 @@ class Generation:
         return outputs
 
     async def pump(self, index: int, stream: AsyncIterator[EngineOutput]) -> None:
-        """Take one job's outputs to the end, write its usage, then let the reader see the end."""
+        """Take one job's outputs to the end, write its usage, then let the reader see the end.
+
+        A database that refuses holds up the meter, not the reader.
+        """
         job = self._jobs[index]
         last = EngineOutput(job.request.request_id, "", (), Usage(0, 0))
         try:
@@ -182,20 +215,18 @@ class Generation:
             last = replace(last, text="", finish_reason="error", error=str(error))
         if last.finish_reason is None:
             last = replace(last, text="", finish_reason="error", error="The engine went away.")
-        await self._record(job, last)
-        self.num_open -= 1
-        self._put(index, last)
-
-    async def _record(self, job: Job, last: EngineOutput) -> None:
         reason = last.finish_reason
         assert reason is not None
         self._owner.metrics.request_finished(reason, time.monotonic() - self._started_s)
-        try:
+
+        async def write() -> None:
             await self._owner.recorder.finish(job.metered, last.usage, reason, _OUTCOMES[reason])
-        except SQLAlchemyError:
-            # the pending row stays, and becomes "lost" at the next start: never billed twice
-            logger.exception("%s: usage could not be recorded", job.metered.event_id)
-            self._owner.metrics.usage_unrecorded()
+
+        is_written = await self._owner.try_write(write)
+        self.num_open -= 1
+        self._put(index, last)
+        if not is_written:
+            await self._owner.write_later(write)
 
     def _put(self, index: int, output: EngineOutput) -> None:
         if self.is_cancelled:

@@ -41,9 +41,9 @@ class GatewayMetrics:
             key: self._histogram(name, text) for key, (name, text) in _HISTOGRAMS.items()
         }
         self._registry.register(_StatsCollector(engine))
-        self._unrecorded = Counter(
-            "weft_usage_unrecorded",
-            "Requests whose usage could not be written; they become 'lost' at the next start.",
+        self._write_failures = Counter(
+            "weft_usage_write_failures",
+            "Attempts to write a request's usage that failed; each is tried again.",
             registry=self._registry,
         )
 
@@ -55,8 +55,8 @@ class GatewayMetrics:
         self._finished.labels(self._base, reason).inc()
         self._e2e.observe(elapsed_s)
 
-    def usage_unrecorded(self) -> None:
-        self._unrecorded.inc()
+    def usage_write_failed(self) -> None:
+        self._write_failures.inc()
 
     def render(self) -> bytes:
         """The text exposition; takes the engine's observations since the last call."""

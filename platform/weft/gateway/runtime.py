@@ -105,7 +105,7 @@ class Gateway:
                 await self._generations.join()
         except TimeoutError:
             # their pending rows stay, and become "lost" at the next start
-            logger.error("%d requests did not end; the engine hangs", self.num_active)
+            logger.error("%d requests did not end, or their usage was not written", self.num_active)
 
     async def close(self) -> None:
         """Stop what still runs and meter it; the engine stays its owner's."""
