@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -89,3 +91,19 @@ def test_a_base_without_a_template_says_so(folder: Path) -> None:
     assert not tokenizer.has_chat_template
     with pytest.raises(ValueError, match="no chat template"):
         tokenizer.encode_chat([{"role": "user", "content": "x"}])
+
+
+def test_a_long_prompt_is_the_same_tokens_and_holds_up_no_other_thread(folder: Path) -> None:
+    tokenizer = BaseTokenizer.from_dir(folder)
+    text = "hello, wolf! " * 40_000
+    found: list[list[int]] = []
+    thread = threading.Thread(target=lambda: found.append(tokenizer.encode(text)))
+    start_s = last_s = time.monotonic()
+    longest_s = 0.0
+    thread.start()
+    while thread.is_alive():
+        time.sleep(0.001)
+        now_s = time.monotonic()
+        longest_s, last_s = max(longest_s, now_s - last_s), now_s
+    assert found == [list(text.encode())]
+    assert longest_s < max(0.1, 0.5 * (last_s - start_s)), "the interpreter's lock was held"

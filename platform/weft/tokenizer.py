@@ -20,6 +20,9 @@ from tokenizers import Tokenizer
 
 ChatMessage = Mapping[str, str]
 
+# from here on a thread of its own pays off
+_LONG_CHARS = 4096
+
 
 class BaseTokenizer:
     """One base model's tokenizer. Encoding and decoding are safe from any thread."""
@@ -77,7 +80,7 @@ class BaseTokenizer:
 
         Control tokens written in `text` become control tokens: a raw prompt is the caller's whole.
         """
-        return list(self._tokenizer.encode(text, add_special_tokens=True).ids)
+        return _encode(self._tokenizer, text, add_special_tokens=True)
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of tokens, control tokens left out."""
@@ -113,8 +116,16 @@ class BaseTokenizer:
         ids: list[int] = []
         for text, is_literal in guard.split(rendered):
             tokenizer = self._literal if is_literal else self._tokenizer
-            ids += tokenizer.encode(text, add_special_tokens=False).ids
+            ids += _encode(tokenizer, text, add_special_tokens=False)
         return ids
+
+
+def _encode(tokenizer: Tokenizer, text: str, *, add_special_tokens: bool) -> list[int]:
+    if len(text) < _LONG_CHARS:
+        return list(tokenizer.encode(text, add_special_tokens=add_special_tokens).ids)
+    # only the call for batches gives up the interpreter's lock: 4 MiB would hold it for seconds
+    (encoding,) = tokenizer.encode_batch([text], add_special_tokens=add_special_tokens)
+    return list(encoding.ids)
 
 
 class _ContentGuard:
