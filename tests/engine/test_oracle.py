@@ -14,7 +14,7 @@ from weft.engine.req import Req
 from weft.messages import EngineRequest, SamplingParams
 
 if TYPE_CHECKING:
-    from tests.engine.conftest import Bench, NearTies
+    from tests.conftest import Bench, NearTies
 
 NUM_TOKENS = 64
 

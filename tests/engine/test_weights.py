@@ -17,7 +17,7 @@ from weft.engine.model.weights import ModelWeights, load_weights
 from weft_kernels.moe import ExpertWeights
 
 if TYPE_CHECKING:
-    from tests.engine.conftest import Bench
+    from tests.conftest import Bench
 
 Tensors = dict[str, Tensor]
 

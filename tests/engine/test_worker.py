@@ -24,7 +24,7 @@ from weft.messages import (
 from weft_adapters.pool import PooledAdapter
 
 if TYPE_CHECKING:
-    from tests.engine.conftest import Bench
+    from tests.conftest import Bench
 
 Start = Callable[..., tuple[InProcessEngine, dict[str, str]]]
 

@@ -153,7 +153,8 @@ def resolve_memory(
         adapter_bytes=config.adapter_bytes,
         free_bytes=free,
     )
-    # the packed working copy of the adapters in use is at most as large as the pool
+    # the packed working copy of the adapters in use: about as large as the pool, more where an
+    # adapter touches only some experts or sites that others do not
     needed = plan.weight_bytes + plan.kv_bytes + 2 * plan.adapter_bytes
     if needed > free:
         raise ValueError(

@@ -151,6 +151,7 @@ class Engine:
             for item in plan.scheduled:
                 if item.req.started_s is None:
                     item.req.started_s = now
+                    self.counters.num_prompt_tokens += item.req.num_prompt_tokens
                     _observe(self.counters.queue_time, now - item.req.arrived_s)
             tokens = self._runner.run(plan, self.adapters.held)
             outputs += self._postprocess(plan, tokens)
@@ -178,7 +179,6 @@ class Engine:
         self.counters.num_generation_tokens += 1
         if req.first_token_s is None:
             req.first_token_s = now
-            self.counters.num_prompt_tokens += req.num_prompt_tokens
             _observe(self.counters.time_to_first_token, now - req.arrived_s)
         if req.last_token_s is not None:
             _observe(self.counters.inter_token_latency, now - req.last_token_s)

@@ -58,6 +58,6 @@ class Req:
 
     @property
     def usage(self) -> Usage:
-        return Usage(
-            num_prompt_tokens=self.num_prompt_tokens, num_completion_tokens=self.num_output_tokens
-        )
+        """What counts so far: a prompt counts from the step that first computes some of it."""
+        num_prompt_tokens = 0 if self.started_s is None else self.num_prompt_tokens
+        return Usage(num_prompt_tokens, self.num_output_tokens)

@@ -161,7 +161,9 @@ class InProcessEngine:
             await asyncio.sleep(0.02)
         for request_id in list(self._streams):
             self.abort(request_id)
-        while self._streams and self._failure is None:
+        # an abort takes a step; one that hangs is not waited for beyond the watchdog's limit
+        end = time.monotonic() + self._config.step_timeout_s
+        while self._streams and self._failure is None and time.monotonic() < end:
             await asyncio.sleep(0.005)
 
     def close(self) -> None:

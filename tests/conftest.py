@@ -23,6 +23,7 @@ from transformers import (
     Qwen3MoeForCausalLM,
 )
 
+from weft.demo import ADAPTERS_DIR, BASE_DIR
 from weft.engine.build import BuiltEngine, build_engine
 from weft.engine.config import EngineConfig
 from weft.engine.offline import register_folder
@@ -139,6 +140,7 @@ class Oracle:
                 )
                 if adapter is not None:
                     model = PeftModel.from_pretrained(model, str(self.adapter_dirs[adapter]))
+            model.generation_config.eos_token_id = None  # our requests ignore the end of text
             self._models[adapter] = model.eval()
         return self._models[adapter]
 
@@ -154,7 +156,6 @@ class Oracle:
                 input_ids=torch.tensor([list(prompt)]),
                 attention_mask=torch.ones(1, len(prompt), dtype=torch.int64),
                 max_new_tokens=num_tokens,
-                min_new_tokens=num_tokens,
                 do_sample=False,
                 pad_token_id=0,
             )
@@ -280,3 +281,9 @@ def bench(request: pytest.FixtureRequest) -> Bench:
 @pytest.fixture
 def near_ties() -> NearTies:
     return NearTies()
+
+
+@pytest.fixture(scope="session")
+def demo_oracle() -> Oracle:
+    """The demo base with all its adapters."""
+    return Oracle(BASE_DIR, {folder.name: folder for folder in sorted(ADAPTERS_DIR.iterdir())})
