@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import filecmp
 import os
 import shutil
 import tempfile
@@ -40,7 +41,9 @@ class AdapterStore(Protocol):
     """A store of immutable versions by digest; every method may block."""
 
     def put(self, digest: str, config_bytes: bytes, tensors_path: Path) -> None:
-        """Keep a copy durably and all at once; does nothing when the digest is there."""
+        """Keep a copy durably and all at once. Where the digest is there already, files that are
+        not these bytes are replaced: an upload is verified, what has lain on a disk may be damaged.
+        """
 
     def open(self, digest: str) -> StoredAdapter:
         """The files; AdapterNotStoredError when there are none."""
@@ -89,7 +92,7 @@ class FolderStore:
 
     def put(self, digest: str, config_bytes: bytes, tensors_path: Path) -> None:
         folder = self._folder(digest)
-        if folder.exists():
+        if _holds(folder, config_bytes, tensors_path):
             return
         with self._temporary_folder() as temporary:
             (temporary / CONFIG_NAME).write_bytes(config_bytes)
@@ -99,8 +102,12 @@ class FolderStore:
             try:
                 temporary.rename(folder)
             except OSError:
-                if not folder.exists():  # someone else put the same digest meanwhile
+                if not folder.exists():
                     raise
+                # file by file, so that a reader never finds none: either pair has this digest
+                for name in (CONFIG_NAME, TENSORS_NAME):
+                    (temporary / name).replace(folder / name)
+                _sync(folder)
             _sync(self._root)
 
     def open(self, digest: str) -> StoredAdapter:
@@ -123,6 +130,15 @@ class FolderStore:
     def list_digests(self) -> list[str]:
         names = (f"sha256:{path.name}" for path in self._root.iterdir())
         return sorted(name for name in names if is_digest(name))
+
+
+def _holds(folder: Path, config_bytes: bytes, tensors_path: Path) -> bool:
+    try:
+        return (folder / CONFIG_NAME).read_bytes() == config_bytes and filecmp.cmp(
+            folder / TENSORS_NAME, tensors_path, shallow=False
+        )
+    except OSError:
+        return False
 
 
 def _sync(path: Path) -> None:

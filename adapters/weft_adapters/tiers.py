@@ -9,6 +9,7 @@ makes room. The digest is verified against the bytes each time they enter host m
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections import OrderedDict, deque
@@ -20,11 +21,15 @@ from weft_adapters.format import SiteWeights
 from weft_adapters.pool import PagePool, PooledAdapter
 from weft_adapters.sites import BaseSpec, Site
 from weft_adapters.source import load_verified
-from weft_adapters.store import AdapterStore
+from weft_adapters.store import AdapterNotStoredError, AdapterStore
+
+logger = logging.getLogger("weft.adapters")
 
 # an adapter that was just loaded for a waiting request is not evicted before that request can run
 _GRACE_S = 5.0
 _RETRY_S = 0.25
+# after this time a failure is stale: the next request tries anew
+_FAILURE_S = 1.0
 
 
 class AdapterState(StrEnum):
@@ -40,6 +45,10 @@ class AdapterTooLargeError(ValueError):
     """The adapter needs more device memory than the whole pool has."""
 
 
+class AdapterUnreadableError(ValueError):
+    """The server could not read the adapter; why is the operator's to know."""
+
+
 @dataclass(slots=True)
 class _Entry:
     state: AdapterState
@@ -48,6 +57,12 @@ class _Entry:
     last_used_s: float = 0.0
     awaited_until_s: float = 0.0
     failure: Exception | None = None
+    failed_s: float = 0.0
+
+    @property
+    def is_stale_failure(self) -> bool:
+        is_failed = self.state is AdapterState.FAILED
+        return is_failed and time.monotonic() - self.failed_s > _FAILURE_S
 
 
 class AdapterTiers:
@@ -78,10 +93,11 @@ class AdapterTiers:
     # ---- for the engine; never blocks on I/O ----
 
     def request(self, digest: str) -> None:
-        """Have the adapter brought to the device, unless it is there, on its way, or failed."""
+        """Have the adapter brought to the device, unless it is there, on its way, or has just
+        failed."""
         with self._changed:
             entry = self._entries.get(digest)
-            if entry is None:
+            if entry is None or entry.is_stale_failure:
                 entry = self._entries[digest] = _Entry(AdapterState.ABSENT)
             is_idle = entry.state in (AdapterState.ABSENT, AdapterState.HOST)
             if is_idle and digest not in self._queue and digest not in self._blocked:
@@ -145,7 +161,13 @@ class AdapterTiers:
                 self._fail(digest, error)
                 arrived = True
             if arrived:
-                self._on_change()
+                self._tell()
+
+    def _tell(self) -> None:
+        try:
+            self._on_change()
+        except Exception:  # the listener's fault must not end the loader
+            logger.exception("the listener to adapter changes failed")
 
     def _next(self) -> str | None:
         with self._changed:
@@ -199,9 +221,14 @@ class AdapterTiers:
             self._entries[digest].state = state
 
     def _fail(self, digest: str, error: Exception) -> None:
+        logger.error("adapter %s could not be loaded", digest, exc_info=error)
+        if not isinstance(error, ValueError | AdapterNotStoredError):
+            # paths and devices are no business of the tenant that will read this
+            error = AdapterUnreadableError("the server could not read its files")
         with self._changed:
             entry = self._entries[digest]
             entry.state, entry.failure = AdapterState.FAILED, error
+            entry.failed_s = time.monotonic()
 
     def _evict_one(self, num_bytes: int) -> bool:
         """Free the least recently used idle adapter; False when all of them would not suffice."""

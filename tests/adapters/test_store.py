@@ -104,3 +104,21 @@ def test_a_start_does_not_sweep_what_another_process_is_writing(
     monkeypatch.setattr(shutil, "copyfile", copy_while_another_starts)
     store.put(DIGEST, b"{}", tensors)
     assert store.open(DIGEST).tensors_path.read_bytes() == b"tensors"
+
+
+@pytest.mark.parametrize("damage", ["changed", "missing", "empty folder"])
+def test_putting_again_heals_what_was_damaged(
+    store: FolderStore, tensors: Path, tmp_path: Path, damage: str
+) -> None:
+    store.put(DIGEST, b"{}", tensors)
+    stored = store.open(DIGEST)
+    if damage == "changed":
+        stored.tensors_path.write_bytes(b"tensorz")
+    else:
+        stored.tensors_path.unlink()
+    if damage == "empty folder":
+        stored.config_path.unlink()
+    store.put(DIGEST, b"{}", tensors)
+    assert store.open(DIGEST).tensors_path.read_bytes() == b"tensors"
+    assert store.open(DIGEST).config_path.read_bytes() == b"{}"
+    assert not list((tmp_path / "store").glob(".incoming-*"))

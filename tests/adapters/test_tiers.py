@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,12 @@ from weft_adapters.pool import PagePool
 from weft_adapters.sites import BaseSpec, Site
 from weft_adapters.source import DigestMismatchError
 from weft_adapters.store import AdapterNotStoredError, FolderStore, StoredAdapter
-from weft_adapters.tiers import AdapterState, AdapterTiers, AdapterTooLargeError
+from weft_adapters.tiers import (
+    AdapterState,
+    AdapterTiers,
+    AdapterTooLargeError,
+    AdapterUnreadableError,
+)
 
 Q = Site(0, "q_proj")
 PAGE_BYTES = 8 * (32 + 64) * 4
@@ -192,6 +198,44 @@ def test_a_missing_adapter_fails_alone(create: Create, put_adapter: Put) -> None
     on_device(tiers, present)
     assert tiers.state(missing) is AdapterState.FAILED
     assert isinstance(tiers.failure(missing), AdapterNotStoredError)
+
+
+def test_what_the_server_cannot_read_is_told_without_its_paths(
+    create: Create, store: FolderStore, put_adapter: Put, tmp_path: Path
+) -> None:
+    tiers = create()
+    digest = put_adapter(1)
+    store.open(digest).tensors_path.unlink()
+    tiers.request(digest)
+    wait_for(tiers, digest, AdapterState.FAILED)
+    assert str(tmp_path) not in str(tiers.failure(digest))
+    assert isinstance(tiers.failure(digest), AdapterUnreadableError)
+
+
+def test_a_failure_that_nobody_heard_of_does_not_meet_the_next_request(
+    create: Create, store: FolderStore, put_adapter: Put, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("weft_adapters.tiers._FAILURE_S", 0.05)
+    tiers = create()
+    digest = put_adapter(1)
+    target = store.open(digest).tensors_path
+    original = target.read_bytes()
+    target.write_bytes(b"damaged")
+    tiers.request(digest)
+    wait_for(tiers, digest, AdapterState.FAILED)
+    target.write_bytes(original)
+    time.sleep(0.1)
+    tiers.request(digest)
+    assert tiers.failure(digest) is None
+    wait_for(tiers, digest, AdapterState.DEVICE)
+
+
+def test_a_listener_that_fails_does_not_end_the_loader(create: Create, put_adapter: Put) -> None:
+    def fail() -> None:
+        raise RuntimeError("the listener is broken")
+
+    tiers = create(on_change=fail)
+    on_device(tiers, put_adapter(1), put_adapter(2))
 
 
 def test_an_adapter_larger_than_the_pool_fails_at_once(create: Create, put_adapter: Put) -> None:
