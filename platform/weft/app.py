@@ -25,6 +25,7 @@ from weft.gateway.runtime import Gateway
 from weft.messages import EngineClient
 from weft.registry import endpoints as adapters
 from weft.registry.endpoints import Registry
+from weft.registry.intake import sweep_uploads
 from weft.settings import ServerSettings
 from weft.tenancy import endpoints as tenants
 from weft.tenancy.auth import public
@@ -58,6 +59,7 @@ def create_app(settings: ServerSettings, engine: EngineClient, tokenizer: BaseTo
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
         with lock_data_folder(settings.data_dir):
+            sweep_uploads(settings.uploads_dir)
             num_lost = await gateway.recorder.recover()
             if num_lost:
                 logger.warning("%d requests were lost in a crash and are billed nothing", num_lost)

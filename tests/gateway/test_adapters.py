@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
+
+from weft.registry.service import ServedBase
+from weft.settings import ServerSettings
 
 CHAT = "/v1/chat/completions"
 Lora = Callable[..., dict[str, bytes]]
@@ -111,6 +115,14 @@ def test_models_list_the_base_and_ones_own_adapters(site: Any, acme: str, lora: 
     assert str(site.settings.data_dir) not in str(cards)
 
 
+def test_a_base_may_have_a_slash_in_its_name(site: Any, acme: str) -> None:
+    gateway = site.app.state.gateway
+    gateway.base = ServedBase("org/tiny", gateway.base.digest)
+    assert site.client(acme).models.retrieve("org/tiny").id == "org/tiny"
+    assert site.call(acme, "GET", "/v1/models/org/tiny").json()["id"] == "org/tiny"
+    assert site.call(acme, "GET", "/v1/models/org/huge").status_code == 404
+
+
 def test_an_adapter_without_versions_cannot_be_called(site: Any, acme: str) -> None:
     site.create_adapter(acme, "bot")
     assert site.call(acme, "POST", CHAT, json=chat("bot")).status_code == 404
@@ -146,6 +158,10 @@ def test_adapters_are_created_once_for_the_served_base(site: Any, acme: str) -> 
     assert (again.status_code, again.json()["error"]["type"]) == (409, "conflict_error")
     wrong = site.call(acme, "POST", "/v1/adapters", json={"name": "b", "base_model": "huge"})
     assert wrong.json()["error"]["param"] == "base_model"
+    headers = {"content-type": "application/json"}
+    no_text = b'{"name": "b", "base_model": "\\ud800"}'
+    answer = site.call(acme, "POST", "/v1/adapters", content=no_text, headers=headers)
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, "base_model")
     extra = site.call(acme, "POST", "/v1/adapters", json={**body, "tenant_id": "tnt_x"})
     assert extra.json()["error"]["code"] == "unknown_parameter"
 
@@ -200,6 +216,35 @@ def test_an_upload_over_the_cap_is_413(site: Any, acme: str, lora: Lora) -> None
     # larger than the limit of other routes, but not than an upload's
     files = {**lora(), "adapter_model.safetensors": b"x" * 150_000}
     assert site.upload(acme, "bot", files).status_code == 422
+
+
+def test_what_follows_the_last_part_counts_too(site: Any, acme: str, lora: Lora) -> None:
+    site.create_adapter(acme, "bot")
+    body = b""
+    for name, data in lora().items():
+        body += f'--b\r\ncontent-disposition: form-data; name="{name}"\r\n\r\n'.encode()
+        body += data + b"\r\n"
+    headers = {"content-type": "multipart/form-data; boundary=b"}
+    for num_chunks, status in ((1, 201), (100, 413)):
+        chunks = iter([body + b"--b--\r\n", *[b"x" * 2**14] * num_chunks])
+        path = "/v1/adapters/bot/versions"
+        answer = site.call(acme, "POST", path, content=chunks, headers=headers)
+        assert answer.status_code == status
+    assert list(site.settings.uploads_dir.iterdir()) == []
+
+
+@pytest.fixture
+def left_over(settings: ServerSettings) -> Path:
+    """The folder of an upload whose process was killed."""
+    folder = settings.uploads_dir / "upload-killed"
+    folder.mkdir(parents=True)
+    (folder / "adapter_model.safetensors").write_bytes(b"half")
+    return folder
+
+
+def test_what_a_killed_process_left_is_swept_at_start(left_over: Path, site: Any) -> None:
+    assert site.http.get("/livez").status_code == 200
+    assert not left_over.exists()
 
 
 def test_an_upload_must_have_exactly_the_two_files(site: Any, acme: str, lora: Lora) -> None:

@@ -173,9 +173,15 @@ def test_bad_prompts_are_refused(site: Any, acme: str, prompt: object) -> None:
 
 
 def test_a_prompt_over_the_context_is_refused(site: Any, acme: str) -> None:
-    for body in ({"prompt": "x" * 128}, {"prompt": "x" * 100, "max_tokens": 29}):
-        answer = site.call(acme, "POST", "/v1/completions", json={"model": "tiny", **body})
+    long = "x" * 128
+    for path, body, param in (
+        ("/v1/completions", {"prompt": long}, "prompt"),
+        ("/v1/completions", {"prompt": "x" * 100, "max_tokens": 29}, "max_tokens"),
+        (CHAT, {"messages": [{"role": "user", "content": long}]}, "messages"),
+    ):
+        answer = site.call(acme, "POST", path, json={"model": "tiny", **body})
         error = error_of(answer, 400)
+        assert error["param"] == param
         assert error["code"] == "context_length_exceeded"
         assert "128" in error["message"]
     fits = {"model": "tiny", "prompt": "x" * 100, "max_tokens": 28}

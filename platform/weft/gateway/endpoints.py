@@ -96,7 +96,7 @@ async def list_models(
     return {"object": "list", "data": [_base_card(gateway), *cards]}
 
 
-@router.get("/models/{model}")
+@router.get("/models/{model:path}")  # a base may be called "org/name"
 async def get_model(
     principal: Caller, model: str, session: ReadSession, gateway: GatewayDep
 ) -> dict[str, object]:

@@ -36,7 +36,8 @@ class MethodNotAllowedError(WeftError):
 def error_to_wire(error: WeftError) -> dict[str, object]:
     """OpenAI's error object; `details` only where there are some."""
     body: dict[str, object] = {
-        "message": error.message,
+        # it may quote the caller, whose JSON can spell what is no Unicode
+        "message": error.message.encode("utf-8", "replace").decode(),
         "type": error.type,
         "param": error.param,
         "code": error.code,

@@ -143,7 +143,8 @@ def create_sampling(
     for prompt in prompts:
         room = max_model_len - len(prompt)
         if room < 1 or (requested is not None and requested > room):
-            raise _too_long(len(prompt), requested, max_model_len)
+            prompt_param = "messages" if isinstance(body, ChatRequest) else "prompt"
+            raise _too_long(len(prompt), requested, max_model_len, prompt_param)
         if requested is not None:
             limit = requested
         else:
@@ -164,11 +165,15 @@ def _sampling(body: InferenceRequest, max_tokens: int) -> SamplingParams:
     )
 
 
-def _too_long(num_prompt: int, requested: int | None, max_model_len: int) -> InvalidRequestError:
+def _too_long(
+    num_prompt: int, requested: int | None, max_model_len: int, prompt_param: str
+) -> InvalidRequestError:
     wanted = "" if requested is None else f" and up to {requested} more were asked for"
     return InvalidRequestError(
         f"This model's maximum context length is {max_model_len} tokens, but the prompt has "
         f"{num_prompt} tokens{wanted}. Shorten the prompt or lower the number of tokens.",
-        param="max_tokens" if requested is not None and num_prompt < max_model_len else "messages",
+        param="max_tokens"
+        if requested is not None and num_prompt < max_model_len
+        else prompt_param,
         code="context_length_exceeded",
     )

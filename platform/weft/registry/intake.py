@@ -23,6 +23,9 @@ from weft.errors import InvalidRequestError, PayloadTooLargeError
 from weft_adapters.store import CONFIG_NAME, TENSORS_NAME
 
 MAX_CONFIG_BYTES = 1024 * 1024
+# boundaries, part headers and whatever follows the last boundary
+_MAX_FRAMING_BYTES = 64 * 1024
+_TEMPORARY = "upload-"
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +42,7 @@ async def receive_adapter(
 ) -> AsyncIterator[ReceivedAdapter]:
     """Read the body to its end; InvalidRequestError or PayloadTooLargeError for a bad one."""
     folder.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix="upload-", dir=folder))
+    temporary = Path(tempfile.mkdtemp(prefix=_TEMPORARY, dir=folder))
     try:
         parts = _Parts(_boundary(content_type), temporary, max_bytes)
         try:
@@ -52,6 +55,12 @@ async def receive_adapter(
         yield ReceivedAdapter((temporary / CONFIG_NAME).read_bytes(), temporary / TENSORS_NAME)
     finally:
         await asyncio.to_thread(shutil.rmtree, temporary)
+
+
+def sweep_uploads(folder: Path) -> None:
+    """Remove what uploads left when their process was killed; none may be running."""
+    for left in folder.glob(f"{_TEMPORARY}*"):
+        shutil.rmtree(left, ignore_errors=True)
 
 
 def _boundary(content_type: str) -> bytes:
@@ -70,6 +79,7 @@ class _Parts:
     def __init__(self, boundary: bytes, folder: Path, max_bytes: int) -> None:
         self._folder = folder
         self._caps = {CONFIG_NAME: min(MAX_CONFIG_BYTES, max_bytes), TENSORS_NAME: max_bytes}
+        self._num_bytes_left = max_bytes + MAX_CONFIG_BYTES + _MAX_FRAMING_BYTES
         self._sizes: dict[str, int] = {}
         self._complete: set[str] = set()
         self._header = (bytearray(), bytearray())
@@ -95,6 +105,9 @@ class _Parts:
             raise _malformed(error) from error
 
     def feed(self, chunk: bytes) -> None:
+        self._num_bytes_left -= len(chunk)
+        if self._num_bytes_left < 0:
+            raise PayloadTooLargeError("The upload is larger than its two files may be.")
         try:
             self._parser.write(chunk)
         except FormParserError as error:
