@@ -1,10 +1,12 @@
 """Adapters on their way between store, host memory and device, beside the engine's step.
 
-    absent -> fetching -> host -> loading -> device          (failed: see `failure`)
+    absent -> fetching -> host -> loading -> device -> draining     (failed: see `failure`)
 
 Callers of `request`, `acquire` and `release` never wait: a thread of ours reads, verifies and
 copies. An adapter with references stays where it is; among the others the least recently used one
-makes room. The digest is verified against the bytes each time they enter host memory.
+makes room. Where all are in use without a pause, those that came first give out no more references
+until the adapter that waits has had its turn. The digest is verified against the bytes each time
+they enter host memory.
 """
 
 from __future__ import annotations
@@ -28,6 +30,9 @@ logger = logging.getLogger("weft.adapters")
 # an adapter that was just loaded for a waiting request is not evicted before that request can run
 _GRACE_S = 5.0
 _RETRY_S = 0.25
+# what waits for room so long, and is still asked for, has others drained
+_PATIENCE_S = 2.0
+_WANTED_S = 5.0
 # after this time a failure is stale: the next request tries anew
 _FAILURE_S = 1.0
 
@@ -38,6 +43,7 @@ class AdapterState(StrEnum):
     HOST = "host"
     LOADING = "loading"
     DEVICE = "device"
+    DRAINING = "draining"
     FAILED = "failed"
 
 
@@ -56,6 +62,9 @@ class _Entry:
     num_references: int = 0
     last_used_s: float = 0.0
     awaited_until_s: float = 0.0
+    requested_s: float = 0.0
+    loaded_s: float = 0.0
+    blocked_since_s: float | None = None
     failure: Exception | None = None
     failed_s: float = 0.0
 
@@ -99,16 +108,17 @@ class AdapterTiers:
             entry = self._entries.get(digest)
             if entry is None or entry.is_stale_failure:
                 entry = self._entries[digest] = _Entry(AdapterState.ABSENT)
+            entry.requested_s = time.monotonic()
             is_idle = entry.state in (AdapterState.ABSENT, AdapterState.HOST)
             if is_idle and digest not in self._queue and digest not in self._blocked:
                 self._queue.append(digest)
                 self._changed.notify_all()
 
     def acquire(self, digest: str) -> PooledAdapter | None:
-        """Take a reference; None when the adapter is not on the device."""
+        """Take a reference; None when the adapter is not on the device, or has to leave it."""
         with self._changed:
             entry = self._entries.get(digest)
-            if entry is None or entry.pooled is None:
+            if entry is None or entry.state is not AdapterState.DEVICE:
                 return None
             entry.num_references += 1
             entry.last_used_s = time.monotonic()
@@ -205,16 +215,42 @@ class AdapterTiers:
             )
         while (pooled := self._pool.try_load(digest, weights)) is None:
             if not self._evict_one(num_bytes):
-                with self._changed:
-                    self._entries[digest].state = AdapterState.HOST
-                    self._blocked.append(digest)
+                self._block(digest, num_bytes)
                 return False
         with self._changed:
+            self._drain(0)
             entry = self._entries[digest]
             entry.pooled, entry.state = pooled, AdapterState.DEVICE
-            entry.last_used_s = time.monotonic()
+            entry.loaded_s = entry.last_used_s = time.monotonic()
+            entry.blocked_since_s = None
             entry.awaited_until_s = entry.last_used_s + _GRACE_S
         return True
+
+    def _block(self, digest: str, num_bytes: int) -> None:
+        """Have it tried again later; after some patience, others are drained for it."""
+        now = time.monotonic()
+        with self._changed:
+            entry = self._entries[digest]
+            entry.state = AdapterState.HOST
+            self._blocked.append(digest)
+            if now - entry.requested_s > _WANTED_S:
+                entry.blocked_since_s = None  # a hint, or nobody waits any more
+            elif entry.blocked_since_s is None:
+                entry.blocked_since_s = now
+            is_due = entry.blocked_since_s is not None and now - entry.blocked_since_s > _PATIENCE_S
+            self._drain(num_bytes if is_due else 0)
+
+    def _drain(self, num_bytes: int) -> None:
+        """Of the adapters in use, drain those that came first until `num_bytes` are in sight, and
+        no others. The caller holds the lock."""
+        on_device = [entry for entry in self._entries.values() if entry.pooled is not None]
+        in_sight = self._pool.num_free_bytes
+        in_sight += sum(_pooled_bytes(e) for e in on_device if e.num_references == 0)
+        for entry in sorted(on_device, key=lambda entry: entry.loaded_s):
+            entry.state = AdapterState.DEVICE
+            if entry.num_references > 0 and in_sight < num_bytes:
+                entry.state = AdapterState.DRAINING
+                in_sight += _pooled_bytes(entry)
 
     def _set_state(self, digest: str, state: AdapterState) -> None:
         with self._changed:
@@ -240,9 +276,7 @@ class AdapterTiers:
                 if entry.pooled and entry.num_references == 0 and entry.awaited_until_s <= now
             ]
             reachable = self._pool.num_free_bytes + sum(
-                pooled.num_bytes
-                for _, digest in idle
-                if (pooled := self._entries[digest].pooled) is not None
+                _pooled_bytes(self._entries[digest]) for _, digest in idle
             )
             if not idle or reachable < num_bytes:
                 return False
@@ -270,7 +304,8 @@ class AdapterTiers:
         with self._changed:
             for digest, entry in self._entries.items():
                 assert entry.num_references >= 0, f"{digest} has negative references"
-                assert (entry.pooled is not None) == (entry.state is AdapterState.DEVICE), (
+                is_there = entry.state in (AdapterState.DEVICE, AdapterState.DRAINING)
+                assert (entry.pooled is not None) == is_there, (
                     f"{digest} is {entry.state} but its pages say otherwise"
                 )
                 assert entry.num_references == 0 or entry.pooled is not None, (
@@ -282,3 +317,7 @@ class AdapterTiers:
 
 def _num_bytes(weights: Mapping[Site, SiteWeights]) -> int:
     return sum(w.a.nbytes + w.b.nbytes for w in weights.values())
+
+
+def _pooled_bytes(entry: _Entry) -> int:
+    return 0 if entry.pooled is None else entry.pooled.num_bytes

@@ -36,6 +36,7 @@ def create(
     """(num_pages of q_proj=2, host_bytes, on_change, store) -> tiers that end with the test."""
     monkeypatch.setattr("weft_adapters.tiers._GRACE_S", 0.0)
     monkeypatch.setattr("weft_adapters.tiers._RETRY_S", 0.02)
+    monkeypatch.setattr("weft_adapters.tiers._PATIENCE_S", 0.4)
     made: list[AdapterTiers] = []
 
     def build(num_pages: int = 2, host_bytes: int = 2**20, **keys: Any) -> AdapterTiers:
@@ -148,6 +149,50 @@ def test_what_is_in_use_stays_and_the_next_one_waits(create: Create, put_adapter
     assert tiers.state(first) is AdapterState.DEVICE
     for _ in range(3):
         tiers.release(first)
+
+
+def test_adapters_in_use_without_a_pause_starve_no_other(create: Create, put_adapter: Put) -> None:
+    tiers = create(num_pages=2)
+    digests = [put_adapter(seed) for seed in range(3)]
+    on_device(tiers, *digests[:2])
+    held: dict[str, int] = dict.fromkeys(digests, 0)
+    num_turns = dict.fromkeys(digests, 0)
+    deadline_s = time.monotonic() + 20
+    while min(num_turns.values()) < 2:
+        assert time.monotonic() < deadline_s, f"an adapter starves: {num_turns}"
+        for digest in digests:  # each always has a request that waits or one that runs
+            if tiers.acquire(digest) is not None:
+                num_turns[digest] += held[digest] == 0
+                held[digest] += 1
+            else:
+                tiers.request(digest)
+        for digest in digests:  # the next one starts before the last one ends
+            is_leaving = tiers.state(digest) is AdapterState.DRAINING
+            if held[digest] > (0 if is_leaving else 1):
+                tiers.release(digest)
+                held[digest] -= 1
+        time.sleep(0.002)
+    tiers.integrity()
+    for digest, count in held.items():
+        for _ in range(count):
+            tiers.release(digest)
+
+
+def test_a_hint_drains_nothing(
+    create: Create, put_adapter: Put, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("weft_adapters.tiers._PATIENCE_S", 0.1)
+    monkeypatch.setattr("weft_adapters.tiers._WANTED_S", 0.05)
+    tiers = create(num_pages=2)
+    first, second, third = (put_adapter(seed) for seed in range(3))
+    on_device(tiers, first, second)
+    assert tiers.acquire(first) is not None
+    assert tiers.acquire(second) is not None
+    tiers.request(third)
+    time.sleep(0.4)
+    assert tiers.state(first) is tiers.state(second) is AdapterState.DEVICE
+    tiers.release(first)
+    tiers.release(second)
 
 
 def test_nothing_is_evicted_in_vain(create: Create, put_adapter: Put) -> None:
