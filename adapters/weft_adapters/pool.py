@@ -25,6 +25,11 @@ from weft_adapters.sites import BaseSpec, Site
 
 PAGE_ROWS = 8
 
+# torch runs an operation on more elements than this in parallel. A second thread that does so has
+# OpenMP keep a second team of threads, and with more of them than cores every parallel region of
+# the engine's own thread sleeps and wakes: its steps took twice as long.
+_MAX_ELEMENTS_AT_ONCE = 32768
+
 
 @dataclass(frozen=True, slots=True)
 class Run:
@@ -56,6 +61,14 @@ class PooledAdapter:
 
 def padded_rank(rank: int) -> int:
     return -(-rank // PAGE_ROWS) * PAGE_ROWS
+
+
+def _slices(tensor: Tensor, num_rows: int) -> list[slice]:
+    """The first `num_rows` rows in pieces that torch handles on the calling thread alone."""
+    if tensor.device.type != "cpu":
+        return [slice(0, num_rows)]
+    step = max(1, _MAX_ELEMENTS_AT_ONCE // tensor.shape[1])
+    return [slice(i, min(i + step, num_rows)) for i in range(0, num_rows, step)]
 
 
 class PagePool:
@@ -174,10 +187,11 @@ class PagePool:
         for run in pooled.runs:
             for target, source in zip(self._views(site, run), (weights.a, weights.b), strict=True):
                 part = torch.from_numpy(source[row : row + run.num_rows])
-                target[: part.shape[0]].copy_(part)
-                target[part.shape[0] :].zero_()  # the padding may hold another adapter's rows
-                if self.dtype != torch.float32 and not torch.isfinite(target).all():
-                    raise ValueError(f"The weights of {site} are too large for {self.dtype}.")
+                for rows in _slices(target, len(part)):
+                    target[rows].copy_(part[rows])
+                    if self.dtype != torch.float32 and not torch.isfinite(target[rows]).all():
+                        raise ValueError(f"The weights of {site} are too large for {self.dtype}.")
+                target[len(part) :].zero_()  # the padding may hold another adapter's rows
             row += run.num_rows
 
     def get(self, digest: str) -> PooledAdapter | None:

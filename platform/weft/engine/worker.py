@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import queue
 import threading
 import time
 from collections.abc import AsyncIterator, Callable
@@ -61,9 +62,11 @@ class InProcessEngine:
         self._warm = False
         self._failure: str | None = None
         self._step_started_s: float | None = None
-        self._thread = threading.Thread(target=self._run, name="weft-engine", daemon=True)
+        self._thread = threading.current_thread()
 
     def start(self) -> None:
+        """Run the engine in a thread of its own; where it was built in one, call `run` there."""
+        self._thread = threading.Thread(target=self.run, name="weft-engine", daemon=True)
         self._thread.start()
 
     def wake(self) -> None:
@@ -171,12 +174,14 @@ class InProcessEngine:
         with self._wake:
             self._stopping = True
             self._wake.notify()
-        self._thread.join()
+        if self._thread is not threading.current_thread():  # it was never started
+            self._thread.join()
         self._built.tiers.close()
 
     # ---- the engine's thread ----
 
-    def _run(self) -> None:
+    def run(self) -> None:
+        """Be the engine's thread; returns when the engine is closed."""
         try:
             warm_up(self._engine)
             self._warm = True
@@ -257,14 +262,31 @@ def start_engine(
     config: EngineConfig,
     on_progress: Callable[[str, int, int], None] = lambda what, done, total: None,
 ) -> InProcessEngine:
-    """Build an engine, start its thread, and return while it warms up."""
+    """Build an engine in its own thread, and return while it warms up.
+
+    No other thread computes with torch: OpenMP keeps a team of threads for each thread that does,
+    and more teams than cores slow every step down (see `weft_adapters.pool`). `on_progress` is
+    called from that thread. Raises what `build_engine` raises.
+    """
+    outcome: queue.SimpleQueue[InProcessEngine | BaseException] = queue.SimpleQueue()
     worker: InProcessEngine | None = None
 
     def on_adapter_change() -> None:
         if worker is not None:
             worker.wake()
 
-    built = build_engine(config, on_progress, on_adapter_change)
-    worker = InProcessEngine(config, built)
-    worker.start()
-    return worker
+    def build_and_run() -> None:
+        nonlocal worker
+        try:
+            worker = InProcessEngine(config, build_engine(config, on_progress, on_adapter_change))
+        except BaseException as error:  # raised where the caller waits
+            outcome.put(error)
+            return
+        outcome.put(worker)
+        worker.run()
+
+    threading.Thread(target=build_and_run, name="weft-engine", daemon=True).start()
+    started = outcome.get()
+    if isinstance(started, BaseException):
+        raise started
+    return started
