@@ -29,6 +29,7 @@ class Req:
     state: ReqState = ReqState.WAITING
     finish_reason: FinishReason | None = None
     num_preemptions: int = 0
+    num_passed_over: int = 0
     started_s: float | None = None
     first_token_s: float | None = None
     last_token_s: float | None = None

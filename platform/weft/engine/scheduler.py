@@ -2,8 +2,9 @@
 
 `schedule()` returns a plan, the engine runs it, `apply(plan, tokens)` takes the sampled tokens.
 Running requests go first, in the order they started; then waiting ones join in order of arrival. A
-request whose adapter is not on the device yet is skipped, not waited for. When blocks run out, the
-request that started last gives its own back and is recomputed later.
+request whose adapter is not on the device yet is skipped, not waited for. One that found the batch
+full of other adapters for many steps is not overtaken any more. When blocks run out, the request
+that started last gives its own back and is recomputed later.
 """
 
 from __future__ import annotations
@@ -16,6 +17,9 @@ from typing import Protocol
 from weft.engine.blocks import BlockManager
 from weft.engine.req import Req, ReqState
 from weft.messages import FinishReason
+
+# so many steps may a request find the batch full of other adapters before it is its turn
+MAX_PASSED_OVER = 100
 
 
 class AdapterResidency(Protocol):
@@ -143,12 +147,16 @@ class Scheduler:
         rejected: dict[Req, str] = {}
         passed: list[Req] = []
         digests = {r.adapter_digest for r in self.running if r.adapter_digest is not None}
+        is_held = False  # a request that was passed over too often waits for an adapter to leave
         while self.waiting and budget > 0 and len(self.running) < self._max_running:
             req = self.waiting.popleft()
             digest = req.adapter_digest
             if digest is not None and (reason := self._adapters.failure(digest)) is not None:
                 rejected[req] = reason
                 req.state = ReqState.FINISHED
+                continue
+            if digest is not None and is_held:
+                passed.append(req)
                 continue
             num_new = min(req.num_uncomputed, budget)
             if not self.blocks.can_allocate(self.blocks.num_needed(num_new)):
@@ -163,6 +171,8 @@ class Scheduler:
                 if full:
                     self._adapters.release(digest)
                     passed.append(req)
+                    req.num_passed_over += 1
+                    is_held = req.num_passed_over > MAX_PASSED_OVER
                     continue
                 digests.add(digest)
             req.blocks = self.blocks.allocate(self.blocks.num_needed(num_new))
