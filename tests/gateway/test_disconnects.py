@@ -44,12 +44,19 @@ def num_pending(site: Any) -> int:
         connection.close()
 
 
-def raw_post(site: Any, key: str, body: bytes) -> socket.socket:
+def raw_post(
+    site: Any,
+    key: str,
+    body: bytes,
+    path: str = "/v1/chat/completions",
+    content_type: str = "application/json",
+    num_missing: int = 0,
+) -> socket.socket:
     host, port = site.url.removeprefix("http://").split(":")
     sock = socket.create_connection((host, int(port)))
     head = (
-        f"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {key}\r\n"
-        f"content-type: application/json\r\ncontent-length: {len(body)}\r\n\r\n"
+        f"POST {path} HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {key}\r\n"
+        f"content-type: {content_type}\r\ncontent-length: {len(body) + num_missing}\r\n\r\n"
     )
     sock.sendall(head.encode() + body)
     return sock
@@ -248,3 +255,18 @@ def test_a_request_that_was_refused_is_forgotten_when_the_database_recovers(
     wait_for(lambda: gateway.num_active == 0)
     assert [event[1] for event in events(site)] == ["cancelled"]
     assert gateway._generations._running == set()
+
+
+def test_an_upload_that_breaks_off_leaves_nothing_and_is_no_fault(
+    site: Any, acme: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    site.create_adapter(acme, "bot")
+    body = b'--b\r\ncontent-disposition: form-data; name="adapter_model.safetensors"\r\n\r\nx'
+    kind = "multipart/form-data; boundary=b"
+    uploads = site.settings.uploads_dir
+    sock = raw_post(site, acme, body, "/v1/adapters/bot/versions", kind, num_missing=1000)
+    wait_for(lambda: uploads.is_dir() and any(uploads.iterdir()))
+    sock.close()
+    wait_for(lambda: not any(uploads.iterdir()))
+    assert site.http.get("/livez").status_code == 200
+    assert not [record for record in caplog.records if record.name.startswith("weft")]

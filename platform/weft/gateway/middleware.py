@@ -10,6 +10,7 @@ import time
 
 from fastapi import HTTPException
 from starlette.datastructures import MutableHeaders
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from weft.db.ids import create_id
@@ -63,6 +64,8 @@ class RequestContextMiddleware:
 
         try:
             await self._app(scope, _limited(scope, receive), send_with_headers)
+        except ClientDisconnect:
+            return  # it went while it was sending: no fault of ours, and nobody reads an answer
         except Exception:
             logger.exception("%s %s failed", state["request_id"], scope["path"])
             if has_started:
