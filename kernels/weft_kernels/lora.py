@@ -21,6 +21,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from weft_kernels.linear import LinearWeight
+
 # CUDA's grouped_mm sets up its groups in one block of 1024 threads
 MAX_GROUPS_PER_CALL = 1023
 
@@ -192,7 +194,7 @@ def add_lora_(
 
 def adapted_linear(
     x_TI: Tensor,
-    w_IO: Tensor,
+    weight: LinearWeight,
     bias_O: Tensor | None,
     sites: Sequence[PackedSites],
     widths: Sequence[int],
@@ -200,10 +202,10 @@ def adapted_linear(
 ) -> Tensor:
     """`y = x W + bias`, then each row's adapter on every column slice that is a site of its own.
 
-    x_TI `[T, I]`; w_IO `[I, O]`; bias_O `[O]` or None; `widths` cuts O into the fused projections
+    x_TI `[T, I]`; weight I to O; bias_O `[O]` or None; `widths` cuts O into the fused projections
     (q, k, v; gate, up), `sites[k]` holds the adapters of slice k; y `[T, O]`.
     """
-    y_TO = x_TI @ w_IO if bias_O is None else torch.addmm(bias_O, x_TI, w_IO)
+    y_TO = weight.apply(x_TI, bias_O)
     if batch.groups and any(sites):
         add_lora_(torch.split(y_TO, list(widths), dim=1), x_TI, sites, batch)
     return y_TO

@@ -41,15 +41,21 @@ def save(folder: Path, tensors: Tensors, name: str = "model.safetensors") -> Pat
 
 
 def flat(weights: ModelWeights) -> Iterator[Tensor]:
-    yield from (weights.embed_VH, weights.norm, weights.head_HV)
+    yield from (weights.embed_VH, weights.norm, weights.head.dense())
     for layer in weights.layers:
-        yield from (layer.input_norm, layer.qkv_HO, layer.q_norm, layer.k_norm, layer.o_OH)
+        yield from (
+            layer.input_norm,
+            layer.qkv.dense(),
+            layer.q_norm,
+            layer.k_norm,
+            layer.o.dense(),
+        )
         yield from (b for b in (layer.qkv_bias, layer.o_bias) if b is not None)
         yield layer.post_norm
         if isinstance(layer.mlp, ExpertWeights):
             yield from (layer.mlp.router_HE, layer.mlp.gate_up_EHF, layer.mlp.down_EFH)
         else:
-            yield from (layer.mlp.gate_up_HF, layer.mlp.down_FH)
+            yield from (layer.mlp.gate_up.dense(), layer.mlp.down.dense())
 
 
 def assert_same(got: ModelWeights, want: ModelWeights) -> None:
@@ -77,12 +83,11 @@ def test_matrices_lie_in_out_and_side_by_side(dense: Bench) -> None:
     layer = weights.layers[1]
     prefix = "model.layers.1"
     qkv = [tensors[f"{prefix}.self_attn.{n}_proj.weight"].T for n in "qkv"]
-    assert torch.equal(layer.qkv_HO, torch.cat(qkv, dim=1))
-    assert layer.qkv_HO.is_contiguous()
+    assert torch.equal(layer.qkv.dense(), torch.cat(qkv, dim=1))
     assert not isinstance(layer.mlp, ExpertWeights)
     gate_up = [tensors[f"{prefix}.mlp.{n}_proj.weight"].T for n in ("gate", "up")]
-    assert torch.equal(layer.mlp.gate_up_HF, torch.cat(gate_up, dim=1))
-    assert torch.equal(weights.head_HV, weights.embed_VH.T), "the head is tied"
+    assert torch.equal(layer.mlp.gate_up.dense(), torch.cat(gate_up, dim=1))
+    assert torch.equal(weights.head.dense(), weights.embed_VH.T), "the head is tied"
 
 
 def test_progress_is_told_layer_by_layer(dense: Bench) -> None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 import pytest
 import torch
 
+from weft_kernels.linear import create_linear_weight
 from weft_kernels.lora import (
     LoraBatch,
     PackedSite,
@@ -47,7 +48,7 @@ class Case:
     def run(self, device: torch.device, batch: LoraBatch | None = None) -> torch.Tensor:
         return adapted_linear(
             self.x.to(device),
-            self.w.to(device),
+            create_linear_weight(self.w.to(device)),
             None if self.bias is None else self.bias.to(device),
             [
                 {rank: to_device(site, device) for rank, site in sites.items()}
@@ -255,8 +256,8 @@ def test_nan_in_slots_that_no_row_uses_does_not_leak(device: torch.device) -> No
         on_device = [{r: to_device(s, device) for r, s in by_rank.items()} for by_rank in sites]
         assert case.bias is not None
         got = adapted_linear(
-            case.x.to(device), case.w.to(device), case.bias.to(device), on_device, case.widths,
-            LoraBatch((used,)),
+            case.x.to(device), create_linear_weight(case.w.to(device)), case.bias.to(device),
+            on_device, case.widths, LoraBatch((used,)),
         )  # fmt: skip
         assert_near(got.cpu(), case.twin())
 

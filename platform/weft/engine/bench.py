@@ -116,16 +116,16 @@ def gemm_step_s(decoder: Decoder, num_rows: int, num_repeats: int = 5) -> float:
 
     def step() -> None:
         for layer in weights.layers:
-            x @ layer.qkv_HO
-            q @ layer.o_OH
+            layer.qkv.apply(x)
+            layer.o.apply(q)
             if isinstance(layer.mlp, DenseWeights):
-                x @ layer.mlp.gate_up_HF
-                inner @ layer.mlp.down_FH
+                layer.mlp.gate_up.apply(x)
+                layer.mlp.down.apply(inner)
             else:
                 x @ layer.mlp.router_HE
                 grouped_mm(pairs, layer.mlp.gate_up_EHF, ends)
                 grouped_mm(pair_inner, layer.mlp.down_EFH, ends)
-        x @ weights.head_HV
+        weights.head.apply(x)
         if like.device.type == "cuda":
             torch.cuda.synchronize(like.device)
 

@@ -85,7 +85,7 @@ class Decoder:
             h_TH = rms_norm(x_TH, layer.post_norm, eps)
             x_TH = x_TH + self._mlp(i, layer, h_TH, batch.adapters)
         x_TH = rms_norm(x_TH.index_select(0, batch.logit_rows), self.weights.norm, eps)
-        return (x_TH @ self.weights.head_HV).float()
+        return self.weights.head.apply(x_TH).float()
 
     def _attention(
         self, i: int, layer: LayerWeights, x_TH: Tensor, rotary: Tensor, batch: Batch, kv: KVCache
@@ -93,7 +93,7 @@ class Decoder:
         config, adapters = self.config, batch.adapters
         widths = [config.q_size, config.kv_size, config.kv_size]
         qkv = adapted_linear(
-            x_TH, layer.qkv_HO, layer.qkv_bias, adapters.at(i, QKV), widths, adapters.lora
+            x_TH, layer.qkv, layer.qkv_bias, adapters.at(i, QKV), widths, adapters.lora
         )
         heads = (len(x_TH), -1, config.head_dim)
         q, k, v = (part.view(heads) for part in torch.split(qkv, widths, dim=1))
@@ -103,7 +103,7 @@ class Decoder:
         write_kv(kv.v[i], v, batch.kv_slots_T)
         o = paged_attention(q, kv.k[i], kv.v[i], batch.attention, self._scale).flatten(1)
         return adapted_linear(
-            o, layer.o_OH, layer.o_bias, adapters.at(i, ("o_proj",)), (config.hidden_size,),
+            o, layer.o, layer.o_bias, adapters.at(i, ("o_proj",)), (config.hidden_size,),
             adapters.lora,
         )  # fmt: skip
 
@@ -116,9 +116,9 @@ class Decoder:
             )
         inner = config.intermediate_size
         gate_up = adapted_linear(
-            x_TH, mlp.gate_up_HF, None, adapters.at(i, GATE_UP), (inner, inner), adapters.lora
+            x_TH, mlp.gate_up, None, adapters.at(i, GATE_UP), (inner, inner), adapters.lora
         )
         return adapted_linear(
-            silu_mul(gate_up), mlp.down_FH, None, adapters.at(i, ("down_proj",)),
+            silu_mul(gate_up), mlp.down, None, adapters.at(i, ("down_proj",)),
             (config.hidden_size,), adapters.lora,
         )  # fmt: skip
