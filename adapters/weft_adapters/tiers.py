@@ -14,14 +14,14 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections import OrderedDict, deque
-from collections.abc import Callable, Mapping
+from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
 
-from weft_adapters.format import SiteWeights
+from weft_adapters.host import HostTier, Weights
 from weft_adapters.pool import PagePool, PooledAdapter
-from weft_adapters.sites import BaseSpec, Site
+from weft_adapters.sites import BaseSpec
 from weft_adapters.source import load_verified
 from weft_adapters.store import AdapterNotStoredError, AdapterStore
 
@@ -87,11 +87,9 @@ class AdapterTiers:
         on_change: Callable[[], None] = lambda: None,
     ) -> None:
         self._store, self._base, self._pool = store, base, pool
-        self._host_budget_bytes = host_budget_bytes
         self._on_change = on_change
         self._entries: dict[str, _Entry] = {}
-        self._host: OrderedDict[str, Mapping[Site, SiteWeights]] = OrderedDict()
-        self._host_bytes = 0
+        self._host = HostTier(host_budget_bytes)
         self._queue: deque[str] = deque()
         self._blocked: list[str] = []
         self._changed = threading.Condition()
@@ -199,11 +197,9 @@ class AdapterTiers:
 
     def _bring(self, digest: str) -> bool:
         """Store to host to device; False when the device has no room yet."""
-        weights = self._host.get(digest)
-        if weights is not None:
-            with self._changed:
-                self._host.move_to_end(digest)
-        else:
+        with self._changed:
+            weights = self._host.use(digest)
+        if weights is None:
             weights = load_verified(self._store.open(digest), digest, self._base)
             self._keep_on_host(digest, weights)
         self._set_state(digest, AdapterState.LOADING)
@@ -287,13 +283,9 @@ class AdapterTiers:
             self._pool.free(digest)
             return True
 
-    def _keep_on_host(self, digest: str, weights: Mapping[Site, SiteWeights]) -> None:
+    def _keep_on_host(self, digest: str, weights: Weights) -> None:
         with self._changed:
-            self._host[digest] = weights
-            self._host_bytes += _num_bytes(weights)
-            while self._host_bytes > self._host_budget_bytes and len(self._host) > 1:
-                evicted, old = self._host.popitem(last=False)
-                self._host_bytes -= _num_bytes(old)
+            for evicted in self._host.put(digest, weights):
                 entry = self._entries.get(evicted)
                 if entry is not None and entry.state is AdapterState.HOST:
                     entry.state = AdapterState.ABSENT
@@ -311,12 +303,7 @@ class AdapterTiers:
                 assert entry.num_references == 0 or entry.pooled is not None, (
                     f"{digest} is in use but not on the device"
                 )
-            held = sum(_num_bytes(weights) for weights in self._host.values())
-            assert held == self._host_bytes, "the host tier's byte count is wrong"
-
-
-def _num_bytes(weights: Mapping[Site, SiteWeights]) -> int:
-    return sum(w.a.nbytes + w.b.nbytes for w in weights.values())
+            self._host.integrity()
 
 
 def _pooled_bytes(entry: _Entry) -> int:
