@@ -29,6 +29,9 @@ from weft.messages import (
     Usage,
 )
 
+# what callers read; the reason is for the log and for whoever watches readiness
+DEAD = "The engine stopped while it ran this request."
+
 
 @dataclass(slots=True)
 class _Stream:
@@ -175,7 +178,8 @@ class InProcessEngine:
             self._stopping = True
             self._wake.notify()
         if self._thread is not threading.current_thread():  # it was never started
-            self._thread.join()
+            # a step that hangs is not waited for: the thread ends with the process
+            self._thread.join(timeout=self._config.step_timeout_s)
         self._built.tiers.close()
 
     # ---- the engine's thread ----
@@ -199,7 +203,7 @@ class InProcessEngine:
             with self._wake:  # whoever comes later is refused
                 self._failure = f"{type(error).__name__}: {error}"
             for request_id in list(self._streams):
-                self._end(request_id, None, "error", self._failure)
+                self._end(request_id, None, "error", DEAD)
             raise
 
     def _take_commands(self) -> bool:
