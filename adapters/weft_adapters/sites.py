@@ -69,7 +69,7 @@ class BaseSpec:
         hidden_size = _size(config, "hidden_size")
         has_head_dim = config.get("head_dim") is not None
         head_dim = _size(config, "head_dim") if has_head_dim else hidden_size // num_heads
-        moe_layers = _moe_layers(config, num_layers) if model_type == "qwen3_moe" else frozenset()
+        sparse = moe_layers(config, num_layers) if model_type == "qwen3_moe" else frozenset()
         return cls(
             digest=digest,
             num_layers=num_layers,
@@ -77,9 +77,9 @@ class BaseSpec:
             query_size=num_heads * head_dim,
             key_value_size=_size(config, "num_key_value_heads") * head_dim,
             intermediate_size=_size(config, "intermediate_size"),
-            moe_intermediate_size=_size(config, "moe_intermediate_size") if moe_layers else 0,
-            num_experts=_num_experts(config) if moe_layers else 0,
-            moe_layers=moe_layers,
+            moe_intermediate_size=_size(config, "moe_intermediate_size") if sparse else 0,
+            num_experts=_num_experts(config) if sparse else 0,
+            moe_layers=sparse,
         )
 
     def is_moe(self, layer: int) -> bool:
@@ -142,7 +142,9 @@ def _num_experts(config: Mapping[str, object]) -> int:
     return _size(config, key, minimum=0)
 
 
-def _moe_layers(config: Mapping[str, object], num_layers: int) -> frozenset[int]:
+def moe_layers(config: Mapping[str, object], num_layers: int) -> frozenset[int]:
+    """The sparse layers of a Qwen3-MoE `config.json`: every `decoder_sparse_step`-th one, except
+    `mlp_only_layers`. Raises ValueError naming the key that is wrong."""
     if _num_experts(config) == 0:
         return frozenset()
     has_step = config.get("decoder_sparse_step") is not None

@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from weft_adapters.sites import moe_layers
+
 # values of keys that would change the computation, had they another value
 _REQUIRED_VALUES: Mapping[str, tuple[object, ...]] = {
     "hidden_act": ("silu",),
@@ -137,7 +139,7 @@ def create_model_config(raw: Mapping[str, object]) -> ModelConfig:
         num_experts_per_tok=num_experts_per_tok,
         moe_intermediate_size=keys.integer("moe_intermediate_size") if num_experts else 0,
         norm_topk_prob=keys.flag("norm_topk_prob", default=False) if is_moe else False,
-        moe_layers=_moe_layers(raw, num_layers) if num_experts else frozenset(),
+        moe_layers=moe_layers(raw, num_layers) if num_experts else frozenset(),
     )
 
 
@@ -154,12 +156,3 @@ def _rope_theta(raw: Mapping[str, object]) -> float:
     if unknown:
         raise ValueError(f"config.json: rope_parameters {sorted(unknown)} are not supported")
     return _Keys(parameters).number("rope_theta")
-
-
-def _moe_layers(raw: Mapping[str, object], num_layers: int) -> frozenset[int]:
-    """Qwen3-MoE: every `decoder_sparse_step`-th layer is sparse, except `mlp_only_layers`."""
-    step = _Keys(raw).integer("decoder_sparse_step", default=1)
-    dense = raw.get("mlp_only_layers") or []
-    if not isinstance(dense, list):
-        raise ValueError("config.json: 'mlp_only_layers' must be a list")
-    return frozenset(i for i in range(num_layers) if i not in dense and (i + 1) % step == 0)
