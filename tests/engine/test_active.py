@@ -205,3 +205,12 @@ def test_the_scale_stays_beside_the_weights(scale: float) -> None:
     assert site.scale_S[0] == pytest.approx(scale)
     assert (site.a_SRI[0] == 1).all()
     assert (site.b_SRO[0] == 1).all()
+
+
+def test_an_adapter_that_comes_back_is_not_packed_again() -> None:
+    adapters = Adapters({"a": {Q0: 8}, "b": {Q0: 8}})
+    adapters.use("a", "b").sites[0, "q_proj"][8].a_SRI[:, 0, 0] = 123.0
+    adapters.use("a")
+    adapters.use()
+    again = adapters.use("a", "b").sites[0, "q_proj"][8].a_SRI
+    assert again[:2, 0, 0].tolist() == [123.0, 123.0]

@@ -10,7 +10,7 @@ Legend: S slots, R padded rank, I in, O out, E experts.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -146,18 +146,26 @@ class ActiveSet:
         return sites
 
     def update(self, adapters: Mapping[str, PooledAdapter]) -> None:
-        """Pack what is missing and drop the rest: `adapters` are all that running requests hold."""
-        if adapters.keys() == self._ranks_of.keys():
-            return
-        for digest in self._ranks_of.keys() - adapters.keys():
+        """Pack what is missing: `adapters` are all that running requests hold.
+
+        The others stay packed while they cost little, in case they come back: they go when a slot
+        is wanted, or when the batched GEMMs would read more idle adapters than used ones.
+        """
+        missing = adapters.keys() - self._ranks_of.keys()
+        idle = self._ranks_of.keys() - adapters.keys()
+        if missing or len(idle) > len(adapters) > 0:
+            self._drop(idle)
+        for digest in sorted(missing):
+            self._pack(adapters[digest])
+
+    def _drop(self, digests: Iterable[str]) -> None:
+        for digest in digests:
             for rank in self._ranks_of.pop(digest):
                 self._groups[rank].drop(digest)
         for rank, slots in list(self._groups.items()):
             slots.compact()
             if not slots.holders:
                 del self._groups[rank]
-        for digest in sorted(adapters.keys() - self._ranks_of.keys()):
-            self._pack(adapters[digest])
 
     def _pack(self, adapter: PooledAdapter) -> None:
         ranks = sorted({site.padded_rank for site in adapter.sites.values()})
