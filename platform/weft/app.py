@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from fastapi import Depends, FastAPI
 from starlette.responses import JSONResponse
 
-from weft.db.database import Database, sqlite_url
+from weft.db.database import Database, create_database_file, sqlite_url
 from weft.db.lock import lock_data_folder
 from weft.db.schema import prepare
 from weft.gateway import endpoints as inference
@@ -46,6 +46,7 @@ def prepare_data(settings: ServerSettings) -> SecretFiles:
     """Make a new data folder ready; SchemaMismatchError for one of another release. Idempotent."""
     settings.data_dir.mkdir(parents=True, exist_ok=True)
     secrets = read_or_create_secrets(settings.data_dir)
+    create_database_file(settings.database_file)
     prepare(sqlite_url(settings.database_file, driver="sqlite"))
     return secrets
 

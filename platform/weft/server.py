@@ -6,6 +6,7 @@ Knows uvicorn and the gateway's `drain`; builds nothing itself.
 from __future__ import annotations
 
 import asyncio
+import errno
 import socket
 import threading
 from collections.abc import Iterator
@@ -95,6 +96,11 @@ def background_server(app: FastAPI, settings: ServerSettings) -> Iterator[str]:
             thread.join()
 
 
+def check_address(host: str, port: int) -> None:
+    """OSError, as a sentence, when the address cannot be listened on; asked before slow work."""
+    _bind(host, port).close()
+
+
 def _bind(host: str, port: int) -> socket.socket:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     # named as TCP, or asyncio leaves Nagle's algorithm on: 40 ms for every answer
@@ -102,7 +108,8 @@ def _bind(host: str, port: int) -> socket.socket:
     try:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         sock.bind((host, port))
-    except OSError:
+    except OSError as error:
         sock.close()
-        raise
+        reason = "is in use" if error.errno == errno.EADDRINUSE else f"cannot be used ({error})"
+        raise OSError(f"{host}:{port} {reason}; choose another with --host or --port") from error
     return sock

@@ -114,6 +114,10 @@ def test_the_same_adapter_is_right_by_its_skill(demo_oracle: Oracle, tmp_path: P
         ({"id": "a", "prompt": "x", "max_tokens": 0}, "max_tokens"),
         ({"id": "a", "prompt": "x", "max_tokens": 10**6}, "context length"),
         ({"id": "a", "prompt_token_ids": [10**6]}, "vocabulary"),
+        ({"id": "a", "prompt": "x", "max_tokens": True}, "max_tokens"),
+        ({"id": "a", "prompt": "x", "stop": [1]}, "stop"),
+        ({"id": "a", "messages": [{"role": "user"}]}, "content"),
+        ({"id": "good", "prompt": "x"}, "twice"),
     ],
 )
 def test_a_bad_request_line_is_refused_with_its_number_and_nothing_runs(

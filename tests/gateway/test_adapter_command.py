@@ -50,6 +50,24 @@ def test_refusals_are_the_servers_own_words(site: Any, acme: str, export: Path) 
     assert "adapter_model.safetensors is missing" in missing.stderr or missing.exit_code == 1
 
 
+def test_an_upload_that_fails_leaves_no_empty_adapter(site: Any, acme: str, export: Path) -> None:
+    options = ["--url", f"{site.url}/v1", "--key", acme]
+
+    def weft(*args: str) -> Any:
+        return CliRunner().invoke(app, ["adapter", *args, *options])
+
+    good = (export / "adapter_config.json").read_bytes()
+    (export / "adapter_config.json").write_text("{")
+    assert weft("upload", "bot", str(export)).exit_code == 1
+    assert json.loads(weft("list", "--json").stdout) == []
+    (export / "adapter_config.json").write_bytes(good)
+    assert "is ready" in weft("upload", "bot", str(export)).stdout
+    assert "was there already" in weft("upload", "bot", str(export)).stdout
+    (export / "adapter_config.json").write_text("{")
+    assert weft("upload", "bot", str(export)).exit_code == 1
+    assert len(json.loads(weft("list", "--json").stdout)) == 1, "only a new adapter is undone"
+
+
 def test_a_server_that_is_not_there_is_said_so() -> None:
     options = ["--url", "http://127.0.0.1:9/v1", "--key", "k"]
     result = CliRunner().invoke(app, ["adapter", "list", *options])

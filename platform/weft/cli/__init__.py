@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from importlib.metadata import version
+from typing import Annotated
+
 import typer
 
 from weft.cli import adapter, bench, demo, generate, key, migrate, serve, tenant
@@ -20,6 +23,22 @@ app.command("bench")(bench.bench)
 app.add_typer(tenant.app, name="tenant")
 app.add_typer(key.app, name="key")
 app.add_typer(adapter.app, name="adapter")
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(version("weft"))
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    _version: Annotated[
+        bool,
+        typer.Option("--version", callback=_print_version, is_eager=True, help="Print it and end."),
+    ] = False,
+) -> None:
+    """Multi-tenant LoRA serving: many adapters, one base model, one batch."""
 
 
 def main() -> None:

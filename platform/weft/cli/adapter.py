@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from weft.cli.base import check_base
 from weft.cli.output import JsonOption, err, fail, out, print_json, print_rows, spinner
 from weft.settings import ServerSettings, base_url
 
@@ -41,20 +42,27 @@ def upload(
     as_json: JsonOption = False,
 ) -> None:
     """Upload a version; the adapter is created where it does not exist."""
-    with _client(url, key) as http:
+    for file in _FILES:
+        _existing(folder, file)
+    with _client(url, key) as http, ExitStack() as undo:
         if http.get(f"adapters/{name}").status_code == 404:
             body = {"name": name, "base_model": base_model or _served_base(http)}
             _result(http.post("adapters", json=body))
+            # an adapter made for a version that is refused would be an empty one
+            undo.callback(http.delete, f"adapters/{name}")
         with spinner(f"Uploading {name}..."), ExitStack() as files:
             parts = {
                 file: (file, files.enter_context(_existing(folder, file).open("rb")))
                 for file in _FILES
             }
-            version = _result(http.post(f"adapters/{name}/versions", files=parts))
+            response = http.post(f"adapters/{name}/versions", files=parts)
+            version = _result(response)
+        undo.pop_all()
     if as_json:
         print_json(version)
         return
-    out.print(f"{version['model']} is ready ({version['digest']}).", markup=False)
+    said = "is ready" if response.status_code == 201 else "was there already, nothing changed"
+    out.print(f"{version['model']} {said} ({version['digest']}).", markup=False)
     for warning in version["report"].get("warnings", []):
         err.print(f"warning: {warning}", markup=False)
 
@@ -106,6 +114,7 @@ def check(
     from weft_adapters.sites import BaseSpec
     from weft_adapters.validation import validate
 
+    check_base(base)
     config_file, tensors = (_existing(folder, file) for file in _FILES)
     try:
         with spinner("Checking..."):
@@ -130,6 +139,8 @@ def check(
 def _client(url: str, key: str) -> Iterator[httpx2.Client]:
     import httpx2
 
+    if not key.isascii():
+        raise fail("the key has characters that no key has")
     headers = {"authorization": f"Bearer {key}"}
     timeout = httpx2.Timeout(600.0, connect=10.0)
     try:
@@ -145,6 +156,8 @@ def _served_base(http: httpx2.Client) -> str:
 
 
 def _existing(folder: Path, name: str) -> Path:
+    if not folder.is_dir():
+        raise fail(f"there is no folder {folder}")
     file = folder / name
     if not file.is_file():
         raise fail(f"{file} is missing")

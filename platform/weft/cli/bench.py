@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
+from weft.cli.base import check_base
 from weft.cli.generate import parse_adapters
 from weft.cli.output import JsonOption, fail, out, print_json
 from weft.cli.progress import progress_bars
@@ -26,7 +27,7 @@ def bench(
     ] = None,
     dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
-    num_threads: Annotated[int, typer.Option(help="CPU threads; 0 is torch's choice.")] = 0,
+    threads: Annotated[int, typer.Option(min=0, help="CPU threads; 0 is torch's choice.")] = 0,
     repeats: Annotated[int, typer.Option(min=1, help="Runs of each; the best counts.")] = 3,
     as_json: JsonOption = False,
 ) -> None:
@@ -37,6 +38,7 @@ def bench(
     from weft.engine.offline import register_folder
     from weft_adapters.store import FolderStore
 
+    check_base(base)
     try:
         folders = parse_adapters(adapter or [])
         wanted = len(folders) if adapters_in_batch is None else adapters_in_batch
@@ -51,7 +53,7 @@ def bench(
                 Path(store_dir),
                 dtype=dtype,
                 device=device,
-                num_threads=num_threads,
+                num_threads=threads,
                 max_running=num_requests,
                 max_step_tokens=max(512, num_requests),
                 max_adapters_in_batch=max(1, wanted),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated
 
@@ -34,11 +35,13 @@ def print_rows(rows: Sequence[dict[str, object]], columns: Sequence[str], *, as_
         return
     table = Table(*columns)
     for row in rows:
-        table.add_row(*(_cell(row.get(column)) for column in columns))
+        table.add_row(*(_cell(column, row.get(column)) for column in columns))
     out.print(table)
 
 
-def _cell(value: object) -> str:
+def _cell(column: str, value: object) -> str:
+    if column.endswith("_at") and isinstance(value, int):
+        return datetime.fromtimestamp(value, UTC).strftime("%Y-%m-%d %H:%M:%SZ")
     if isinstance(value, list):
         return escape(", ".join(map(str, value)))
     return "" if value is None else escape(str(value))

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from weft.cli.base import check_base
 from weft.cli.output import DataOption, err, fail
 from weft.cli.progress import progress_bars
 from weft.settings import DEFAULT_DATA_DIR, MIB, ServerSettings, base_url
@@ -90,6 +91,7 @@ def serve(
         )
     except ValueError as error:
         raise fail(str(error)) from error
+    check_base(base)
     _run(settings)
 
 
@@ -98,15 +100,18 @@ def _bytes(mib: int | None) -> int | None:
 
 
 def _run(settings: ServerSettings) -> None:
+    from sqlalchemy.exc import DatabaseError
+
     from weft.app import create_app, prepare_data
     from weft.db.lock import DataFolderInUseError, lock_data_folder
     from weft.db.schema import SchemaMismatchError
-    from weft.server import run_server
+    from weft.server import check_address, run_server
     from weft.tenancy.secret_files import SecretFileError
     from weft.tokenizer import BaseTokenizer
 
     try:
         # before the model is loaded: these need no minute to find out
+        check_address(settings.host, settings.port)
         secrets = prepare_data(settings)
         with lock_data_folder(settings.data_dir):
             tokenizer = BaseTokenizer.from_dir(settings.base_dir)
@@ -126,6 +131,8 @@ def _run(settings: ServerSettings) -> None:
         ValueError,
     ) as error:
         raise fail(str(error)) from error
+    except DatabaseError as error:
+        raise fail(f"{settings.database_file} could not be used: {error.orig}") from error
 
 
 def _load(settings: ServerSettings) -> InProcessEngine:
@@ -143,11 +150,12 @@ def _greet(settings: ServerSettings, info: EngineInfo, secrets: SecretFiles) -> 
         f"memory          {memory}",
         f"data            {settings.data_dir}",
         f"listening on    {base_url(settings.host, settings.port)}",
+        f"operator file   {secrets.operator_key_file}",
     ]
     if secrets.is_new:
         lines += [
             f"operator key    {secrets.operator_key}",
-            f"                shown once; it is kept in {secrets.operator_key_file}",
+            "                for /admin/v1, shown this once; it is kept in the file",
         ]
     for line in lines:
         err.print(line, markup=False, soft_wrap=True)

@@ -28,7 +28,7 @@ def create(name: Name, data: DataOption = DEFAULT_DATA_DIR, as_json: JsonOption 
     async def work(session: AsyncSession, _secrets: SecretFiles) -> dict[str, object]:
         return tenant_to_wire(await service.create_tenant(session, name))
 
-    tenant = run_in_transaction(data, work)
+    tenant = run_in_transaction(data, work, creates=True)
     if as_json:
         print_json(tenant)
     else:

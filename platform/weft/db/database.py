@@ -83,3 +83,9 @@ def _begin_sqlite(connection: Connection) -> None:
     # a writer takes the write lock at once: upgrading a read lock later can fail without waiting
     is_write = connection.get_execution_options().get("weft_write", False)
     connection.exec_driver_sql("BEGIN IMMEDIATE" if is_write else "BEGIN")
+
+
+def create_database_file(file: Path) -> None:
+    """Make an empty database that only this user may read; SQLite gives its side files the same."""
+    if not file.exists():
+        file.touch(mode=0o600)
