@@ -294,3 +294,9 @@ def near_ties() -> NearTies:
 def demo_oracle() -> Oracle:
     """The demo base with all its adapters."""
     return Oracle(BASE_DIR, {folder.name: folder for folder in sorted(ADAPTERS_DIR.iterdir())})
+
+
+@pytest.fixture(scope="session")
+def demo(demo_oracle: Oracle, tmp_path_factory: pytest.TempPathFactory) -> Bench:
+    """The demo base and its adapters, to build engines on."""
+    return Bench(demo_oracle, tmp_path_factory.mktemp("demo"))

@@ -62,16 +62,18 @@ def test_a_mixed_batch_gives_the_oracles_tokens(bench: Bench, near_ties: NearTie
 
 
 @pytest.mark.slow
-def test_first_step_logits_are_the_oracles(bench: Bench) -> None:
+@pytest.mark.parametrize("name", ["dense", "moe", "demo"])
+def test_first_step_logits_are_the_oracles(name: str, request: pytest.FixtureRequest) -> None:
+    bench: Bench = request.getfixturevalue(name)
     built, digests = bench.build()
     load_adapters(built, digests.values())
     requests = create_requests(bench, digests, 12)
     got = first_step_logits(built, requests)
-    for request in requests:
-        logits = got[request.request_id]
-        want = bench.oracle.logits(adapter_of(request), request.prompt_token_ids)[-1]
+    for item in requests:
+        logits = got[item.request_id]
+        want = bench.oracle.logits(adapter_of(item), item.prompt_token_ids)[-1]
         error = (logits - want).abs().max() / max(1.0, float(want.abs().max()))
-        assert error < 1e-4, f"{request.request_id}: {error:.2e}"
+        assert error < 1e-4, f"{item.request_id}: {error:.2e}"
     built.tiers.close()
 
 
