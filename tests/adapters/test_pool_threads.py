@@ -10,7 +10,7 @@ import pytest
 
 # in a process of its own: how many threads there are is a matter of the whole process
 SCRIPT = """
-import os, threading
+import os, threading, time
 import numpy as np, torch
 from weft_adapters.format import SiteWeights
 from weft_adapters.pool import PagePool
@@ -29,21 +29,23 @@ torch.randn(1024, 1024).add_(1)  # this thread's team
 def num_threads():
     return len(os.listdir("/proc/self/task"))
 
+baseline = num_threads()
+
 def in_thread(work):
-    counts = []
+    while num_threads() > baseline:
+        time.sleep(0.01)  # threads that ended are counted a little longer
     done, go_on = threading.Event(), threading.Event()
     def run():
         work()
         done.set()
         go_on.wait()
     thread = threading.Thread(target=run)
-    before = num_threads()
     thread.start()
     done.wait()
-    counts = num_threads() - before - 1
+    count = num_threads() - baseline - 1
     go_on.set()
     thread.join()
-    return counts
+    return count
 
 a = np.ones((64, 2048), np.float32)
 b = np.ones((64, 4096), np.float32)
