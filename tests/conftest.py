@@ -285,9 +285,23 @@ def bench(request: pytest.FixtureRequest) -> Bench:
     return found
 
 
+_near_ties: list[NearTies] = []
+
+
 @pytest.fixture
 def near_ties() -> NearTies:
-    return NearTies()
+    _near_ties.append(NearTies())
+    return _near_ties[-1]
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Near-ties are printed: a number that grows says something."""
+    if _near_ties:
+        num_ties = sum(ties.num_ties for ties in _near_ties)
+        num_positions = sum(ties.num_positions for ties in _near_ties)
+        terminalreporter.write_line(
+            f"equal tokens: {num_positions} positions held against the oracle, {num_ties} near-ties"
+        )
 
 
 @pytest.fixture(scope="session")
