@@ -16,13 +16,12 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
-from enum import StrEnum
 
 from weft_adapters.host import HostTier, Weights
 from weft_adapters.pool import PagePool, PooledAdapter
 from weft_adapters.sites import BaseSpec
 from weft_adapters.source import load_verified
+from weft_adapters.states import AdapterState, Entry
 from weft_adapters.store import AdapterNotStoredError, AdapterStore
 
 logger = logging.getLogger("weft.adapters")
@@ -33,18 +32,6 @@ _RETRY_S = 0.25
 # what waits for room so long, and is still asked for, has others drained
 _PATIENCE_S = 2.0
 _WANTED_S = 5.0
-# after this time a failure is stale: the next request tries anew
-_FAILURE_S = 1.0
-
-
-class AdapterState(StrEnum):
-    ABSENT = "absent"
-    FETCHING = "fetching"
-    HOST = "host"
-    LOADING = "loading"
-    DEVICE = "device"
-    DRAINING = "draining"
-    FAILED = "failed"
 
 
 class AdapterTooLargeError(ValueError):
@@ -53,25 +40,6 @@ class AdapterTooLargeError(ValueError):
 
 class AdapterUnreadableError(ValueError):
     """The server could not read the adapter; why is the operator's to know."""
-
-
-@dataclass(slots=True)
-class _Entry:
-    state: AdapterState
-    pooled: PooledAdapter | None = None
-    num_references: int = 0
-    last_used_s: float = 0.0
-    awaited_until_s: float = 0.0
-    requested_s: float = 0.0
-    loaded_s: float = 0.0
-    blocked_since_s: float | None = None
-    failure: Exception | None = None
-    failed_s: float = 0.0
-
-    @property
-    def is_stale_failure(self) -> bool:
-        is_failed = self.state is AdapterState.FAILED
-        return is_failed and time.monotonic() - self.failed_s > _FAILURE_S
 
 
 class AdapterTiers:
@@ -88,7 +56,7 @@ class AdapterTiers:
     ) -> None:
         self._store, self._base, self._pool = store, base, pool
         self._on_change = on_change
-        self._entries: dict[str, _Entry] = {}
+        self._entries: dict[str, Entry] = {}
         self._host = HostTier(host_budget_bytes)
         self._queue: deque[str] = deque()
         self._blocked: list[str] = []
@@ -105,7 +73,7 @@ class AdapterTiers:
         with self._changed:
             entry = self._entries.get(digest)
             if entry is None or entry.is_stale_failure:
-                entry = self._entries[digest] = _Entry(AdapterState.ABSENT)
+                entry = self._entries[digest] = Entry(AdapterState.ABSENT)
             entry.requested_s = time.monotonic()
             is_idle = entry.state in (AdapterState.ABSENT, AdapterState.HOST)
             if is_idle and digest not in self._queue and digest not in self._blocked:
@@ -306,5 +274,5 @@ class AdapterTiers:
             self._host.integrity()
 
 
-def _pooled_bytes(entry: _Entry) -> int:
+def _pooled_bytes(entry: Entry) -> int:
     return 0 if entry.pooled is None else entry.pooled.num_bytes

@@ -15,9 +15,9 @@ import torch
 from weft_adapters.pool import PagePool
 from weft_adapters.sites import BaseSpec, Site
 from weft_adapters.source import DigestMismatchError
+from weft_adapters.states import AdapterState
 from weft_adapters.store import AdapterNotStoredError, FolderStore, StoredAdapter
 from weft_adapters.tiers import (
-    AdapterState,
     AdapterTiers,
     AdapterTooLargeError,
     AdapterUnreadableError,
@@ -260,7 +260,7 @@ def test_what_the_server_cannot_read_is_told_without_its_paths(
 def test_a_failure_that_nobody_heard_of_does_not_meet_the_next_request(
     create: Create, store: FolderStore, put_adapter: Put, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("weft_adapters.tiers._FAILURE_S", 0.05)
+    monkeypatch.setattr("weft_adapters.states._FAILURE_S", 0.05)
     tiers = create()
     digest = put_adapter(1)
     target = store.open(digest).tensors_path

@@ -10,8 +10,8 @@ from pathlib import Path
 
 from weft.engine.build import BuiltEngine
 from weft.messages import EngineOutput, EngineRequest, FinishReason, Usage
+from weft_adapters.states import AdapterState
 from weft_adapters.store import CONFIG_NAME, TENSORS_NAME, FolderStore
-from weft_adapters.tiers import AdapterState
 from weft_adapters.validation import validate
 
 
