@@ -26,7 +26,7 @@ from weft.messages import EngineClient
 from weft.registry import endpoints as adapters
 from weft.registry.endpoints import Registry
 from weft.registry.intake import sweep_uploads
-from weft.settings import ServerSettings
+from weft.settings import ENGINE_KEYS, ServerSettings
 from weft.tenancy import endpoints as tenants
 from weft.tenancy.auth import public
 from weft.tenancy.secret_files import SecretFiles, read_or_create_secrets
@@ -118,23 +118,6 @@ def build_engine(
     from weft.engine.config import EngineConfig
     from weft.engine.worker import start_engine
 
-    chosen = {key: value for key in _ENGINE_KEYS if (value := getattr(settings, key)) is not None}
+    chosen = {key: value for key in ENGINE_KEYS if (value := getattr(settings, key)) is not None}
     config = EngineConfig(base_dir=settings.base_dir, adapters_dir=settings.adapters_dir, **chosen)
     return start_engine(config, on_progress)
-
-
-_ENGINE_KEYS = (
-    "base_name",
-    "dtype",
-    "device",
-    "max_model_len",
-    "max_running",
-    "max_waiting",
-    "max_step_tokens",
-    "max_adapters_in_batch",
-    "max_adapter_rank",
-    "kv_bytes",
-    "adapter_bytes",
-    "host_adapter_bytes",
-    "num_threads",
-)

@@ -87,7 +87,8 @@ def base_url(host: str, port: int) -> str:
     return f"http://{quote(reachable, safe='[]:.')}:{port}/v1"
 
 
-_POSITIVE = (
+# whole numbers that the engine is started with
+_ENGINE_SIZES = (
     "max_model_len",
     "max_running",
     "max_waiting",
@@ -97,6 +98,11 @@ _POSITIVE = (
     "kv_bytes",
     "adapter_bytes",
     "host_adapter_bytes",
+)
+# all that the engine is started with, besides its folders
+ENGINE_KEYS = ("base_name", "dtype", "device", "num_threads", *_ENGINE_SIZES)
+_POSITIVE = (
+    *_ENGINE_SIZES,
     "max_upload_bytes",
     "max_body_bytes",
     "max_prompts_per_request",
