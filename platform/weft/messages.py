@@ -15,51 +15,133 @@ FinishReason = Literal["stop", "length", "abort", "error"]
 
 
 @dataclass(frozen=True, slots=True)
-class SamplingParams:
-    """How one request's tokens are chosen.
+class Grammar:
+    """What an answer's text must match.
 
-    `temperature == 0` is greedy. `top_k == 0` and `top_p == 1` keep the whole vocabulary. A request
-    without a seed gets one from its request id, so that a retry of the step is the same token.
+    `text` is a JSON schema, a regular expression, or, for "json_object", empty: any JSON object.
+    """
+
+    kind: Literal["json_object", "json_schema", "regex"]
+    text: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingParams:
+    """How one request's tokens are chosen; the names and meanings are vLLM's.
+
+    `temperature == 0` is greedy. `top_k == 0`, `top_p == 1` and `min_p == 0` keep the whole
+    vocabulary. Penalties are off at repetition 1, presence 0 and frequency 0; repetition looks at
+    prompt and answer, the other two at the answer alone. `logit_bias` is added by token id.
+    `min_tokens` keeps end-of-text and `stop_token_ids` from being sampled until then. `logprobs`:
+    how many alternatives to report beside each token (0 = the token alone, None = nothing).
+    A request without a seed gets one from its request id, so that a retry of the step is the same
+    token; choice `i` of `n` adds i to the seed.
     """
 
     max_tokens: int
     temperature: float = 1.0
     top_p: float = 1.0
     top_k: int = 0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: tuple[tuple[int, float], ...] = ()
     seed: int | None = None
+    n: int = 1
     stop: tuple[str, ...] = ()
+    stop_token_ids: tuple[int, ...] = ()
     ignore_eos: bool = False
+    min_tokens: int = 0
+    logprobs: int | None = None
+    grammar: Grammar | None = None
 
     def __post_init__(self) -> None:
-        if self.max_tokens < 1:
-            raise ValueError(f"max_tokens must be at least 1, not {self.max_tokens}")
-        if not 0.0 <= self.temperature <= 2.0:
-            raise ValueError(f"temperature must be between 0 and 2, not {self.temperature}")
-        if not 0.0 < self.top_p <= 1.0:
-            raise ValueError(f"top_p must be above 0 and at most 1, not {self.top_p}")
-        if self.top_k < 0:
-            raise ValueError(f"top_k must not be negative, not {self.top_k}")
-        if any(not stop for stop in self.stop):
-            raise ValueError("stop strings must not be empty")
+        _require(self.max_tokens >= 1, "max_tokens", "at least 1", self.max_tokens)
+        _require(0 <= self.temperature <= 2, "temperature", "between 0 and 2", self.temperature)
+        _require(0 < self.top_p <= 1, "top_p", "above 0 and at most 1", self.top_p)
+        _require(self.top_k >= 0, "top_k", "0 or more", self.top_k)
+        _require(0 <= self.min_p <= 1, "min_p", "between 0 and 1", self.min_p)
+        _require(
+            0 < self.repetition_penalty <= 2, "repetition_penalty", "above 0 and at most 2",
+            self.repetition_penalty,
+        )  # fmt: skip
+        for name in ("presence_penalty", "frequency_penalty"):
+            _require(-2 <= getattr(self, name) <= 2, name, "between -2 and 2", getattr(self, name))
+        for token, bias in self.logit_bias:
+            _require(-100 <= bias <= 100, f"logit_bias of token {token}", "-100 to 100", bias)
+        _require(1 <= self.n <= MAX_CHOICES, "n", f"1 to {MAX_CHOICES}", self.n)
+        _require(all(self.stop), "stop", "strings that are not empty", self.stop)
+        _require(
+            0 <= self.min_tokens <= self.max_tokens, "min_tokens", "between 0 and max_tokens",
+            self.min_tokens,
+        )  # fmt: skip
+        _require(
+            self.logprobs is None or 0 <= self.logprobs <= MAX_LOGPROBS, "logprobs",
+            f"0 to {MAX_LOGPROBS}", self.logprobs,
+        )  # fmt: skip
+
+
+MAX_CHOICES = 128
+MAX_LOGPROBS = 20
+
+
+def _require(is_met: bool, name: str, wanted: str, value: object) -> None:
+    if not is_met:
+        raise ValueError(f"{name} must be {wanted}, not {value}")
+
+
+@dataclass(frozen=True, slots=True)
+class TenantShare:
+    """A tenant's part of the engine: while tenants compete, each gets service in proportion to its
+    `weight`; at most `max_running` of its sequences run at once (None: no cap of its own)."""
+
+    weight: float = 1.0
+    max_running: int | None = None
+
+    def __post_init__(self) -> None:
+        _require(0 < self.weight < float("inf"), "weight", "above 0 and finite", self.weight)
+        _require(
+            self.max_running is None or self.max_running >= 1, "max_running", "at least 1",
+            self.max_running,
+        )  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
 class EngineRequest:
-    """One generation. `adapter_digest` is None for the base model itself."""
+    """One generation, or `sampling.n` of them that share a prompt. `adapter_digest` is None for
+    the base model itself.
+
+    `priority` orders the requests of one tenant among themselves, the lowest first (as vLLM's); it
+    never puts one tenant before another. `queue_timeout_s` is how long it may wait to be started,
+    `timeout_s` how long it may take in all; None: as long as it takes. `cache_salt` keeps its
+    prompt from being matched with prompts of the same tenant that have another salt.
+    """
 
     request_id: str
     tenant_id: str
     prompt_token_ids: tuple[int, ...]
     sampling: SamplingParams
     adapter_digest: str | None = None
+    share: TenantShare = TenantShare()
+    priority: int = 0
+    queue_timeout_s: float | None = None
+    timeout_s: float | None = None
+    cache_salt: str = ""
+
+    def __post_init__(self) -> None:
+        for name in ("queue_timeout_s", "timeout_s"):
+            value = getattr(self, name)
+            _require(value is None or value > 0, name, "above 0", value)
 
 
 @dataclass(frozen=True, slots=True)
 class Usage:
     """The engine's own counts; the only ones that are billed.
 
-    `num_completion_tokens` counts every token that was sampled and kept, the end-of-text token
-    included, as OpenAI and vLLM do; tokens computed past a stop are not counted.
+    `num_completion_tokens` counts every token that was sampled and kept, of all choices, the
+    end-of-text token included, as OpenAI and vLLM do; tokens computed past a stop are not counted.
+    `num_cached_tokens` of the prompt's tokens were taken from the prefix cache.
     """
 
     num_prompt_tokens: int
@@ -68,12 +150,31 @@ class Usage:
 
 
 @dataclass(frozen=True, slots=True)
-class EngineOutput:
-    """What became of a request since its last output.
+class TokenLogprobs:
+    """Natural log-probabilities of one sampled token and of the best alternatives, best first.
 
-    `text` and `token_ids` are deltas; concatenated over a request they are its whole answer.
-    `usage` is cumulative. The output with a `finish_reason` is the last one; `error` is set exactly
-    when that reason is "error".
+    They are of the model's own distribution, before temperature, penalties and filters, as vLLM
+    reports them.
+    """
+
+    token_id: int
+    logprob: float
+    top: tuple[tuple[int, float], ...] = ()
+
+
+ErrorCode = Literal[
+    "adapter_unavailable", "deadline_exceeded", "engine_failed", "non_finite", "queue_timeout"
+]
+
+
+@dataclass(frozen=True, slots=True)
+class EngineOutput:
+    """What became of choice `index` of a request since its last output.
+
+    `text`, `token_ids` and `logprobs` are deltas; concatenated over a choice they are its whole
+    answer. `usage` is cumulative over the request. A choice ends with its `finish_reason`, the
+    request with the output that has `is_last`; `error` and `error_code` are set exactly when the
+    reason is "error".
     """
 
     request_id: str
@@ -82,6 +183,10 @@ class EngineOutput:
     usage: Usage
     finish_reason: FinishReason | None = None
     error: str | None = None
+    error_code: ErrorCode | None = None
+    index: int = 0
+    is_last: bool = False
+    logprobs: tuple[TokenLogprobs, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
