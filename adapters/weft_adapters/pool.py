@@ -51,12 +51,14 @@ class PooledSite:
 
 @dataclass(frozen=True, slots=True)
 class PooledAdapter:
-    """An adapter on the device. `checksum` is over its pages as they were written."""
+    """An adapter on the device. `checksum` is over its pages as they were written; `load_number`
+    counts the pool's loads, so that each can be told from the next."""
 
     digest: str
     sites: Mapping[Site, PooledSite]
     num_bytes: int
     checksum: int
+    load_number: int
 
 
 def padded_rank(rank: int) -> int:
@@ -89,6 +91,7 @@ class PagePool:
         self._arena = Arena(num_units)
         self._adapters: dict[str, PooledAdapter] = {}
         self._being_written: dict[str, Mapping[Site, PooledSite]] = {}
+        self._num_loads = 0
         self._lock = threading.Lock()
 
     @property
@@ -132,13 +135,15 @@ class PagePool:
             for site, pooled in placed.items():
                 self._write(site, pooled, weights[site])
             num_bytes = self.num_bytes_needed(weights)
-            adapter = PooledAdapter(digest, placed, num_bytes, self._checksum(placed))
+            checksum = self._checksum(placed)
         except BaseException:
             with self._lock:
                 del self._being_written[digest]
                 self._give_back_all(placed)
             raise
         with self._lock:
+            self._num_loads += 1
+            adapter = PooledAdapter(digest, placed, num_bytes, checksum, self._num_loads)
             self._adapters[digest] = adapter
             del self._being_written[digest]
         return adapter

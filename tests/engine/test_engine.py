@@ -207,14 +207,14 @@ def test_an_abort_ends_a_request_wherever_it_is(
     engine.step()
     engine.step()
     engine.add(create_request("waiting", digests["mlp"]))
-    running, waiting = engine.abort("running"), engine.abort("waiting")
-    assert running is not None
-    assert waiting is not None
+    [running], [waiting] = engine.abort("running"), engine.abort("waiting")
+    assert running.is_last
+    assert waiting.is_last
     assert running.finish_reason == waiting.finish_reason == "abort"
     assert running.usage.num_completion_tokens == 2
     assert waiting.usage.num_completion_tokens == 0
-    assert engine.abort("running") is None
-    assert engine.abort("never seen") is None
+    assert engine.abort("running") == []
+    assert engine.abort("never seen") == []
     assert not engine.has_work
     assert not engine.adapters.held
     engine.integrity()
@@ -228,8 +228,7 @@ def test_an_abort_gives_out_the_text_that_was_held_back(
     # all of the text could be the beginning of this stop string
     built.engine.add(create_request(stop=(whole.text + "and more",)))
     outputs = [output for _ in range(4) for output in built.engine.step()]
-    last = built.engine.abort("r")
-    assert last is not None
+    [last] = built.engine.abort("r")
     given = "".join(output.text for output in outputs)
     assert given + last.text == built.tokenizer.decode(whole.token_ids[:4])
     assert last.text

@@ -19,17 +19,20 @@ class Resident:
     def failure(self, digest: str) -> str | None:
         return None
 
+    def take_load_cost(self, digest: str) -> float:
+        return 0.0
 
-def create_req(name: str, digest: str | None) -> Req:
-    sampling = SamplingParams(4, temperature=0, ignore_eos=True)
+
+def create_req(name: str, digest: str | None, max_tokens: int = 4) -> Req:
+    sampling = SamplingParams(max_tokens, temperature=0, ignore_eos=True)
     return Req(EngineRequest(name, "tenant", (1, 2), sampling, digest), 0.0)
 
 
 def test_a_batch_that_is_always_full_of_other_adapters_starves_nobody() -> None:
     scheduler = Scheduler(
-        BlockManager(64, 16),
+        BlockManager(96, 16),
         Resident(),
-        max_running=8,
+        max_running=16,
         max_step_tokens=64,
         max_adapters_in_batch=2,
         eos_token_ids=frozenset(),
@@ -39,8 +42,10 @@ def test_a_batch_that_is_always_full_of_other_adapters_starves_nobody() -> None:
     for step in range(3 * MAX_PASSED_OVER):
         if step == 2:
             scheduler.add(waits)
-        for digest in ("a", "b", None):  # each always has one that runs and one that waits
-            scheduler.add(create_req(f"{digest}{step}", digest))
+        scheduler.add(create_req(f"base{step}", None))
+        if step % 3 == 0:
+            for digest in ("a", "b"):  # each always has some that run
+                scheduler.add(create_req(f"{digest}{step}", digest, max_tokens=8))
         plan = scheduler.schedule()
         if waits in scheduler.running:
             break

@@ -9,8 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from weft.engine.blocks import BlockManager
+from weft.engine.plan import Refusal, StepPlan
 from weft.engine.req import Req, ReqState
-from weft.engine.scheduler import Scheduler, StepPlan
+from weft.engine.scheduler import Scheduler
 from weft.messages import EngineRequest, SamplingParams
 
 EOS = 99
@@ -24,6 +25,7 @@ class Residency:
     broken: dict[str, str] = field(default_factory=dict)
     asked: list[str] = field(default_factory=list)
     references: dict[str, int] = field(default_factory=dict)
+    load_costs: dict[str, float] = field(default_factory=dict)
 
     def try_acquire(self, digest: str) -> bool:
         self.asked.append(digest)
@@ -38,6 +40,9 @@ class Residency:
 
     def failure(self, digest: str) -> str | None:
         return self.broken.get(digest)
+
+    def take_load_cost(self, digest: str) -> float:
+        return self.load_costs.pop(digest, 0.0)
 
 
 def create_scheduler(
@@ -122,8 +127,8 @@ def test_a_request_whose_adapter_cannot_be_loaded_is_rejected_with_the_reason() 
     scheduler.add(create_req("r", 4, 4, "bad"))
     scheduler.add(create_req("s", 4, 4))
     plan = run_step(scheduler)
-    assert {r.request_id: why for r, why in plan.rejected.items()} == {
-        "r": "its digest does not match"
+    assert {r.request_id: why for r, why in plan.refused.items()} == {
+        "r": Refusal("adapter_unavailable", "its digest does not match")
     }
     assert [i.req.request_id for i in plan.scheduled] == ["s"]
 

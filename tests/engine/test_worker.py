@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from weft.engine.config import EngineConfig
+from weft.engine.plan import StepPlan
 from weft.engine.req import Req
-from weft.engine.scheduler import StepPlan
 from weft.engine.worker import InProcessEngine
 from weft.messages import (
     EngineDeadError,

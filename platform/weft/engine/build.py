@@ -19,6 +19,7 @@ from weft.engine.engine import Engine
 from weft.engine.model.config import create_model_config, read_hf_config
 from weft.engine.model.decoder import Decoder
 from weft.engine.model.weights import load_weights
+from weft.engine.prefix import PrefixRoots
 from weft.engine.runner import Runner, create_kv_cache
 from weft.messages import EngineInfo, EngineRequest, SamplingParams
 from weft.tokenizer import BaseTokenizer
@@ -74,14 +75,24 @@ def build_engine(
     )  # fmt: skip
     kv_shape = (config.block_size, model.num_kv_heads, model.head_dim)
     kv = create_kv_cache(model.num_layers, memory.num_blocks, kv_shape, dtype, device)
+    host = torch.device("cpu")
+    host_kv = (
+        create_kv_cache(model.num_layers, memory.num_host_blocks, kv_shape, dtype, host)
+        if memory.num_host_blocks
+        else None
+    )
     decoder = Decoder(model, weights, memory.max_model_len)
-    runner = Runner(decoder, kv, ActiveSet(base, pool, dtype), config.block_size)
+    runner = Runner(decoder, kv, ActiveSet(base, pool, dtype), config.block_size, host_kv)
     engine = Engine(
         config, runner, tiers, tokenizer.decode,
         num_blocks=memory.num_blocks,
+        num_host_blocks=memory.num_host_blocks,
         max_model_len=memory.max_model_len,
         vocab_size=model.vocab_size,
         eos_token_ids=tokenizer.eos_token_ids,
+        prefix_roots=PrefixRoots(digest, str(dtype), config.share_base_prefix)
+        if config.prefix_cache
+        else None,
     )  # fmt: skip
     info = EngineInfo(
         base_name=config.base_name or config.base_dir.resolve().name,

@@ -25,6 +25,11 @@ class EngineConfig:
     `max_model_len`: prompt plus answer, None = the base's own limit. `kv_bytes`: None = room for
     `max_running` requests of full length, at most a quarter of the free memory.
     `max_waiting`: requests beyond this are refused. `num_threads`: 0 leaves torch's own choice.
+    `prefix_cache` keeps blocks of finished requests for others of the same tenant and adapter that
+    begin alike; `share_base_prefix` also between tenants, for the base model alone. `swap_bytes`:
+    host memory for requests that are preempted; beyond it they are computed again.
+    `adapter_load_cost`: what a tenant is charged for bringing 1 MiB of adapter to the device, in
+    prompt tokens; the default is about what a 2-core CPU computes in the time of the copy.
     `check_integrity` verifies every invariant after each step (tests).
     """
 
@@ -43,6 +48,10 @@ class EngineConfig:
     kv_bytes: int | None = None
     adapter_bytes: int = 256 * MIB
     host_adapter_bytes: int = 512 * MIB
+    prefix_cache: bool = True
+    share_base_prefix: bool = False
+    swap_bytes: int = 0
+    adapter_load_cost: float = 10.0
     num_threads: int = 0
     step_timeout_s: float = 120.0
     check_integrity: bool = False
@@ -64,6 +73,9 @@ class EngineConfig:
         for key, value in counts.items():
             if value < 1:
                 raise ValueError(f"{key} must be at least 1, not {value}")
+        for key in ("swap_bytes", "adapter_load_cost"):
+            if not 0 <= getattr(self, key) < float("inf"):
+                raise ValueError(f"{key} must be 0 or more, not {getattr(self, key)}")
         if self.max_step_tokens < self.max_running:
             raise ValueError(
                 f"max_step_tokens={self.max_step_tokens} must be at least "
@@ -98,6 +110,7 @@ class MemoryPlan:
     weight_bytes: int
     kv_bytes: int
     num_blocks: int
+    num_host_blocks: int
     adapter_bytes: int
     free_bytes: int
 
@@ -150,6 +163,7 @@ def resolve_memory(
         weight_bytes=num_parameters(model) * dtype.itemsize,
         kv_bytes=num_blocks * block_bytes,
         num_blocks=num_blocks,
+        num_host_blocks=config.swap_bytes // block_bytes,
         adapter_bytes=config.adapter_bytes,
         free_bytes=free,
     )

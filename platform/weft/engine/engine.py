@@ -10,18 +10,21 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from weft.engine.blocks import BlockManager
-from weft.engine.config import EngineConfig
+from weft.engine.config import MIB, EngineConfig
 from weft.engine.detokenizer import Detokenizer
-from weft.engine.req import Req, ReqState
+from weft.engine.plan import Refusal, StepPlan
+from weft.engine.prefix import PrefixRoots
+from weft.engine.req import Req, ReqState, create_choices
 from weft.engine.runner import Runner
-from weft.engine.scheduler import Scheduler, StepPlan
+from weft.engine.scheduler import Scheduler
 from weft.messages import EngineOutput, EngineRequest, FinishReason
 from weft_adapters.pool import PooledAdapter
 from weft_adapters.tiers import AdapterTiers
 
-NON_FINITE = (
+NON_FINITE = Refusal(
+    "non_finite",
     "The model produced non-finite logits for this request; its adapter's weights may be too large "
-    "for the engine's number format."
+    "for the engine's number format.",
 )
 
 # those that no scrape has taken; more are dropped
@@ -36,8 +39,10 @@ def _observe(values: list[float], value: float) -> None:
 class TierResidency:
     """The scheduler's view of the adapter tiers, and the adapters that running requests hold."""
 
-    def __init__(self, tiers: AdapterTiers) -> None:
+    def __init__(self, tiers: AdapterTiers, cost_per_mib: float) -> None:
         self._tiers = tiers
+        self._cost_per_mib = cost_per_mib
+        self._paid_loads: dict[str, int] = {}
         self._references: dict[str, int] = {}
         self.held: dict[str, PooledAdapter] = {}
 
@@ -55,6 +60,14 @@ class TierResidency:
         self._references[digest] -= 1
         if self._references[digest] == 0:
             del self._references[digest], self.held[digest]
+
+    def take_load_cost(self, digest: str) -> float:
+        """Service units for an adapter that is held; 0 when this load of it was charged before."""
+        adapter = self.held[digest]
+        if self._paid_loads.get(digest) == adapter.load_number:
+            return 0.0
+        self._paid_loads[digest] = adapter.load_number
+        return self._cost_per_mib * adapter.num_bytes / MIB
 
     def failure(self, digest: str) -> str | None:
         error = self._tiers.failure(digest)
@@ -84,14 +97,16 @@ class Engine:
         decode: Callable[[Sequence[int]], str],
         *,
         num_blocks: int,
+        num_host_blocks: int,
         max_model_len: int,
         vocab_size: int,
         eos_token_ids: frozenset[int],
+        prefix_roots: PrefixRoots | None,
     ) -> None:
         self._runner, self._tiers, self._decode = runner, tiers, decode
         self._check_integrity = config.check_integrity
         self._max_model_len, self._vocab_size = max_model_len, vocab_size
-        self.adapters = TierResidency(tiers)
+        self.adapters = TierResidency(tiers, config.adapter_load_cost)
         self.scheduler = Scheduler(
             BlockManager(num_blocks, config.block_size),
             self.adapters,
@@ -99,9 +114,11 @@ class Engine:
             max_step_tokens=config.max_step_tokens,
             max_adapters_in_batch=config.max_adapters_in_batch,
             eos_token_ids=eos_token_ids,
+            prefix_roots=prefix_roots,
+            num_host_blocks=num_host_blocks,
         )
         self.counters = EngineCounters()
-        self._reqs: dict[str, Req] = {}
+        self._reqs: dict[str, list[Req]] = {}
         self._texts: dict[Req, Detokenizer] = {}
 
     @property
@@ -131,28 +148,24 @@ class Engine:
         self.check(request)
         if request.request_id in self._reqs:
             raise ValueError(f"Request id {request.request_id} is already in use.")
-        req = Req(request, arrived_s=time.monotonic())
-        self._reqs[request.request_id] = req
-        self._texts[req] = Detokenizer(self._decode, request.sampling.stop)
+        choices = create_choices(request, time.monotonic())
+        self._reqs[request.request_id] = choices
+        for req in choices:
+            self._texts[req] = Detokenizer(self._decode, request.sampling.stop)
         if request.adapter_digest is not None:
             self._tiers.request(request.adapter_digest)
-        self.scheduler.add(req)
+        self.scheduler.add(choices[0])
 
-    def abort(self, request_id: str) -> EngineOutput | None:
-        """End a request now; None when it is not there (any more)."""
-        req = self._reqs.get(request_id)
-        return None if req is None else self._finish(req, "abort", [])
+    def abort(self, request_id: str) -> list[EngineOutput]:
+        """End a request now, each choice that has not ended yet; empty when it is not there."""
+        choices = self._reqs.get(request_id, [])
+        return [self._finish(r, "abort", []) for r in choices if r.state is not ReqState.FINISHED]
 
     def step(self) -> list[EngineOutput]:
-        plan = self.scheduler.schedule()
-        outputs = [self._reject(req, reason) for req, reason in plan.rejected.items()]
-        if plan.scheduled:
-            now = time.monotonic()
-            for item in plan.scheduled:
-                if item.req.started_s is None:
-                    item.req.started_s = now
-                    self.counters.num_prompt_tokens += item.req.num_prompt_tokens
-                    _observe(self.counters.queue_time, now - item.req.arrived_s)
+        plan = self.scheduler.schedule(time.monotonic())
+        outputs = self._refuse(plan)
+        if plan.scheduled or plan.moves:
+            self._note_starts(plan)
             tokens = self._runner.run(plan, self.adapters.held)
             outputs += self._postprocess(plan, tokens)
             self.counters.num_steps += 1
@@ -161,18 +174,42 @@ class Engine:
             self._tiers.integrity()
         return outputs
 
+    def _note_starts(self, plan: StepPlan) -> None:
+        now = time.monotonic()
+        for item in plan.scheduled:
+            if item.req.started_s is not None:
+                continue
+            item.req.started_s = now
+            if item.req.index == 0:
+                self.counters.num_prompt_tokens += item.req.num_prompt_tokens
+                _observe(self.counters.queue_time, now - item.req.arrived_s)
+
+    def _refuse(self, plan: StepPlan) -> list[EngineOutput]:
+        """End the requests that the plan refuses, each with all its choices."""
+        outputs = []
+        for req, refusal in plan.refused.items():
+            if refusal.code == "adapter_unavailable" and req.adapter_digest is not None:
+                self._tiers.forget(req.adapter_digest)  # the next request tries anew
+            outputs += self._fail(req, refusal)
+        return outputs
+
+    def _fail(self, req: Req, refusal: Refusal) -> list[EngineOutput]:
+        unfinished = [r for r in req.choices if r.state is not ReqState.FINISHED]
+        return [self._finish(r, "error", [], refusal) for r in unfinished]
+
     def _postprocess(self, plan: StepPlan, tokens: dict[Req, int | None]) -> list[EngineOutput]:
         outputs = []
         failed = [req for req, token in tokens.items() if token is None]
-        self.scheduler.apply(plan, {r: t for r, t in tokens.items() if t is not None})
+        sampled = {req: token for req, token in tokens.items() if token is not None}
+        self.scheduler.apply(plan, sampled, failed)
         now = time.monotonic()
         for req, token in tokens.items():
             if token is not None and req.state is ReqState.RUNNING:
                 self._count_token(req, now)
                 outputs.append(self._advance(req, token))
         for req in failed:
-            self._runner.clean(req.blocks)
-            outputs.append(self._finish(req, "error", [], NON_FINITE))
+            self._runner.clean(self.scheduler.blocks.private(req.blocks))
+            outputs += self._fail(req, NON_FINITE)
         return outputs
 
     def _count_token(self, req: Req, now: float) -> None:
@@ -191,26 +228,32 @@ class Engine:
             return self._finish(req, "stop", [token])
         if req.finish_reason is not None:
             return self._finish(req, req.finish_reason, [token])
-        return EngineOutput(req.request_id, text.give(final=False), (token,), req.usage)
+        return EngineOutput(
+            req.request_id, text.give(final=False), (token,), req.usage, index=req.index
+        )
 
     def _finish(
-        self, req: Req, reason: FinishReason, token_ids: list[int], error: str | None = None
+        self, req: Req, reason: FinishReason, token_ids: list[int], refusal: Refusal | None = None
     ) -> EngineOutput:
         text = self._texts.pop(req)
         text.finish()
         if text.stopped and reason == "length":
             reason = "stop"
-        del self._reqs[req.request_id]
         self.scheduler.finish(req, reason)
+        is_last = all(choice.state is ReqState.FINISHED for choice in req.choices)
+        if is_last:
+            del self._reqs[req.request_id]
         return EngineOutput(
-            req.request_id, text.give(final=True), tuple(token_ids), req.usage, reason, error
+            request_id=req.request_id,
+            text=text.give(final=True),
+            token_ids=tuple(token_ids),
+            usage=req.usage,
+            finish_reason=reason,
+            error=None if refusal is None else refusal.reason,
+            error_code=None if refusal is None else refusal.code,
+            index=req.index,
+            is_last=is_last,
         )
-
-    def _reject(self, req: Req, reason: str) -> EngineOutput:
-        del self._reqs[req.request_id], self._texts[req]
-        if req.adapter_digest is not None:
-            self._tiers.forget(req.adapter_digest)  # the next request tries anew
-        return EngineOutput(req.request_id, "", (), req.usage, "error", reason)
 
     def integrity(self) -> None:
         """Raise AssertionError when an invariant of blocks, pages or queues does not hold."""

@@ -11,9 +11,9 @@ import torch
 
 from weft.engine.active import ActiveSet
 from weft.engine.model.decoder import Batch, Decoder, KVCache
+from weft.engine.plan import BlockMoves, ScheduledReq, StepPlan
 from weft.engine.req import Req
 from weft.engine.sampler import sample
-from weft.engine.scheduler import ScheduledReq, StepPlan
 from weft_adapters.pool import PooledAdapter
 from weft_kernels.attention import create_attention_buckets
 
@@ -32,11 +32,29 @@ def create_kv_cache(
     return KVCache(k, v)
 
 
+def _copy_blocks(source: KVCache, target: KVCache, pairs: Sequence[tuple[int, int]]) -> None:
+    """Copy whole blocks; all are read before any is written."""
+    if not pairs:
+        return
+    from_blocks, to_blocks = (torch.tensor(side) for side in zip(*pairs, strict=True))
+    for old, new in zip((*source.k, *source.v), (*target.k, *target.v), strict=True):
+        read = old.index_select(0, from_blocks.to(old.device))
+        new.index_copy_(0, to_blocks.to(new.device), read.to(new.device))
+
+
 class Runner:
     """One decoder, its KV cache and the packed adapters, on one device."""
 
-    def __init__(self, decoder: Decoder, kv: KVCache, active: ActiveSet, block_size: int) -> None:
+    def __init__(
+        self,
+        decoder: Decoder,
+        kv: KVCache,
+        active: ActiveSet,
+        block_size: int,
+        host_kv: KVCache | None = None,
+    ) -> None:
         self._decoder, self._kv, self._active = decoder, kv, active
+        self._host_kv = host_kv
         self._block_size = block_size
         self._device = kv.k[0].device
 
@@ -45,6 +63,9 @@ class Runner:
         req whose logits are not finite, also in the middle of its prompt: attention carries a
         non-finite value on to the last row, so blocks of the others hold none. `adapters` are
         those that running requests hold, by digest."""
+        if not plan.scheduled:
+            self._move(plan.moves)
+            return {}
         items, logits_NV = self._forward(plan, adapters)
         tokens = sample(logits_NV, [item.req for item in items])
         pairs = zip(items, tokens, strict=True)
@@ -61,9 +82,17 @@ class Runner:
         self, plan: StepPlan, adapters: Mapping[str, PooledAdapter]
     ) -> tuple[list[ScheduledReq], torch.Tensor]:
         """The plan's items in the order of the batch, and the logits at each one's last row."""
+        self._move(plan.moves)
         self._active.update(adapters)
         items = sorted(plan.scheduled, key=self._order_key)
         return items, self._decoder.forward(self._create_batch(items), self._kv)
+
+    def _move(self, moves: BlockMoves) -> None:
+        if self._host_kv is not None:
+            _copy_blocks(self._kv, self._host_kv, moves.out)
+        _copy_blocks(self._kv, self._kv, moves.copies)
+        if self._host_kv is not None:
+            _copy_blocks(self._host_kv, self._kv, moves.back)
 
     def _order_key(self, item: ScheduledReq) -> tuple[int, int]:
         return self._active.order_key(item.req.adapter_digest)

@@ -25,6 +25,7 @@ from weft.messages import (
     EngineQueueFullError,
     EngineRequest,
     EngineStats,
+    ErrorCode,
     FinishReason,
     Usage,
 )
@@ -120,15 +121,16 @@ class InProcessEngine:
 
     @property
     def _num_waiting(self) -> int:
-        """Streams that are neither running nor finished."""
-        return len(self._streams) - len(self._engine.scheduler.running)
+        """Requests that are neither running nor finished."""
+        running = {req.request_id for req in list(self._engine.scheduler.running)}
+        return len(self._streams) - len(running)
 
     @staticmethod
     async def _outputs(stream: _Stream) -> AsyncIterator[EngineOutput]:
         while True:
             output = await stream.outputs.get()
             yield output
-            if output.finish_reason is not None:
+            if output.is_last:
                 return
 
     def abort(self, request_id: str) -> None:
@@ -198,12 +200,14 @@ class InProcessEngine:
                 if not outputs and not self._engine.scheduler.running:
                     self._wait_for_adapters()
             for request_id in list(self._streams):
-                self._end(request_id, self._engine.abort(request_id), "abort", None)
+                for output in self._engine.abort(request_id):
+                    self._deliver(output)
+                self._end(request_id, "abort", None, None)
         except Exception as error:  # the thread's last line: everybody waiting must hear of it
             with self._wake:  # whoever comes later is refused
                 self._failure = f"{type(error).__name__}: {error}"
             for request_id in list(self._streams):
-                self._end(request_id, None, "error", DEAD)
+                self._end(request_id, "error", DEAD, "engine_failed")
             raise
 
     def _take_commands(self) -> bool:
@@ -219,8 +223,7 @@ class InProcessEngine:
         for stream in new:
             self._engine.add(stream.request)
         for request_id in aborts:
-            output = self._engine.abort(request_id)
-            if output is not None:
+            for output in self._engine.abort(request_id):
                 self._deliver(output)
         return True
 
@@ -234,21 +237,21 @@ class InProcessEngine:
         stream = self._streams.get(output.request_id)
         if stream is None:
             return
-        if output.finish_reason is not None:
+        if output.is_last:
             with self._wake:
                 del self._streams[output.request_id]
         stream.put(output)
 
     def _end(
-        self,
-        request_id: str,
-        output: EngineOutput | None,
-        reason: FinishReason,
-        error: str | None,
+        self, request_id: str, reason: FinishReason, error: str | None, code: ErrorCode | None
     ) -> None:
-        """Deliver the last output, one without text where the engine has none."""
-        usage = self._streams[request_id].usage
-        self._deliver(output or EngineOutput(request_id, "", (), usage, reason, error))
+        """Deliver a last output without text, unless the engine has given one."""
+        stream = self._streams.get(request_id)
+        if stream is not None:
+            usage = stream.usage
+            self._deliver(
+                EngineOutput(request_id, "", (), usage, reason, error, code, is_last=True)
+            )
 
 
 def _take_observations(counters: EngineCounters, drain: bool) -> dict[str, tuple[float, ...]]:
