@@ -16,15 +16,15 @@ from weft_adapters.config import AdapterConfig
 from weft_adapters.faults import Fault
 from weft_adapters.fused import FusedFactors, load_fused, resolve_fused
 from weft_adapters.header import Header
-from weft_adapters.sites import ATTENTION_PROJECTIONS, BaseSpec, Site
+from weft_adapters.sites import ATTENTION_PROJECTIONS, MLP_PROJECTIONS, BaseSpec, Site
 from weft_adapters.tensors import Float32, TensorFile
 
 _PREFIX = "base_model.model."
 _NUMBER = r"(?:0|[1-9][0-9]{0,4})"
 _ROLE = re.compile(r"(?P<module>.+)\.lora_(?P<role>[AB])\.weight\Z")
 _MODULE = re.compile(
-    rf"model\.layers\.(?P<layer>{_NUMBER})\."
-    rf"(?:self_attn|mlp(?:\.experts\.(?P<expert>{_NUMBER}))?)\.(?P<projection>[a-z_]+)\Z"
+    rf"model\.layers\.(?P<layer>{_NUMBER})\.(?P<block>self_attn|mlp|block_sparse_moe)"
+    rf"(?:\.experts\.(?P<expert>{_NUMBER})|\.(?P<shared>shared_expert))?\.(?P<name>[a-z0-9_]+)\Z"
 )
 _FUSED = re.compile(rf"model\.layers\.(?P<layer>{_NUMBER})\.mlp\.experts(?P<inner>\.base_layer)?\Z")
 
@@ -138,7 +138,7 @@ def _resolve_plain(
     site = _site_of(module, base)
     if site is None:
         for name in names.values():
-            message = f"the tensor {name[:200]!r} maps to no site of the base"
+            message = _describe_unmapped(module, name)
             faults.append(Fault("unmapped_tensor", message, name[:200]))
         return None
     rank = config.rank_of(module)
@@ -159,16 +159,40 @@ def _resolve_plain(
     return PlainFactors(site, names["A"], names["B"], rank, config.scale_of(module))
 
 
+def _describe_unmapped(module: str, name: str) -> str:
+    match = _MODULE.match(module)
+    if match is not None and match["block"] != "self_attn" and match["name"] == "gate":
+        return f"the tensor {name[:200]!r} adapts the router, which is not served"
+    return f"the tensor {name[:200]!r} maps to no site of the base"
+
+
 def _site_of(module: str, base: BaseSpec) -> Site | None:
     match = _MODULE.match(module)
     if match is None:
         return None
     expert = None if match["expert"] is None else int(match["expert"])
-    site = Site(int(match["layer"]), match["projection"], expert)
-    is_attention = site.projection in ATTENTION_PROJECTIONS
-    if is_attention != (".self_attn." in module) or not base.has(site):
+    projection = _projection_of(match["block"], expert, match["shared"], match["name"], base)
+    if projection is None:
         return None
-    return site
+    site = Site(int(match["layer"]), projection, expert)
+    return site if base.has(site) else None
+
+
+def _projection_of(
+    block: str, expert: int | None, shared: str | None, name: str, base: BaseSpec
+) -> str | None:
+    """Our word for what a family calls a module; None for one that no base has there."""
+    if expert is not None:
+        names = base.expert_names
+        spelled = {names.gate: "gate_proj", names.up: "up_proj", names.down: "down_proj"}
+        return spelled.get(name) if block == names.block else None
+    if block == "self_attn":
+        return name if name in ATTENTION_PROJECTIONS and shared is None else None
+    if block != "mlp":
+        return None
+    if shared is not None:
+        return f"shared_{name}" if name in MLP_PROJECTIONS else None
+    return name if name in (*MLP_PROJECTIONS, "shared_expert_gate") else None
 
 
 def load(plan: AdapterPlan, file: TensorFile, base: BaseSpec) -> dict[Site, SiteWeights]:

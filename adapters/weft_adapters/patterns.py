@@ -27,8 +27,9 @@ _PLAIN = frozenset(char for char in _WORD) | {"-"}
 _MAX_STATES = 20_000
 _NUMBER = r"(?:0|[1-9][0-9]*)"
 _NAME = re.compile(
-    rf"(?:(?:(?:(?:(?:model\.)?layers\.)?{_NUMBER}\.)?(?:self_attn|mlp)\.)?"
-    rf"(?:experts\.)?(?:(?<=experts\.){_NUMBER}\.)?)?(?:[qkvo]|gate|up|gate_up|down)_proj\Z"
+    rf"(?:(?:(?:(?:model\.)?layers\.)?{_NUMBER}\.)?(?:self_attn|mlp|block_sparse_moe)\.)?"
+    rf"(?:experts\.(?:{_NUMBER}\.)?|shared_expert\.)?"
+    r"(?:(?:[qkvo]|gate|up|gate_up|down)_proj|w[123]|shared_expert_gate)\Z"
 )
 
 Chars = frozenset[str]

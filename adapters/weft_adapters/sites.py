@@ -1,6 +1,7 @@
 """Which weights of a base model an adapter may change, and how large each one is.
 
-Knows the Hugging Face `config.json` of Qwen3 and Qwen3-MoE; knows neither tensors nor PEFT names.
+Sizes come from a Hugging Face `config.json`, read as `families.py` says; knows neither tensors nor
+PEFT names.
 """
 
 from __future__ import annotations
@@ -8,19 +9,24 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
+from weft_adapters.base_config import read_shape
+from weft_adapters.families import ExpertNames, family_of
+
 ATTENTION_PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj")
 MLP_PROJECTIONS = ("gate_proj", "up_proj", "down_proj")
-PROJECTIONS = ATTENTION_PROJECTIONS + MLP_PROJECTIONS
-MODEL_TYPES = ("qwen3", "qwen3_moe")
+# the expert that every token passes (Qwen2-MoE), and the gate on its output, one column wide
+SHARED_MLP_PROJECTIONS = ("shared_gate_proj", "shared_up_proj", "shared_down_proj")
+SHARED_PROJECTIONS = (*SHARED_MLP_PROJECTIONS, "shared_expert_gate")
+PROJECTIONS = ATTENTION_PROJECTIONS + MLP_PROJECTIONS + SHARED_PROJECTIONS
 
 _PROJECTION_ORDER = {projection: index for index, projection in enumerate(PROJECTIONS)}
 
 
 @dataclass(frozen=True, slots=True)
 class Site:
-    """One base weight that an adapter may change; `expert` is None outside expert layers.
+    """One base weight that an adapter may change; `expert` is None where it is not one of several.
 
-    Sites sort in canonical order: by layer, then attention, then expert by expert.
+    Sites sort in canonical order: by layer, then attention, the shared expert, expert by expert.
     """
 
     layer: int
@@ -53,6 +59,8 @@ class BaseSpec:
     moe_intermediate_size: int
     num_experts: int
     moe_layers: frozenset[int]
+    shared_intermediate_size: int = 0
+    expert_names: ExpertNames = ExpertNames()
 
     @classmethod
     def from_config(cls, config: Mapping[str, object], digest: str) -> BaseSpec:
@@ -60,26 +68,19 @@ class BaseSpec:
 
         Raises ValueError naming the key for an unknown model type or a bad or missing size.
         """
-        model_type = config.get("model_type")
-        if model_type not in MODEL_TYPES:
-            known = ", ".join(MODEL_TYPES)
-            raise ValueError(f"model_type {model_type!r} is not supported; supported are {known}.")
-        num_layers = _size(config, "num_hidden_layers")
-        num_heads = _size(config, "num_attention_heads")
-        hidden_size = _size(config, "hidden_size")
-        has_head_dim = config.get("head_dim") is not None
-        head_dim = _size(config, "head_dim") if has_head_dim else hidden_size // num_heads
-        sparse = moe_layers(config, num_layers) if model_type == "qwen3_moe" else frozenset()
+        shape = read_shape(config)
         return cls(
             digest=digest,
-            num_layers=num_layers,
-            hidden_size=hidden_size,
-            query_size=num_heads * head_dim,
-            key_value_size=_size(config, "num_key_value_heads") * head_dim,
-            intermediate_size=_size(config, "intermediate_size"),
-            moe_intermediate_size=_size(config, "moe_intermediate_size") if sparse else 0,
-            num_experts=_num_experts(config) if sparse else 0,
-            moe_layers=sparse,
+            num_layers=shape.num_layers,
+            hidden_size=shape.hidden_size,
+            query_size=shape.num_heads * shape.head_dim,
+            key_value_size=shape.num_kv_heads * shape.head_dim,
+            intermediate_size=shape.intermediate_size,
+            moe_intermediate_size=shape.moe_intermediate_size,
+            num_experts=shape.num_experts,
+            moe_layers=shape.moe_layers,
+            shared_intermediate_size=shape.shared_intermediate_size,
+            expert_names=family_of(config).experts,
         )
 
     def is_moe(self, layer: int) -> bool:
@@ -90,6 +91,9 @@ class BaseSpec:
         """True when this base has a weight at `site`."""
         if not 0 <= site.layer < self.num_layers or site.projection not in PROJECTIONS:
             return False
+        if site.projection in SHARED_PROJECTIONS:
+            is_there = self.is_moe(site.layer) and self.shared_intermediate_size > 0
+            return is_there and site.expert is None
         if site.projection in ATTENTION_PROJECTIONS or not self.is_moe(site.layer):
             return site.expert is None
         return site.expert is not None and 0 <= site.expert < self.num_experts
@@ -99,58 +103,41 @@ class BaseSpec:
         if not self.has(site):
             raise KeyError(f"The base has no {site}.")
         inner = self.intermediate_size if site.expert is None else self.moe_intermediate_size
-        if site.projection == "q_proj":
-            return self.hidden_size, self.query_size
-        if site.projection in ("k_proj", "v_proj"):
-            return self.hidden_size, self.key_value_size
-        if site.projection == "o_proj":
-            return self.query_size, self.hidden_size
-        if site.projection == "down_proj":
-            return inner, self.hidden_size
-        return self.hidden_size, inner
+        hidden, shared = self.hidden_size, self.shared_intermediate_size
+        return {
+            "q_proj": (hidden, self.query_size),
+            "k_proj": (hidden, self.key_value_size),
+            "v_proj": (hidden, self.key_value_size),
+            "o_proj": (self.query_size, hidden),
+            "gate_proj": (hidden, inner),
+            "up_proj": (hidden, inner),
+            "down_proj": (inner, hidden),
+            "shared_gate_proj": (hidden, shared),
+            "shared_up_proj": (hidden, shared),
+            "shared_down_proj": (shared, hidden),
+            "shared_expert_gate": (hidden, 1),
+        }[site.projection]
 
     def sites(self) -> Iterator[Site]:
         """Every site, in canonical order."""
         for layer in range(self.num_layers):
-            for projection in ATTENTION_PROJECTIONS:
+            for projection in self._single_projections(layer):
                 yield Site(layer, projection)
             experts = range(self.num_experts) if self.is_moe(layer) else (None,)
             for expert in experts:
                 for projection in MLP_PROJECTIONS:
                     yield Site(layer, projection, expert)
 
+    def _single_projections(self, layer: int) -> tuple[str, ...]:
+        """Those of attention and of the shared expert."""
+        is_shared = self.has(Site(layer, SHARED_PROJECTIONS[0]))
+        return ATTENTION_PROJECTIONS + (SHARED_PROJECTIONS if is_shared else ())
+
     def shapes(self) -> frozenset[tuple[int, int]]:
         """The distinct `(in_features, out_features)` over all sites."""
         found: set[tuple[int, int]] = set()
         for layer in range(self.num_layers):
-            found.update(self.shape(Site(layer, name)) for name in ATTENTION_PROJECTIONS)
+            found.update(self.shape(Site(layer, name)) for name in self._single_projections(layer))
             expert = 0 if self.is_moe(layer) else None
             found.update(self.shape(Site(layer, name, expert)) for name in MLP_PROJECTIONS)
         return frozenset(found)
-
-
-def _size(config: Mapping[str, object], key: str, *, minimum: int = 1) -> int:
-    value = config.get(key)
-    if not isinstance(value, int) or isinstance(value, bool) or value < minimum:
-        raise ValueError(f"{key} must be an integer of at least {minimum}, not {value!r}.")
-    return value
-
-
-def _num_experts(config: Mapping[str, object]) -> int:
-    # transformers 5 writes `num_local_experts` where the Hub's files have `num_experts`
-    key = "num_experts" if config.get("num_experts") is not None else "num_local_experts"
-    return _size(config, key, minimum=0)
-
-
-def moe_layers(config: Mapping[str, object], num_layers: int) -> frozenset[int]:
-    """The sparse layers of a Qwen3-MoE `config.json`: every `decoder_sparse_step`-th one, except
-    `mlp_only_layers`. Raises ValueError naming the key that is wrong."""
-    if _num_experts(config) == 0:
-        return frozenset()
-    has_step = config.get("decoder_sparse_step") is not None
-    step = _size(config, "decoder_sparse_step") if has_step else 1
-    dense = config.get("mlp_only_layers") or []
-    if not isinstance(dense, list | tuple):
-        raise ValueError(f"mlp_only_layers must be a list of layers, not {dense!r}.")
-    layers = range(num_layers)
-    return frozenset(layer for layer in layers if layer not in dense and (layer + 1) % step == 0)

@@ -1,9 +1,12 @@
 """Paged attention: queries of a mixed batch against KV blocks named by block tables.
 
-    o[t, h] = sum_j softmax_j(scale * q[t, h] . k[j, h / G]) v[j, h / G],   j <= position(t)
+    o[t, h] = sum_j softmax_j(scale * q[t, h] . k[j, h / G]) v[j, h / G],
+        position(t) - window < j <= position(t)
 
-over the tokens j of t's own request (grouped-query attention, Ainslie et al. 2023; block tables,
-Kwon et al. 2023). Requests with chunks and contexts of like length run in one padded call.
+over the tokens j of t's own request (grouped-query attention, Ainslie et al. 2023; sliding window,
+Jiang et al. 2023; block tables, Kwon et al. 2023). A layer without a window sees all before. Blocks
+that fell out of every window are masked, not freed: another layer may still look there. Requests
+with chunks and contexts of like length run in one padded call.
 
 Legend: T rows, B requests of a bucket, Q queries per request, L keys, N KV heads, G query heads per
 KV head, D head dim.
@@ -11,7 +14,7 @@ KV head, D head dim.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -25,15 +28,16 @@ class AttentionBucket:
 
     rows int64 `[B * Q]`: batch row of each query cell (0 where empty); valid int64: the cells that
     hold a query, and valid_rows their batch rows; block_tables int64 `[B, num_blocks]` (block 0,
-    the null block, where a table is shorter); mask bool `[B, 1, Q, L]`, True where a query may
-    look. An empty cell looks at key 0 alone, so that its softmax is finite.
+    the null block, where a table is shorter); masks by window (None: all before): bool
+    `[B, 1, Q, L]`, True where a query may look. An empty cell looks at key 0 alone, so that its
+    softmax is finite.
     """
 
     rows: Tensor
     valid: Tensor
     valid_rows: Tensor
     block_tables: Tensor
-    mask: Tensor
+    masks: Mapping[int | None, Tensor]
 
 
 def create_attention_buckets(
@@ -41,10 +45,12 @@ def create_attention_buckets(
     tables: Sequence[Sequence[int]],
     block_size: int,
     device: torch.device,
+    windows: Sequence[int | None] = (None,),
 ) -> tuple[AttentionBucket, ...]:
     """Bucket requests by the next power of two of chunk and context length.
 
-    spans[i] = (first batch row, chunk length, context length with the chunk); tables[i] = blocks.
+    spans[i] = (first batch row, chunk length, context length with the chunk); tables[i] = blocks;
+    windows: the distinct ones of the layers, None for layers without.
     """
     by_size: dict[tuple[int, int], list[int]] = {}
     for i, (_, num_new, num_total) in enumerate(spans):
@@ -52,7 +58,9 @@ def create_attention_buckets(
         key = ((num_new - 1).bit_length(), (num_total - 1).bit_length() // 2)
         by_size.setdefault(key, []).append(i)
     return tuple(
-        _create_bucket([spans[i] for i in ids], [tables[i] for i in ids], block_size, device)
+        _create_bucket(
+            [spans[i] for i in ids], [tables[i] for i in ids], block_size, device, windows
+        )
         for ids in by_size.values()
     )
 
@@ -62,6 +70,7 @@ def _create_bucket(
     tables: Sequence[Sequence[int]],
     block_size: int,
     device: torch.device,
+    windows: Sequence[int | None],
 ) -> AttentionBucket:
     first, new, total = (torch.tensor(column) for column in zip(*spans, strict=True))
     num_blocks = (int(total.max()) + block_size - 1) // block_size
@@ -74,14 +83,18 @@ def _create_bucket(
     rows = torch.where(is_query, first[:, None] + query[None], 0)
     last_key = torch.where(is_query, (total - new)[:, None] + query[None], 0)
     key = torch.arange(num_blocks * block_size)
-    mask = key[None, None, :] <= last_key[:, :, None]
+    before = key[None, None, :] <= last_key[:, :, None]
+    masks = {
+        window: before if window is None else before & (key > last_key[:, :, None] - window)
+        for window in windows
+    }
     valid = is_query.flatten().nonzero()[:, 0]
     return AttentionBucket(
         rows=rows.flatten().to(device),
         valid=valid.to(device),
         valid_rows=rows.flatten()[valid].to(device),
         block_tables=table.to(device),
-        mask=mask[:, None].to(device),
+        masks={window: mask[:, None].to(device) for window, mask in masks.items()},
     )
 
 
@@ -99,9 +112,10 @@ def paged_attention(
     v_cache: Tensor,
     buckets: Sequence[AttentionBucket],
     scale: float,
+    window: int | None = None,
 ) -> Tensor:
     """As the module's equation says. q_TND `[T, N G, D]`; caches `[num_blocks, block_size, N, D]`;
-    returns `[T, N G, D]`."""
+    window: one of those that the buckets were created for; returns `[T, N G, D]`."""
     out_TND = torch.empty_like(q_TND)
     num_kv_heads, head_dim = k_cache.shape[2:]
     groups = q_TND.shape[1] // num_kv_heads
@@ -115,7 +129,9 @@ def paged_attention(
         q = q.view(num_reqs, -1, num_kv_heads, groups, head_dim)
         # the query heads of a KV head become query rows, so keys are never repeated
         q_BNQD = q.permute(0, 2, 3, 1, 4).flatten(2, 3)
-        mask = bucket.mask.repeat(1, 1, groups, 1) if groups > 1 else bucket.mask
+        mask = bucket.masks[window]
+        if groups > 1:
+            mask = mask.repeat(1, 1, groups, 1)
         o = functional.scaled_dot_product_attention(q_BNQD, k, v, attn_mask=mask, scale=scale)
         o = o.view(num_reqs, num_kv_heads, groups, -1, head_dim).permute(0, 3, 1, 2, 4)
         o = o.reshape(-1, *q_TND.shape[1:])

@@ -18,6 +18,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from weft_kernels.rotary import Rope
+
 
 def _wide(x: Tensor) -> Tensor:
     return x.detach().to("cpu", torch.float64)
@@ -52,8 +54,31 @@ def silu_mul(gate_up: Tensor) -> Tensor:
     return gate / (1.0 + (-gate).exp()) * up
 
 
-def rotary(x: Tensor, positions: Sequence[int], theta: float) -> Tensor:
-    """Each pair `(x[i], x[i + D/2])` turned by the angle `p * theta^(-2i / D)`.
+def rotary_frequency(i: int, head_dim: int, rope: Rope) -> float:
+    """`theta^(-2i / D)`, scaled as `Rope` says."""
+    plain = math.pow(rope.theta, -2 * i / head_dim)
+    if rope.kind == "default":
+        return plain
+    if rope.kind == "linear":
+        return plain / rope.factor
+    if rope.kind == "llama3":
+        turns = rope.original_max_len * plain / (2 * math.pi)
+        kept = (turns - rope.low_freq_factor) / (rope.high_freq_factor - rope.low_freq_factor)
+    else:
+        # f(i) turns beta times in the original length where i = D / 2 log_theta(length / 2 pi beta)
+        length = rope.original_max_len / (2 * math.pi)
+        first = head_dim / 2 * math.log(length / rope.beta_fast, rope.theta)
+        last = head_dim / 2 * math.log(length / rope.beta_slow, rope.theta)
+        if rope.truncate:
+            first, last = math.floor(first), math.ceil(last)
+        first, last = max(first, 0), min(last, head_dim - 1)
+        kept = 1 - (i - first) / (last - first or 0.001)
+    kept = min(max(kept, 0.0), 1.0)
+    return kept * plain + (1 - kept) * plain / rope.factor
+
+
+def rotary(x: Tensor, positions: Sequence[int], rope: Rope) -> Tensor:
+    """Each pair `(x[i], x[i + D/2])` turned by the angle `p * f(i)`, times the attention factor.
 
     x: `[T, num_heads, D]`; positions[t]: the token's place p.
     """
@@ -61,11 +86,11 @@ def rotary(x: Tensor, positions: Sequence[int], theta: float) -> Tensor:
     half = x.shape[-1] // 2
     for t, position in enumerate(positions):
         for i in range(half):
-            angle = position * theta ** (-2 * i / x.shape[-1])
+            angle = position * rotary_frequency(i, x.shape[-1], rope)
             first, second = wide[t, :, i], wide[t, :, i + half]
             out[t, :, i] = first * math.cos(angle) - second * math.sin(angle)
             out[t, :, i + half] = second * math.cos(angle) + first * math.sin(angle)
-    return out
+    return out * rope.attention_factor
 
 
 def adapted_linear(
@@ -159,8 +184,10 @@ def paged_attention(
     spans: Sequence[tuple[int, int, int]],
     tables: Sequence[Sequence[int]],
     scale: float,
+    window: int | None = None,
 ) -> Tensor:
-    """`o[t, h] = sum_j softmax_j(scale * q[t, h] . k[j, h / G]) v[j, h / G]`, `j <= position(t)`.
+    """`o[t, h] = sum_j softmax_j(scale * q[t, h] . k[j, h / G]) v[j, h / G]`, `j <= position(t)`
+    and, with a window, `j > position(t) - window`.
 
     q_TND `[T, N G, D]`; spans[i] = (first batch row, chunk length, context length with the chunk)
     of request i; tables[i] = its blocks. Only keys that a query may look at are read.
@@ -170,7 +197,8 @@ def paged_attention(
     groups = q_TND.shape[1] // num_kv_heads
     for (first, num_new, num_total), blocks in zip(spans, tables, strict=True):
         for offset in range(num_new):
-            keys = range(num_total - num_new + offset + 1)
+            position = num_total - num_new + offset
+            keys = range(0 if window is None else max(0, position - window + 1), position + 1)
             places = [(blocks[j // block_size], j % block_size) for j in keys]
             for h in range(q_TND.shape[1]):
                 q_D = _wide(q_TND[first + offset, h])

@@ -46,11 +46,10 @@ def flat(weights: ModelWeights) -> Iterator[Tensor]:
         yield from (
             layer.input_norm,
             layer.qkv.dense(),
-            layer.q_norm,
-            layer.k_norm,
             layer.o.dense(),
         )
-        yield from (b for b in (layer.qkv_bias, layer.o_bias) if b is not None)
+        some = (layer.q_norm, layer.k_norm, layer.qkv_bias, layer.o_bias)
+        yield from (tensor for tensor in some if tensor is not None)
         yield layer.post_norm
         if isinstance(layer.mlp, ExpertWeights):
             yield from (layer.mlp.router_HE, layer.mlp.gate_up_EHF, layer.mlp.down_EFH)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from weft_kernels import reference
-from weft_kernels.rotary import apply_rotary, create_rotary_table
+from weft_kernels.rotary import Rope, apply_rotary, create_rotary_table
 
 MAX_LEN = 5000
 
@@ -22,17 +22,17 @@ def test_it_is_the_twin(
     generator: torch.Generator,
 ) -> None:
     x = torch.randn(len(positions), 3, head_dim, generator=generator)
-    table = create_rotary_table(MAX_LEN, head_dim, theta, device)
+    table = create_rotary_table(MAX_LEN, head_dim, Rope(theta), device)
     rows = table[torch.tensor(positions, dtype=torch.int64, device=device)]
     got = apply_rotary(x.to(device), rows)
-    want = reference.rotary(x, positions, theta)
+    want = reference.rotary(x, positions, Rope(theta))
     # an angle of up to 5000 in float32 is right to 5000 / 2^24
     torch.testing.assert_close(got.cpu().double(), want, rtol=1e-4, atol=2e-3)
 
 
 def test_position_0_changes_nothing(device: torch.device, generator: torch.Generator) -> None:
     x = torch.randn(1, 2, 16, generator=generator).to(device)
-    table = create_rotary_table(1, 16, 1e4, device)
+    table = create_rotary_table(1, 16, Rope(1e4), device)
     assert torch.equal(apply_rotary(x, table), x)
 
 
@@ -40,7 +40,7 @@ def test_a_score_depends_on_the_distance_only(
     device: torch.device, generator: torch.Generator
 ) -> None:
     q, k = torch.randn(2, 1, 1, 32, generator=generator).to(device)
-    table = create_rotary_table(MAX_LEN, 32, 1e4, device)
+    table = create_rotary_table(MAX_LEN, 32, Rope(1e4), device)
 
     def score(query_at: int, key_at: int) -> float:
         turned_q = apply_rotary(q, table[query_at][None])
@@ -56,7 +56,7 @@ def test_heads_of_a_fused_projection_may_be_strided(
 ) -> None:
     fused = torch.randn(7, 3 * 16, generator=generator)
     heads = fused.to(device)[:, 16:32].view(7, 2, 8)
-    table = create_rotary_table(7, 8, 1e4, device)
-    want = reference.rotary(fused[:, 16:32].reshape(7, 2, 8), range(7), 1e4)
+    table = create_rotary_table(7, 8, Rope(1e4), device)
+    want = reference.rotary(fused[:, 16:32].reshape(7, 2, 8), range(7), Rope(1e4))
     got = apply_rotary(heads, table)
     torch.testing.assert_close(got.cpu().double(), want, rtol=1e-5, atol=1e-5)

@@ -127,7 +127,7 @@ def num_parameters(model: ModelConfig) -> int:
     dense = 3 * model.hidden_size * model.intermediate_size
     sparse = model.num_experts * (
         3 * model.hidden_size * model.moe_intermediate_size + model.hidden_size
-    )
+    ) + (3 * model.shared_intermediate_size * model.hidden_size)
     num_sparse = len(model.moe_layers)
     layers = model.num_layers * attention + num_sparse * sparse
     return (

@@ -131,6 +131,8 @@ class Runner:
             positions_T=device_tensor(positions),
             kv_slots_T=device_tensor(kv_slots),
             logit_rows=device_tensor(logit_rows),
-            attention=create_attention_buckets(spans, tables, self._block_size, self._device),
+            attention=create_attention_buckets(
+                spans, tables, self._block_size, self._device, self._decoder.windows
+            ),
             adapters=self._active.create_batch(digests),
         )

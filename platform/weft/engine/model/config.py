@@ -1,6 +1,7 @@
-"""A decoder's shape, read from a Hugging Face `config.json`.
+"""A decoder's shape and flags, read from a Hugging Face `config.json`.
 
 Every key that changes the computation is either understood or refused by name; nothing is guessed.
+Which model types there are, and how they differ, is `weft_adapters.families`' business.
 """
 
 from __future__ import annotations
@@ -9,23 +10,20 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
-from weft_adapters.sites import moe_layers
-
-# values of keys that would change the computation, had they another value
-_REQUIRED_VALUES: Mapping[str, tuple[object, ...]] = {
-    "hidden_act": ("silu",),
-    "use_sliding_window": (False, None),
-    "attention_dropout": (0, 0.0, None),
-    "rope_scaling": (None,),
-    "quantization_config": (None,),
-    "partial_rotary_factor": (1, 1.0, None),
-}
+from weft.engine.model.rope import read_rope
+from weft_adapters.base_config import BaseShape, Keys, read_shape
+from weft_adapters.families import ExpertNames, check_keys, family_of
+from weft_kernels.rotary import Rope
 
 
 @dataclass(frozen=True, slots=True)
 class ModelConfig:
-    """What the decoder needs to know; see transformers' Qwen3Config and Qwen3MoeConfig."""
+    """What the decoder needs to know. `windows` is by layer, None where a layer sees all before.
+
+    qk_norm: on q and k, none, per head, or over the whole projection before it is split.
+    """
 
     model_type: str
     vocab_size: int
@@ -36,15 +34,22 @@ class ModelConfig:
     head_dim: int
     intermediate_size: int
     rms_norm_eps: float
-    rope_theta: float
+    rope: Rope
     max_position_embeddings: int
     tie_word_embeddings: bool
-    attention_bias: bool
+    qk_norm: Literal["none", "head", "whole"]
+    qkv_bias: bool
+    o_bias: bool
+    mlp_bias: bool
+    clip_qkv: float | None
+    windows: tuple[int | None, ...]
     num_experts: int
     num_experts_per_tok: int
     moe_intermediate_size: int
+    shared_intermediate_size: int
     norm_topk_prob: bool
     moe_layers: frozenset[int]
+    expert_names: ExpertNames
 
     @property
     def q_size(self) -> int:
@@ -53,34 +58,6 @@ class ModelConfig:
     @property
     def kv_size(self) -> int:
         return self.num_kv_heads * self.head_dim
-
-
-class _Keys:
-    """Typed reads of a JSON object that name the key they miss."""
-
-    def __init__(self, raw: Mapping[str, object]) -> None:
-        self.raw = raw
-
-    def integer(self, *names: str, default: int | None = None, minimum: int = 1) -> int:
-        value = next((self.raw[n] for n in names if self.raw.get(n) is not None), default)
-        if not isinstance(value, int) or isinstance(value, bool) or value < minimum:
-            raise ValueError(
-                f"config.json: {names[0]!r} must be a whole number of at least {minimum}, "
-                f"not {value!r}"
-            )
-        return value
-
-    def number(self, name: str, default: float | None = None) -> float:
-        value = self.raw.get(name, default)
-        if not isinstance(value, int | float) or isinstance(value, bool):
-            raise ValueError(f"config.json: {name!r} must be a number, not {value!r}")
-        return float(value)
-
-    def flag(self, name: str, default: bool) -> bool:
-        value = self.raw.get(name, default)
-        if not isinstance(value, bool):
-            raise ValueError(f"config.json: {name!r} must be true or false, not {value!r}")
-        return value
 
 
 def read_hf_config(base_dir: Path) -> dict[str, object]:
@@ -95,64 +72,81 @@ def read_hf_config(base_dir: Path) -> dict[str, object]:
 
 
 def create_model_config(raw: Mapping[str, object]) -> ModelConfig:
-    """Read and check; ValueError names the key that is missing, wrong or unsupported."""
-    model_type = raw.get("model_type")
-    if model_type not in ("qwen3", "qwen3_moe"):
-        raise ValueError(
-            f"config.json: model_type {model_type!r} is not served; qwen3, qwen3_moe are"
-        )
-    for key, allowed in _REQUIRED_VALUES.items():
-        if key in raw and raw[key] not in allowed:
-            raise ValueError(f"config.json: {key}={raw[key]!r} is not supported")
-    keys = _Keys(raw)
-    num_heads = keys.integer("num_attention_heads")
-    num_layers = keys.integer("num_hidden_layers")
-    is_moe = model_type == "qwen3_moe"
-    num_experts = keys.integer("num_local_experts", "num_experts", minimum=0) if is_moe else 0
-    num_kv_heads = keys.integer("num_key_value_heads", default=num_heads)
-    if num_heads % num_kv_heads:
-        raise ValueError(
-            f"config.json: num_attention_heads={num_heads} is no multiple of "
-            f"num_key_value_heads={num_kv_heads}"
-        )
-    num_experts_per_tok = keys.integer("num_experts_per_tok") if num_experts else 0
-    if num_experts_per_tok > num_experts:
-        raise ValueError(
-            f"config.json: num_experts_per_tok={num_experts_per_tok} is more than the "
-            f"{num_experts} experts"
-        )
+    """Read and check; ValueError names the key that is missing, wrong, unknown or unsupported."""
+    family = family_of(raw)
+    check_keys(raw, family)
+    shape, keys = read_shape(raw), Keys(raw, family)
     return ModelConfig(
-        model_type=str(model_type),
+        model_type=str(raw["model_type"]),
         vocab_size=keys.integer("vocab_size"),
-        hidden_size=keys.integer("hidden_size"),
-        num_layers=num_layers,
-        num_heads=num_heads,
-        num_kv_heads=num_kv_heads,
-        head_dim=keys.integer("head_dim", default=keys.integer("hidden_size") // num_heads),
-        intermediate_size=keys.integer("intermediate_size"),
+        hidden_size=shape.hidden_size,
+        num_layers=shape.num_layers,
+        num_heads=shape.num_heads,
+        num_kv_heads=shape.num_kv_heads,
+        head_dim=shape.head_dim,
+        intermediate_size=shape.intermediate_size,
         rms_norm_eps=keys.number("rms_norm_eps"),
-        rope_theta=_rope_theta(raw),
+        rope=read_rope(keys),
         max_position_embeddings=keys.integer("max_position_embeddings"),
-        tie_word_embeddings=keys.flag("tie_word_embeddings", default=False),
-        attention_bias=keys.flag("attention_bias", default=False),
-        num_experts=num_experts,
-        num_experts_per_tok=num_experts_per_tok,
-        moe_intermediate_size=keys.integer("moe_intermediate_size") if num_experts else 0,
-        norm_topk_prob=keys.flag("norm_topk_prob", default=False) if is_moe else False,
-        moe_layers=moe_layers(raw, num_layers) if num_experts else frozenset(),
+        tie_word_embeddings=keys.boolean("tie_word_embeddings"),
+        qk_norm=family.qk_norm,
+        qkv_bias=keys.flag(family.qkv_bias),
+        o_bias=keys.flag(family.o_bias),
+        mlp_bias=keys.flag(family.mlp_bias),
+        clip_qkv=None if keys.value("clip_qkv") is None else keys.number("clip_qkv"),
+        windows=_read_windows(keys, shape.num_layers),
+        num_experts=shape.num_experts,
+        num_experts_per_tok=_read_top_k(keys, shape),
+        moe_intermediate_size=shape.moe_intermediate_size,
+        shared_intermediate_size=shape.shared_intermediate_size,
+        norm_topk_prob=keys.flag(family.renormalize),
+        moe_layers=shape.moe_layers,
+        expert_names=family.experts,
     )
 
 
-def _rope_theta(raw: Mapping[str, object]) -> float:
-    """transformers 5 writes `rope_parameters`, 4 wrote `rope_theta`."""
-    parameters = raw.get("rope_parameters")
-    if parameters is None:
-        return _Keys(raw).number("rope_theta")
-    if not isinstance(parameters, dict):
-        raise ValueError("config.json: 'rope_parameters' must be an object")
-    if parameters.get("rope_type", "default") != "default":
-        raise ValueError(f"config.json: rope_type {parameters['rope_type']!r} is not supported")
-    unknown = set(parameters) - {"rope_type", "rope_theta"}
+def _read_top_k(keys: Keys, shape: BaseShape) -> int:
+    if not shape.moe_layers:
+        return 0
+    top_k = keys.integer("num_experts_per_tok")
+    if top_k > shape.num_experts:
+        raise ValueError(
+            f"config.json: num_experts_per_tok={top_k} is more than the {shape.num_experts} experts"
+        )
+    return top_k
+
+
+def _read_windows(keys: Keys, num_layers: int) -> tuple[int | None, ...]:
+    """By layer: `layer_types` where the file has it, else the family's rule."""
+    family = keys.family
+    is_off = family.knows("use_sliding_window") and not keys.boolean("use_sliding_window")
+    is_null = keys.value("sliding_window") is None
+    window = None if is_off or is_null else keys.integer("sliding_window")
+    types = keys.value("layer_types")
+    if types is not None:
+        slides = _read_layer_types(types, num_layers)
+        if window is None and any(slides):
+            raise ValueError(
+                "config.json: 'layer_types' has layers that slide, but no window is on"
+            )
+    elif family.window == "none" or window is None:
+        return (None,) * num_layers
+    elif family.window == "every":
+        slides = [True] * num_layers
+    else:
+        border = keys.integer("max_window_layers", minimum=0)
+        layers = range(num_layers)
+        if family.window == "from_layer":
+            slides = [layer >= border for layer in layers]
+        else:
+            slides = [layer % 2 == 0 and layer < border for layer in layers]
+    return tuple(window if slide else None for slide in slides)
+
+
+def _read_layer_types(types: object, num_layers: int) -> list[bool]:
+    if not isinstance(types, list) or len(types) != num_layers:
+        raise ValueError(f"config.json: 'layer_types' must list {num_layers} layers, not {types!r}")
+    unknown = [name for name in types if name not in ("full_attention", "sliding_attention")]
     if unknown:
-        raise ValueError(f"config.json: rope_parameters {sorted(unknown)} are not supported")
-    return _Keys(parameters).number("rope_theta")
+        raise ValueError(f"config.json: 'layer_types' {unknown[0]!r} is not supported")
+    return [name == "sliding_attention" for name in types]

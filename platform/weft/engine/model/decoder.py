@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from weft.engine.model.config import ModelConfig
-from weft.engine.model.weights import DenseWeights, LayerWeights, ModelWeights
+from weft.engine.model.weights import DenseWeights, LayerWeights, ModelWeights, SharedExpert
 from weft_kernels.activation import silu_mul
 from weft_kernels.attention import AttentionBucket, paged_attention, write_kv
 from weft_kernels.lora import LoraBatch, PackedSites, adapted_linear
@@ -23,7 +23,8 @@ from weft_kernels.norm import rms_norm
 from weft_kernels.rotary import apply_rotary, create_rotary_table
 
 QKV = ("q_proj", "k_proj", "v_proj")
-GATE_UP = ("gate_proj", "up_proj")
+MLP = ("gate_proj", "up_proj", "down_proj")
+SHARED_MLP = ("shared_gate_proj", "shared_up_proj", "shared_down_proj")
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,16 +63,23 @@ class Batch:
 
 
 class Decoder:
-    """Pre-norm decoder with grouped-query attention, q/k norm, rotary positions and SwiGLU."""
+    """Pre-norm decoder: grouped-query attention on rotary positions, SwiGLU or experts of it.
+
+    What families add (biases, norms on q and k, windows, a shared expert) is in the config's flags;
+    `windows` are the distinct ones that a batch's attention is created for.
+    """
 
     def __init__(self, config: ModelConfig, weights: ModelWeights, max_model_len: int) -> None:
         self.config = config
         self.weights = weights
         table = create_rotary_table(
-            max_model_len, config.head_dim, config.rope_theta, weights.embed_VH.device
+            max_model_len, config.head_dim, config.rope, weights.embed_VH.device
         )
         self._rotary_table = table.to(weights.embed_VH.dtype)
         self._scale = config.head_dim**-0.5
+        # a window that no context outgrows is none
+        self._windows = [w if w is not None and w < max_model_len else None for w in config.windows]
+        self.windows = tuple(dict.fromkeys(self._windows))
 
     @torch.inference_mode()
     def forward(self, batch: Batch, kv: KVCache) -> Tensor:
@@ -95,30 +103,68 @@ class Decoder:
         qkv = adapted_linear(
             x_TH, layer.qkv, layer.qkv_bias, adapters.at(i, QKV), widths, adapters.lora
         )
-        heads = (len(x_TH), -1, config.head_dim)
-        q, k, v = (part.view(heads) for part in torch.split(qkv, widths, dim=1))
-        q = apply_rotary(rms_norm(q, layer.q_norm, config.rms_norm_eps), rotary)
-        k = apply_rotary(rms_norm(k, layer.k_norm, config.rms_norm_eps), rotary)
+        q, k, v = self._split_heads(layer, torch.split(qkv, widths, dim=1))
+        q, k = apply_rotary(q, rotary), apply_rotary(k, rotary)
         write_kv(kv.k[i], k, batch.kv_slots_T)
         write_kv(kv.v[i], v, batch.kv_slots_T)
-        o = paged_attention(q, kv.k[i], kv.v[i], batch.attention, self._scale).flatten(1)
+        o = paged_attention(
+            q, kv.k[i], kv.v[i], batch.attention, self._scale, self._windows[i]
+        ).flatten(1)
         return adapted_linear(
             o, layer.o, layer.o_bias, adapters.at(i, ("o_proj",)), (config.hidden_size,),
             adapters.lora,
         )  # fmt: skip
 
+    def _split_heads(
+        self, layer: LayerWeights, parts: Sequence[Tensor]
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """q, k, v `[T, heads * D]` to `[T, heads, D]`, normalised and clipped as the flags say."""
+        config = self.config
+        (q, k, v), norms = parts, (layer.q_norm, layer.k_norm)
+        if config.qk_norm == "whole":
+            q, k = self._norm_each((q, k), norms)
+        if config.clip_qkv is not None:
+            q, k, v = (x.clamp(-config.clip_qkv, config.clip_qkv) for x in (q, k, v))
+        q, k, v = (x.view(len(x), -1, config.head_dim) for x in (q, k, v))
+        if config.qk_norm == "head":
+            q, k = self._norm_each((q, k), norms)
+        return q, k, v
+
+    def _norm_each(
+        self, xs: tuple[Tensor, Tensor], norms: tuple[Tensor | None, Tensor | None]
+    ) -> tuple[Tensor, Tensor]:
+        (q, k), (q_norm, k_norm), eps = xs, norms, self.config.rms_norm_eps
+        assert q_norm is not None
+        assert k_norm is not None
+        return rms_norm(q, q_norm, eps), rms_norm(k, k_norm, eps)
+
     def _mlp(self, i: int, layer: LayerWeights, x_TH: Tensor, adapters: AdapterBatch) -> Tensor:
         config, mlp = self.config, layer.mlp
-        if not isinstance(mlp, DenseWeights):
-            sites = adapters.at(i, (*GATE_UP, "down_proj"))
-            return moe(
-                x_TH, mlp, config.num_experts_per_tok, config.norm_topk_prob, sites, adapters.lora
-            )
-        inner = config.intermediate_size
+        if isinstance(mlp, DenseWeights):
+            return self._dense(i, mlp, MLP, x_TH, adapters)
+        y_TH = moe(
+            x_TH, mlp, config.num_experts_per_tok, config.norm_topk_prob,
+            adapters.at(i, MLP), adapters.lora,
+        )  # fmt: skip
+        if layer.shared is not None:
+            y_TH += self._shared(i, layer.shared, x_TH, adapters)
+        return y_TH
+
+    def _dense(
+        self, i: int, mlp: DenseWeights, names: Sequence[str], x_TH: Tensor, adapters: AdapterBatch
+    ) -> Tensor:
+        """`down(silu(gate(x)) * up(x))`; `names` are the sites of gate, up and down."""
+        inner, lora = mlp.down.num_in, adapters.lora
         gate_up = adapted_linear(
-            x_TH, mlp.gate_up, None, adapters.at(i, GATE_UP), (inner, inner), adapters.lora
+            x_TH, mlp.gate_up, mlp.gate_up_bias, adapters.at(i, names[:2]), (inner, inner), lora
         )
         return adapted_linear(
-            silu_mul(gate_up), mlp.down, None, adapters.at(i, ("down_proj",)),
-            (config.hidden_size,), adapters.lora,
+            silu_mul(gate_up), mlp.down, mlp.down_bias, adapters.at(i, names[2:]),
+            (mlp.down.num_out,), lora,
         )  # fmt: skip
+
+    def _shared(self, i: int, shared: SharedExpert, x_TH: Tensor, adapters: AdapterBatch) -> Tensor:
+        """`sigmoid(gate(x)) * mlp(x)`: the expert that every token passes."""
+        sites = adapters.at(i, ("shared_expert_gate",))
+        gate_T1 = adapted_linear(x_TH, shared.gate, None, sites, (1,), adapters.lora)
+        return gate_T1.sigmoid() * self._dense(i, shared.mlp, SHARED_MLP, x_TH, adapters)

@@ -7,7 +7,7 @@ Projections that share an input lie side by side; how a matrix is laid out in me
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,25 +23,39 @@ from weft_kernels.moe import ExpertWeights
 
 @dataclass(frozen=True, slots=True)
 class DenseWeights:
-    """gate_up: H to 2 F, gate first; down: F to H."""
+    """gate_up: H to 2 F, gate first; down: F to H; biases or None."""
 
     gate_up: LinearWeight
+    gate_up_bias: Tensor | None
     down: LinearWeight
+    down_bias: Tensor | None
+
+
+@dataclass(frozen=True, slots=True)
+class SharedExpert:
+    """The expert that every token passes, and the gate on its output: H to 1."""
+
+    mlp: DenseWeights
+    gate: LinearWeight
 
 
 @dataclass(frozen=True, slots=True)
 class LayerWeights:
-    """qkv: H to q + k + v; o: q to H; norms `[H]` and `[head_dim]`; biases or None."""
+    """qkv: H to q + k + v; o: q to H; norms `[H]`; biases or None.
+
+    q_norm and k_norm: `[head_dim]`, or `[q]` and `[k]`, or None, as the config's `qk_norm` says.
+    """
 
     input_norm: Tensor
     qkv: LinearWeight
     qkv_bias: Tensor | None
-    q_norm: Tensor
-    k_norm: Tensor
+    q_norm: Tensor | None
+    k_norm: Tensor | None
     o: LinearWeight
     o_bias: Tensor | None
     post_norm: Tensor
     mlp: DenseWeights | ExpertWeights
+    shared: SharedExpert | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,8 +148,10 @@ def load_weights(
     norm = checkpoint.take("model.norm.weight", hidden)
     tied = config.tie_word_embeddings
     head = embed if tied else checkpoint.take("lm_head.weight", vocab, hidden)
-    # some exporters write the tied head again
-    checkpoint.finish(lambda key: tied and key == "lm_head.weight")
+    # some exporters write the tied head again, and old ones what the config says of positions
+    checkpoint.finish(
+        lambda key: (tied and key == "lm_head.weight") or key.endswith(".rotary_emb.inv_freq")
+    )
     return ModelWeights(
         embed_VH=checkpoint.place(embed),
         layers=tuple(layers),
@@ -148,68 +164,99 @@ def _load_layer(checkpoint: _Checkpoint, config: ModelConfig, layer: int) -> Lay
     prefix = f"model.layers.{layer}"
     hidden, attention = config.hidden_size, f"{prefix}.self_attn"
     widths = {"q_proj": config.q_size, "k_proj": config.kv_size, "v_proj": config.kv_size}
-    qkv = [
-        checkpoint.take_matrix(f"{attention}.{name}.weight", width, hidden)
-        for name, width in widths.items()
-    ]
-    qkv_bias = o_bias = None
-    if config.attention_bias:
-        biases = [checkpoint.take(f"{attention}.{n}.bias", width) for n, width in widths.items()]
-        qkv_bias = checkpoint.place(torch.cat(biases))
-        o_bias = checkpoint.place(checkpoint.take(f"{attention}.o_proj.bias", hidden))
-    take, place, lay_out = checkpoint.take, checkpoint.place, checkpoint.lay_out
+    take, place = checkpoint.take, checkpoint.place
+    qkv, qkv_bias = _load_linear(checkpoint, attention, widths, hidden, config.qkv_bias)
+    o, o_bias = _load_linear(
+        checkpoint, attention, {"o_proj": hidden}, config.q_size, config.o_bias
+    )
+    q_norm = k_norm = None
+    if config.qk_norm != "none":
+        per_head = config.qk_norm == "head"
+        q_size = config.head_dim if per_head else config.q_size
+        k_size = config.head_dim if per_head else config.kv_size
+        q_norm = place(take(f"{attention}.q_norm.weight", q_size))
+        k_norm = place(take(f"{attention}.k_norm.weight", k_size))
+    is_shared = layer in config.moe_layers and config.shared_intermediate_size > 0
     return LayerWeights(
         input_norm=place(take(f"{prefix}.input_layernorm.weight", hidden)),
-        qkv=lay_out(torch.cat(qkv, dim=1)),
+        qkv=qkv,
         qkv_bias=qkv_bias,
-        q_norm=place(take(f"{attention}.q_norm.weight", config.head_dim)),
-        k_norm=place(take(f"{attention}.k_norm.weight", config.head_dim)),
-        o=lay_out(checkpoint.take_matrix(f"{attention}.o_proj.weight", hidden, config.q_size)),
+        q_norm=q_norm,
+        k_norm=k_norm,
+        o=o,
         o_bias=o_bias,
         post_norm=place(take(f"{prefix}.post_attention_layernorm.weight", hidden)),
         mlp=_load_mlp(checkpoint, config, layer),
+        shared=_load_shared(checkpoint, config, f"{prefix}.mlp") if is_shared else None,
+    )
+
+
+def _load_linear(
+    checkpoint: _Checkpoint, prefix: str, widths: Mapping[str, int], num_in: int, has_bias: bool
+) -> tuple[LinearWeight, Tensor | None]:
+    """Projections of one input, side by side, in the order of `widths`: name to out."""
+    matrices = [
+        checkpoint.take_matrix(f"{prefix}.{name}.weight", width, num_in)
+        for name, width in widths.items()
+    ]
+    weight = checkpoint.lay_out(torch.cat(matrices, dim=1))
+    if not has_bias:
+        return weight, None
+    biases = [checkpoint.take(f"{prefix}.{name}.bias", width) for name, width in widths.items()]
+    return weight, checkpoint.place(torch.cat(biases))
+
+
+def _load_dense(
+    checkpoint: _Checkpoint, prefix: str, hidden: int, inner: int, has_bias: bool
+) -> DenseWeights:
+    gate_up = {"gate_proj": inner, "up_proj": inner}
+    return DenseWeights(
+        *_load_linear(checkpoint, prefix, gate_up, hidden, has_bias),
+        *_load_linear(checkpoint, prefix, {"down_proj": hidden}, inner, has_bias),
     )
 
 
 def _load_mlp(
     checkpoint: _Checkpoint, config: ModelConfig, layer: int
 ) -> DenseWeights | ExpertWeights:
-    prefix, hidden = f"model.layers.{layer}.mlp", config.hidden_size
+    prefix = f"model.layers.{layer}"
     if layer in config.moe_layers:
         return _load_experts(checkpoint, config, prefix)
-    inner = config.intermediate_size
-    gate, up = (
-        checkpoint.take_matrix(f"{prefix}.{name}_proj.weight", inner, hidden)
-        for name in ("gate", "up")
-    )
-    down = checkpoint.take_matrix(f"{prefix}.down_proj.weight", hidden, inner)
-    return DenseWeights(
-        gate_up=checkpoint.lay_out(torch.cat((gate, up), dim=1)), down=checkpoint.lay_out(down)
+    hidden, inner = config.hidden_size, config.intermediate_size
+    return _load_dense(checkpoint, f"{prefix}.mlp", hidden, inner, config.mlp_bias)
+
+
+def _load_shared(checkpoint: _Checkpoint, config: ModelConfig, prefix: str) -> SharedExpert:
+    hidden, inner = config.hidden_size, config.shared_intermediate_size
+    gate = checkpoint.take_matrix(f"{prefix}.shared_expert_gate.weight", 1, hidden)
+    return SharedExpert(
+        mlp=_load_dense(checkpoint, f"{prefix}.shared_expert", hidden, inner, has_bias=False),
+        gate=checkpoint.lay_out(gate),
     )
 
 
 def _load_experts(checkpoint: _Checkpoint, config: ModelConfig, prefix: str) -> ExpertWeights:
-    """Both spellings on disk: a module per expert, or transformers 5's fused parameters."""
-    hidden, inner, num_experts = (
-        config.hidden_size,
-        config.moe_intermediate_size,
-        config.num_experts,
-    )
-    router = checkpoint.take_matrix(f"{prefix}.gate.weight", num_experts, hidden)
-    if checkpoint.has(f"{prefix}.experts.gate_up_proj"):
-        gate_up = checkpoint.take(f"{prefix}.experts.gate_up_proj", num_experts, 2 * inner, hidden)
-        down = checkpoint.take(f"{prefix}.experts.down_proj", num_experts, hidden, inner)
+    """Both spellings on disk: a module per expert, as the family calls them, or transformers 5's
+    fused parameters."""
+    hidden, inner = config.hidden_size, config.moe_intermediate_size
+    num_experts, names = config.num_experts, config.expert_names
+    block = f"{prefix}.mlp"
+    if checkpoint.has(f"{block}.experts.gate_up_proj"):
+        gate_up = checkpoint.take(f"{block}.experts.gate_up_proj", num_experts, 2 * inner, hidden)
+        down = checkpoint.take(f"{block}.experts.down_proj", num_experts, hidden, inner)
         gate_up, down = gate_up.transpose(1, 2), down.transpose(1, 2)
     else:
+        block = f"{prefix}.{names.block}"
 
         def stack(name: str, num_out: int, num_in: int) -> Tensor:
-            keys = (f"{prefix}.experts.{e}.{name}.weight" for e in range(num_experts))
+            keys = (f"{block}.experts.{e}.{name}.weight" for e in range(num_experts))
             return torch.stack([checkpoint.take_matrix(key, num_out, num_in) for key in keys])
 
         gate_up = torch.cat(
-            (stack("gate_proj", inner, hidden), stack("up_proj", inner, hidden)), dim=2
+            (stack(names.gate, inner, hidden), stack(names.up, inner, hidden)), dim=2
         )
-        down = stack("down_proj", hidden, inner)
+        down = stack(names.down, hidden, inner)
+    router = checkpoint.take_matrix(f"{block}.gate.weight", num_experts, hidden)
     return ExpertWeights(
         router_HE=checkpoint.place(router),
         gate_up_EHF=checkpoint.place(gate_up),
