@@ -17,41 +17,22 @@
 
 from __future__ import annotations
 
-import heapq
-from collections import Counter
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
-from typing import Protocol
 
 from weft.engine.blocks import BlockManager
+from weft.engine.expiries import Expiries
 from weft.engine.fairness import ANSWER_TOKEN_COST, PROMPT_TOKEN_COST
 from weft.engine.memory import SequenceMemory
 from weft.engine.plan import Refusal, ScheduledReq, StepPlan
 from weft.engine.prefix import PrefixRoots
 from weft.engine.queues import TenantQueue, WaitingQueues
 from weft.engine.req import Req, ReqState
+from weft.engine.running import AdapterResidency, RunningSet
 from weft.messages import FinishReason
 
 # so many steps may a request find no room before it is its turn
 MAX_PASSED_OVER = 100
-# so often may a request be made to yield its place to another tenant
-MAX_YIELDS = 3
-
-
-class AdapterResidency(Protocol):
-    """What the scheduler asks of the adapter tiers; no call blocks."""
-
-    def try_acquire(self, digest: str) -> bool:
-        """Take a reference if the adapter is on the device; else have it fetched and say False."""
-
-    def release(self, digest: str) -> None:
-        """Give one reference back."""
-
-    def failure(self, digest: str) -> str | None:
-        """Why the adapter cannot be loaded, as a sentence; None while it may still come."""
-
-    def take_load_cost(self, digest: str) -> float:
-        """What it cost to bring the adapter, as service, if nobody was charged for it yet."""
 
 
 @dataclass(slots=True)
@@ -66,20 +47,6 @@ class _Step:
     is_closed: bool = False  # a request has waited for blocks too long: nothing may start
     is_closed_to_adapters: bool = False
     tried: set[Req] = field(default_factory=set)
-
-
-@dataclass(frozen=True, slots=True)
-class _Lack:
-    """What a request finds no room for."""
-
-    place: bool
-    adapter: bool
-    num_blocks: int
-
-    @property
-    def is_passed_over(self) -> bool:
-        """Others may start in spite of it, and could go on doing so for ever."""
-        return self.adapter or self.num_blocks > 0
 
 
 class Scheduler:
@@ -105,16 +72,22 @@ class Scheduler:
         self.blocks = blocks
         self.memory = SequenceMemory(blocks, prefix_roots, num_host_blocks)
         self._adapters = adapters
-        self._max_running = max_running
         self._max_step_tokens = max_step_tokens
-        self._max_adapters_in_batch = max_adapters_in_batch
         self._eos_token_ids = eos_token_ids
         self.waiting = WaitingQueues()
-        self.running: list[Req] = []
-        self._adapter_users: Counter[str] = Counter()
-        self._expiries: list[tuple[float, int, bool, Req]] = []
-        self._num_added = 0
-        self.num_preemptions = 0
+        self._running = RunningSet(
+            self.waiting, self.memory, adapters, max_running, max_adapters_in_batch
+        )
+        self._expiries = Expiries()
+
+    @property
+    def running(self) -> list[Req]:
+        """Those that have blocks and a place, the one that started first ahead."""
+        return self._running.reqs
+
+    @property
+    def num_preemptions(self) -> int:
+        return self._running.num_preemptions
 
     @property
     def has_work(self) -> bool:
@@ -127,18 +100,13 @@ class Scheduler:
         """Queue a request; choices that fork from another are queued when that one's prompt is
         computed."""
         self.waiting.add(req)
-        self._num_added += 1
-        request = req.request
-        for timeout_s, is_queue in ((request.queue_timeout_s, True), (request.timeout_s, False)):
-            if timeout_s is not None:
-                due = (req.arrived_s + timeout_s, self._num_added, is_queue, req)
-                heapq.heappush(self._expiries, due)
+        self._expiries.add(req)
 
     # ---- planning a step ----
 
     def schedule(self, now: float = 0.0) -> StepPlan:
         """Decide what the next step runs. `now`: monotonic seconds, like `Req.arrived_s`."""
-        refused = self._expired(now)
+        refused = self._expiries.pop(now)
         while True:
             step = self._plan(now, refused)
             is_idle = all(req in refused for req in self.running)
@@ -167,20 +135,6 @@ class Scheduler:
         step.scheduled += prompts
         return step
 
-    def _expired(self, now: float) -> dict[Req, Refusal]:
-        refused: dict[Req, Refusal] = {}
-        while self._expiries and self._expiries[0][0] <= now:
-            _, _, is_queue, req = heapq.heappop(self._expiries)
-            if is_queue and req.state is ReqState.WAITING and req.num_preemptions == 0:
-                refusal = Refusal("queue_timeout", "The request waited too long to be started.")
-            elif is_queue:
-                continue
-            else:
-                refusal = Refusal("deadline_exceeded", "The request took longer than it may.")
-            unfinished = (c for c in req.choices if c.state is not ReqState.FINISHED)
-            refused.update(dict.fromkeys(unfinished, refusal))
-        return refused
-
     def _relieve(self, refused: Collection[Req]) -> None:
         """Preempt until all that decode can have the blocks they need for one more token."""
         while True:
@@ -196,11 +150,10 @@ class Scheduler:
         """Make some blocks free, at the cost of who has least claim to them; False at the end."""
         if self._drop_forks():
             return True
-        victim = self._victim()
-        if victim is None:
-            return False
-        self._preempt(victim)
-        return True
+        victim = self._running.victim()
+        if victim is not None:
+            self._running.preempt(victim)
+        return victim is not None
 
     def _drop_forks(self) -> bool:
         """Waiting choices give up the prompt they share; they compute or match it again."""
@@ -243,7 +196,7 @@ class Scheduler:
         """Start one waiting request of the tenant; False when none can."""
         if not queue.adapters or not queue.may_start:
             return False
-        if len(self.running) >= self._max_running and not self._may_claim(queue):
+        if self._running.is_full and not self._running.may_claim(queue):
             return False
         for req in queue.heads(now):
             if req not in step.tried and req not in step.refused:
@@ -278,10 +231,9 @@ class Scheduler:
         if not is_held:
             self.memory.adopt_prefix(req)
         num_new = min(req.num_uncomputed, step.budget)
-        while (lack := self._lack(step, req, num_new)) is not None:
-            if not self._may_claim(queue):
-                break
-            victim = self._yielding(step, queue, lack)
+        running = self._running
+        while (lack := running.lack(req, num_new, step.num_reserved)) is not None:
+            victim = running.yielding(queue, lack, step.decoding)
             if victim is None:
                 break
             self._make_yield(step, victim)
@@ -297,21 +249,8 @@ class Scheduler:
                 step.is_closed |= lack.num_blocks > 0
         return False
 
-    def _lack(self, step: _Step, req: Req, num_new: int) -> _Lack | None:
-        """What keeps `req` from running with `num_new` tokens; None when nothing does."""
-        digest, users = req.adapter_digest, self._adapter_users
-        is_new = digest is not None and digest not in users
-        free = self.blocks.num_free - step.num_reserved
-        lack = _Lack(
-            place=len(self.running) >= self._max_running,
-            adapter=is_new and len(users) >= self._max_adapters_in_batch,
-            num_blocks=max(0, self.memory.num_missing(req, num_new) - free),
-        )
-        return lack if lack.place or lack.is_passed_over else None
-
     def _start(self, step: _Step, req: Req, num_new: int) -> None:
-        self.waiting.remove(req)
-        self.waiting.started(req)
+        self._running.start(req)
         if req.host_blocks:
             self.memory.swap_in(req)
         self.memory.grow(req, num_new)
@@ -319,10 +258,6 @@ class Scheduler:
             req.num_charged = req.num_prompt_tokens  # the first choice has paid for the prompt
         elif req.num_preemptions == 0:
             req.num_charged = req.num_cached_tokens = req.num_computed
-        req.state = ReqState.RUNNING
-        self.running.append(req)
-        if req.adapter_digest is not None:
-            self._adapter_users[req.adapter_digest] += 1
         self._take(step, req, num_new)
         step.budget -= num_new
 
@@ -336,68 +271,11 @@ class Scheduler:
         cost = PROMPT_TOKEN_COST * num_prompt + (ANSWER_TOKEN_COST if samples else 0.0)
         self.waiting.charge(req, cost)
 
-    # ---- taking back ----
-
-    def _may_claim(self, queue: TenantQueue) -> bool:
-        """The tenant has less than its fair part of the places."""
-        return queue.num_running < max(1.0, self.waiting.fair_places(queue, self._max_running))
-
-    def _yielding(self, step: _Step, queue: TenantQueue, lack: _Lack) -> Req | None:
-        """Who has to yield its place to `queue`'s tenant: of the tenants that keep their fair part
-        without it, the most served one's last request. None when it would not help."""
-        could = [req for req in self.running[1:] if self._could_yield(step, queue, req)]
-        if lack.adapter and not lack.place:
-            could = [req for req in could if self._adapter_users[req.adapter_digest or ""] == 1]
-        released = sum(self.blocks.num_released(req.blocks) for req in could)
-        if not could or released < lack.num_blocks:
-            return None
-        counters = self.waiting.counters
-        places = range(len(could))
-        return could[max(places, key=lambda i: (counters[could[i].tenant_id], i))]
-
-    def _could_yield(self, step: _Step, queue: TenantQueue, req: Req) -> bool:
-        if req not in step.decoding or req.num_yields >= MAX_YIELDS:
-            return False
-        other = self.waiting.tenants[req.tenant_id]
-        counters = self.waiting.counters
-        return (
-            other is not queue
-            and counters[other.tenant_id] >= counters[queue.tenant_id]
-            and other.num_running - 1 >= self.waiting.fair_places(other, self._max_running)
-        )
-
     def _make_yield(self, step: _Step, req: Req) -> None:
         step.num_reserved -= step.decoding.pop(req)
         step.budget += 1
         req.num_yields += 1
-        self._preempt(req)
-
-    def _victim(self) -> Req | None:
-        """Who gives its blocks back: the most served tenant's last; never the oldest of all."""
-        counters = self.waiting.counters
-        places = range(1, len(self.running))
-        last = max(places, key=lambda i: (counters[self.running[i].tenant_id], i), default=None)
-        return None if last is None else self.running[last]
-
-    def _preempt(self, req: Req) -> None:
-        self._stop_running(req)
-        if self.memory.can_swap_out(req):
-            self.memory.swap_out(req)
-        else:
-            self.memory.free(req)
-        req.num_preemptions += 1
-        self.num_preemptions += 1
-        req.state = ReqState.WAITING
-        self.waiting.add(req)
-        self.waiting.ended(req)
-
-    def _stop_running(self, req: Req) -> None:
-        self.running.remove(req)
-        if req.adapter_digest is not None:
-            self._adapters.release(req.adapter_digest)
-            self._adapter_users[req.adapter_digest] -= 1
-            if self._adapter_users[req.adapter_digest] == 0:
-                del self._adapter_users[req.adapter_digest]
+        self._running.preempt(req)
 
     # ---- after the step ----
 
@@ -444,8 +322,7 @@ class Scheduler:
     def finish(self, req: Req, reason: FinishReason) -> None:
         """End a request wherever it is and give back all it holds."""
         if req.state is ReqState.RUNNING:
-            self._stop_running(req)
-            self.waiting.ended(req)
+            self._running.stop(req)
         elif req.state is ReqState.WAITING:
             self.waiting.drop(req)
         self.memory.free(req)
@@ -455,10 +332,5 @@ class Scheduler:
     def integrity(self) -> None:
         """Raise AssertionError when a block is lost, shared by mistake or held by nobody."""
         self.memory.integrity([*self.running, *self.waiting])
-        assert all(req.state is ReqState.RUNNING for req in self.running)
+        self._running.integrity()
         assert all(req.state is ReqState.WAITING for req in self.waiting)
-        users = Counter(r.adapter_digest for r in self.running if r.adapter_digest is not None)
-        assert users == self._adapter_users, "an adapter's users are miscounted"
-        num_running = Counter(req.tenant_id for req in self.running)
-        counted = {t: q.num_running for t, q in self.waiting.tenants.items() if q.num_running}
-        assert counted == dict(num_running), "a tenant's running requests are miscounted"

@@ -1,0 +1,41 @@
+"""When requests that may not wait or take for ever are over. Plain Python, no tensors."""
+
+from __future__ import annotations
+
+import heapq
+
+from weft.engine.plan import Refusal
+from weft.engine.req import Req, ReqState
+
+_QUEUE = Refusal("queue_timeout", "The request waited too long to be started.")
+_DEADLINE = Refusal("deadline_exceeded", "The request took longer than it may.")
+
+
+class Expiries:
+    """The times that requests came with, soonest first."""
+
+    def __init__(self) -> None:
+        self._due: list[tuple[float, int, bool, Req]] = []
+        self._num_added = 0
+
+    def add(self, req: Req) -> None:
+        """Note the timeouts of a request, if it has any."""
+        request = req.request
+        for timeout_s, is_queue in ((request.queue_timeout_s, True), (request.timeout_s, False)):
+            if timeout_s is not None:
+                self._num_added += 1
+                due = (req.arrived_s + timeout_s, self._num_added, is_queue, req)
+                heapq.heappush(self._due, due)
+
+    def pop(self, now: float) -> dict[Req, Refusal]:
+        """The unfinished choices of requests whose time is over."""
+        over: dict[Req, Refusal] = {}
+        while self._due and self._due[0][0] <= now:
+            _, _, is_queue, req = heapq.heappop(self._due)
+            has_started = req.state is not ReqState.WAITING or req.num_preemptions > 0
+            if is_queue and has_started:
+                continue
+            for choice in req.choices:
+                if choice.state is not ReqState.FINISHED:
+                    over[choice] = _QUEUE if is_queue else _DEADLINE
+        return over
