@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,6 +27,8 @@ from weft.demo import ADAPTERS_DIR, BASE_DIR
 from weft.engine.build import BuiltEngine, build_engine
 from weft.engine.config import EngineConfig
 from weft.engine.offline import register_folder
+from weft.engine.req import Req
+from weft.messages import EngineRequest
 from weft_adapters.store import FolderStore
 
 # these models are tiny: a second thread costs more than it brings, above all beside other work
@@ -72,6 +74,8 @@ def _spread(model: PreTrainedModel) -> PreTrainedModel:
                 parameter.normal_(0.0, parameter.shape[-1] ** -0.5, generator=generator)
             elif "norm" in name:
                 parameter.uniform_(0.5, 1.5, generator=generator)
+            else:
+                parameter.normal_(0.0, 0.3, generator=generator)  # biases
     return model
 
 
@@ -88,7 +92,7 @@ def create_dense_model() -> PreTrainedModel:
         tie_word_embeddings=True,
         rope_parameters={"rope_type": "default", "rope_theta": 1e6},
     )
-    return _spread(Qwen3ForCausalLM(config))
+    return Qwen3ForCausalLM(config)
 
 
 def create_moe_model() -> PreTrainedModel:
@@ -110,7 +114,7 @@ def create_moe_model() -> PreTrainedModel:
         max_position_embeddings=512,
         tie_word_embeddings=False,
     )
-    return _spread(Qwen3MoeForCausalLM(config))
+    return Qwen3MoeForCausalLM(config)
 
 
 def save_adapter(base_dir: Path, folder: Path, seed: int, **lora: Any) -> Path:
@@ -222,22 +226,40 @@ class Bench:
         }
         return built, digests
 
+    def first_step_logits(
+        self, built: BuiltEngine, requests: Sequence[EngineRequest]
+    ) -> dict[str, torch.Tensor]:
+        """The logits after each prompt, all of them in one step: by request, float32 `[V]`."""
+        engine = built.engine
+        for request in requests:
+            engine.scheduler.add(Req(request, 0.0))
+        plan = engine.scheduler.schedule()
+        assert len(plan.scheduled) == len(requests), "all requests fit one step"
+        logits = engine._runner.logits(plan, engine.adapters.held)
+        return {req.request_id: row for req, row in logits.items()}
+
 
 ATTENTION = ["q_proj", "k_proj", "v_proj", "o_proj"]
 
 
 def _create_bench(
-    root: Path, model: PreTrainedModel, adapters: Mapping[str, dict[str, Any]]
+    root: Path, model: PreTrainedModel, adapters: Mapping[str, dict[str, Any]], **save: Any
 ) -> Bench:
     base_dir = root / "base"
     with third_party_warnings_ignored():
-        model.save_pretrained(base_dir)
+        _spread(model).save_pretrained(base_dir, **save)
     save_tokenizer(base_dir)
     dirs = {
         name: save_adapter(base_dir, root / name, seed, **lora)
         for seed, (name, lora) in enumerate(adapters.items())
     }
     return Bench(Oracle(base_dir, dirs), root)
+
+
+@pytest.fixture(scope="session")
+def create_bench() -> Callable[..., Bench]:
+    """(folder, model, PEFT's arguments by adapter's name, **save_pretrained's) -> Bench."""
+    return _create_bench
 
 
 @pytest.fixture(scope="session")

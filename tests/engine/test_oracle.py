@@ -6,11 +6,9 @@ import random
 from typing import TYPE_CHECKING
 
 import pytest
-import torch
 
 from weft.engine.build import BuiltEngine
 from weft.engine.offline import load_adapters, run_requests
-from weft.engine.req import Req
 from weft.messages import EngineRequest, SamplingParams
 
 if TYPE_CHECKING:
@@ -68,23 +66,13 @@ def test_first_step_logits_are_the_oracles(name: str, request: pytest.FixtureReq
     built, digests = bench.build()
     load_adapters(built, digests.values())
     requests = create_requests(bench, digests, 12)
-    got = first_step_logits(built, requests)
+    got = bench.first_step_logits(built, requests)
     for item in requests:
         logits = got[item.request_id]
         want = bench.oracle.logits(adapter_of(item), item.prompt_token_ids)[-1]
         error = (logits - want).abs().max() / max(1.0, float(want.abs().max()))
         assert error < 1e-4, f"{item.request_id}: {error:.2e}"
     built.tiers.close()
-
-
-def first_step_logits(built: BuiltEngine, requests: list[EngineRequest]) -> dict[str, torch.Tensor]:
-    engine = built.engine
-    for request in requests:
-        engine.scheduler.add(Req(request, 0.0))
-    plan = engine.scheduler.schedule()
-    assert len(plan.scheduled) == len(requests), "all requests fit one step"
-    logits = engine._runner.logits(plan, engine.adapters.held)
-    return {req.request_id: row for req, row in logits.items()}
 
 
 @pytest.mark.slow
