@@ -1,0 +1,172 @@
+"""A scheduler with pretended adapters and tokens: what it decides, without any tensor."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+
+from weft.engine.blocks import BlockManager
+from weft.engine.plan import StepPlan
+from weft.engine.prefix import PrefixRoots
+from weft.engine.req import Req, create_choices
+from weft.engine.scheduler import Scheduler
+from weft.messages import EngineRequest, SamplingParams, TenantShare
+
+BLOCK_SIZE = 4
+
+
+@dataclass
+class FakeResidency:
+    """Adapters arrive `load_steps` steps after they were asked for."""
+
+    load_steps: int = 0
+    now: int = 0
+    asked_at: dict[str, int] = field(default_factory=dict)
+    references: Counter[str] = field(default_factory=Counter)
+    load_cost: float = 0.0
+
+    def try_acquire(self, digest: str) -> bool:
+        if self.now < self.asked_at.setdefault(digest, self.now) + self.load_steps:
+            return False
+        self.references[digest] += 1
+        return True
+
+    def release(self, digest: str) -> None:
+        self.references[digest] -= 1
+        assert self.references[digest] >= 0
+
+    def failure(self, digest: str) -> str | None:
+        return None
+
+    def take_load_cost(self, digest: str) -> float:
+        cost, self.load_cost = self.load_cost, 0.0
+        return cost
+
+
+@dataclass
+class Simulation:
+    """Steps a scheduler and checks every plan; a sampled token is a function of the sequence, so
+    that what a request gets does not depend on how it was scheduled."""
+
+    scheduler: Scheduler
+    residency: FakeResidency
+    max_step_tokens: int
+    now: float = 0.0
+    service: Counter[str] = field(default_factory=Counter)
+    answers: dict[tuple[str, int], list[int]] = field(default_factory=dict)
+    refused: dict[str, str] = field(default_factory=dict)
+    first_token_at: dict[str, float] = field(default_factory=dict)
+    _num_added: int = 0
+    _counted: Counter[Req] = field(default_factory=Counter)
+
+    def add(
+        self,
+        tenant: str = "t",
+        prompt: int | tuple[int, ...] = 4,
+        max_tokens: int = 4,
+        adapter: str | None = None,
+        share: TenantShare | None = None,
+        n: int = 1,
+        **options: Any,
+    ) -> Req:
+        self._num_added += 1
+        tokens = prompt if isinstance(prompt, tuple) else self._unique(prompt)
+        request = EngineRequest(
+            options.pop("name", f"{tenant}-{self._num_added}"), tenant, tokens,
+            SamplingParams(max_tokens, n=n, ignore_eos=True), adapter,
+            share or TenantShare(), **options,
+        )  # fmt: skip
+        choices = create_choices(request, self.now)
+        self.scheduler.add(choices[0])
+        return choices[0]
+
+    def _unique(self, size: int) -> tuple[int, ...]:
+        return tuple(1000 * self._num_added + i for i in range(size))
+
+    def step(self) -> StepPlan:
+        plan = self.scheduler.schedule(self.now)
+        self._check(plan)
+        for req, refusal in plan.refused.items():
+            self.refused[req.request_id] = refusal.code
+            self.scheduler.finish(req, "error")
+        items = [item for item in plan.scheduled if item.req not in plan.refused]
+        tokens = {i.req: (31 * i.req.token_ids[-1] + i.req.index) % 997 for i in items if i.samples}
+        for item in items:
+            item.req.started_s = self.now if item.req.started_s is None else item.req.started_s
+            self._count(item.req, item.start + item.num_new, item.req in tokens)
+        self.scheduler.apply(plan, tokens)
+        self.scheduler.integrity()
+        self.now += 1.0
+        self.residency.now += 1
+        for req in tokens:
+            self.first_token_at.setdefault(req.request_id, self.now)
+            if req.finish_reason is not None:
+                key = (req.request_id, req.index)
+                self.answers[key] = req.token_ids[req.num_prompt_tokens :]
+                self.scheduler.finish(req, req.finish_reason)
+        return plan
+
+    def _check(self, plan: StepPlan) -> None:
+        assert plan.num_tokens <= self.max_step_tokens
+        assert len({item.req for item in plan.scheduled}) == len(plan.scheduled)
+        for item in plan.scheduled:
+            assert item.num_new > 0
+            assert item.start == item.req.num_computed
+            written = range(item.start // BLOCK_SIZE, -(-(item.start + item.num_new) // BLOCK_SIZE))
+            for place in written:
+                block = item.req.blocks[place]
+                assert self.scheduler.blocks.is_writable(block), "a shared block is written"
+
+    def _count(self, req: Req, stop: int, samples: bool) -> None:
+        """Service as the fairness bound defines it: prompt tokens computed once, answers twice."""
+        prompt = min(stop, req.num_prompt_tokens)
+        if req.index == 0:
+            begin = max(self._counted[req], req.num_cached_tokens)
+            self.service[req.tenant_id] += max(0, prompt - begin)
+            self._counted[req] = max(begin, prompt)
+        self.service[req.tenant_id] += 2 * samples
+
+    def run(self, max_steps: int = 10_000) -> None:
+        """To the end, which must come."""
+        for _ in range(max_steps):
+            if not self.scheduler.has_work:
+                break
+            self.step()
+        assert not self.scheduler.has_work, "requests are left"
+        assert self.scheduler.blocks.num_free == self.scheduler.blocks.num_usable
+        assert self.scheduler.memory.num_free_host == self.scheduler.memory.num_host_blocks
+        assert not any(self.residency.references.values())
+
+
+@pytest.fixture
+def simulate() -> Callable[..., Simulation]:
+    """`simulate(num_blocks=..., max_running=...)` makes a simulation; prefix cache on."""
+
+    def create(
+        num_blocks: int = 65,
+        max_running: int = 8,
+        max_step_tokens: int = 32,
+        max_adapters: int = 4,
+        num_host_blocks: int = 0,
+        has_prefix_cache: bool = True,
+        shares_base: bool = False,
+        **residency: Any,
+    ) -> Simulation:
+        adapters = FakeResidency(**residency)
+        scheduler = Scheduler(
+            BlockManager(num_blocks, BLOCK_SIZE),
+            adapters,
+            max_running=max_running,
+            max_step_tokens=max_step_tokens,
+            max_adapters_in_batch=max_adapters,
+            eos_token_ids=frozenset(),
+            prefix_roots=PrefixRoots("b", "f", shares_base) if has_prefix_cache else None,
+            num_host_blocks=num_host_blocks,
+        )
+        return Simulation(scheduler, adapters, max_step_tokens)
+
+    return create
