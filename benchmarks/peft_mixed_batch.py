@@ -61,20 +61,22 @@ def run_peft(model: PeftModel, prompts: torch.Tensor) -> tuple[float, torch.Tens
     return time.monotonic() - started, out[:, prompts.shape[1] :]
 
 
-def create_engine(base_dir: Path, store_dir: Path, folders: list[Path]) -> tuple[BuiltEngine, Load]:
+def create_engine(
+    base_dir: Path, store_dir: Path, folders: list[Path], num_requests: int = NUM_REQUESTS
+) -> tuple[BuiltEngine, Load]:
     config = EngineConfig(
         base_dir,
         store_dir,
         dtype="float32",
         device="cpu",
-        max_running=NUM_REQUESTS,
+        max_running=num_requests,
         max_adapters_in_batch=NUM_ADAPTERS,
     )
     built = build_engine(config)
     store = FolderStore(store_dir)
     digests = tuple(register_folder(built, store, folder) for folder in folders)
     load_adapters(built, digests)
-    return built, Load(NUM_REQUESTS, INPUT_LEN, OUTPUT_LEN, digests)
+    return built, Load(num_requests, INPUT_LEN, OUTPUT_LEN, digests)
 
 
 def num_equal_tokens(run: Run, peft_tokens: torch.Tensor) -> int:

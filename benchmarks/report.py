@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -53,9 +54,8 @@ def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[obje
     table = Table(*columns, title=title)
     for row in rows:
         table.add_row(*(cell(value) for value in row))
-    console = Console()
-    # where nobody's terminal says otherwise, rich assumes 80 columns and cuts figures off
-    console.print(table, width=None if console.is_terminal else 130)
+    # where no terminal says otherwise, rich assumes 80 columns and cuts figures off
+    Console(width=None if sys.stdout.isatty() else 130).print(table)
 
 
 def print_figures(title: str, figures: Mapping[str, object]) -> None:

@@ -100,11 +100,12 @@ def plot(result: Mapping[str, Any], path: Path) -> None:
                 axis.plot(rates, values, style, marker="o", color=colour, label=label)
     titles = ("output tokens/s", "time to first token, s", "latency per output token, ms")
     for axis, title in zip(axes, titles, strict=True):
-        axis.set(title=title, xlabel="offered requests/s", ylim=(0, None))
+        axis.set(title=title, xlabel="offered requests/s")
         axis.grid(alpha=0.3)
         axis.legend()
-    for axis in axes[1:]:
-        axis.set(yscale="log", ylim=(None, None))
+    axes[0].set_ylim(0)
+    axes[1].set_yscale("log")
+    axes[2].set_yscale("log")
     figure.savefig(path)
     pyplot.close(figure)
 
