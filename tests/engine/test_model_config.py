@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 from pathlib import Path
 from typing import Any
 
 import pytest
+from transformers import CONFIG_MAPPING
 
 from weft.engine.model.config import create_model_config, read_hf_config
+from weft_adapters.families import COMMON_DEFAULTS, FAMILIES, HARMLESS_KEYS, REQUIRED_KEYS
 from weft_kernels.rotary import Rope
 
 DENSE: dict[str, Any] = {
@@ -41,6 +44,8 @@ MOE: dict[str, Any] = {
     "decoder_sparse_step": 2,
     "mlp_only_layers": [1],
 }
+
+SLIDING_FIRST = ["sliding_attention", *["full_attention"] * 3]
 
 
 def without(config: dict[str, Any], key: str) -> dict[str, Any]:
@@ -111,11 +116,118 @@ def test_a_missing_key_is_named(key: str) -> None:
         ("quantization_config", {"quant_method": "fp8"}),
         ("attention_dropout", 0.1),
         ("partial_rotary_factor", 0.5),
+        ("mlp_bias", True),
+        ("clip_qkv", 8.0),
+        ("rope_interleaved", True),
+        ("use_mrope", True),
+        ("router_jitter_noise", 0.1),
+        ("chunk_size_feed_forward", 2),
+        ("is_encoder_decoder", True),
+        ("add_cross_attention", True),
+        ("tie_encoder_decoder", True),
+        ("is_decoder", True),
+        ("pruned_heads", {"0": [1]}),
     ],
 )
 def test_what_would_change_the_computation_is_refused(key: str, value: object) -> None:
     with pytest.raises(ValueError, match=f"{key}=.* is not supported"):
         create_model_config(DENSE | {key: value})
+
+
+@pytest.mark.parametrize(
+    ("model_type", "key", "value"),
+    [
+        ("llama", "use_sliding_window", True),
+        ("llama", "sliding_window", 4096),
+        ("llama", "layer_types", ["sliding_attention"] * 4),
+        ("mistral", "layer_types", ["full_attention"] * 4),
+        ("mistral", "attention_bias", True),
+        ("qwen2", "attention_bias", True),
+    ],
+)
+def test_a_flag_of_another_family_is_refused(model_type: str, key: str, value: object) -> None:
+    least = {key: DENSE[key] for key in REQUIRED_KEYS} | {"model_type": model_type}
+    create_model_config(least | {"num_key_value_heads": 2})
+    with pytest.raises(ValueError, match=f"{key}=.* is not supported"):
+        create_model_config(least | {"num_key_value_heads": 2, key: value})
+
+
+@pytest.mark.parametrize("key", ["auto_map", "dual_chunk_attention_config", "logit_scale"])
+@pytest.mark.parametrize("value", [2, None])
+def test_a_key_that_nobody_knows_is_named(key: str, value: object) -> None:
+    with pytest.raises(ValueError, match=f"'{key}' is not known"):
+        create_model_config(DENSE | {key: value})
+
+
+def test_what_changes_no_logit_is_accepted() -> None:
+    harmless = dict.fromkeys(HARMLESS_KEYS, "anything") | {"max_window_layers": 28}
+    assert create_model_config(DENSE | harmless) == create_model_config(DENSE)
+
+
+@pytest.mark.parametrize("model_type", FAMILIES)
+def test_defaults_are_those_of_transformers(model_type: str) -> None:
+    family, theirs = FAMILIES[model_type], CONFIG_MAPPING[model_type]
+    defaults = {f.name: f.default for f in dataclasses.fields(theirs)}
+    elsewhere = {"rope_theta": theirs.default_theta, "rope_scaling": None, "head_dim": None}
+    for key in (*COMMON_DEFAULTS, *family.defaults):
+        want = defaults[key] if key in defaults else elsewhere[key]
+        assert family.default(key) == want, key
+
+
+@pytest.mark.parametrize(
+    ("model_type", "keys", "windows"),
+    [
+        ("llama", {}, (None,) * 4),
+        ("mistral", {}, (4096,) * 4),
+        ("mistral", {"sliding_window": None}, (None,) * 4),
+        ("qwen3", {"sliding_window": 9}, (None,) * 4),
+        ("qwen2", {"use_sliding_window": True, "max_window_layers": 3}, (None, None, None, 4096)),
+        ("qwen2", {"use_sliding_window": True, "sliding_window": None}, (None,) * 4),
+        (
+            "qwen3",
+            {"use_sliding_window": True, "sliding_window": 9, "layer_types": SLIDING_FIRST},
+            (9, None, None, None),
+        ),
+        ("qwen2_moe", {"sliding_window": 0}, (None,) * 4),
+        (
+            "qwen2_moe",
+            {"use_sliding_window": True, "sliding_window": 9, "max_window_layers": 2},
+            (9, None, None, None),
+        ),
+        ("qwen3_moe", {"use_sliding_window": True, "sliding_window": 9}, (9,) * 4),
+    ],
+)
+def test_windows_are_by_layer(
+    model_type: str, keys: dict[str, Any], windows: tuple[int | None, ...]
+) -> None:
+    known = {k: v for k, v in MOE.items() if FAMILIES[model_type].knows(k)}
+    for key in ("use_sliding_window", "sliding_window"):
+        known.pop(key, None)
+    shared = {"shared_expert_intermediate_size": 8} if model_type == "qwen2_moe" else {}
+    config = create_model_config({**known, **shared, "model_type": model_type, **keys})
+    assert config.windows == windows
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("layer_types", SLIDING_FIRST[:3]),
+        ("layer_types", "full_attention"),
+        ("layer_types", ["linear_attention"] * 4),
+        ("sliding_window", 0),
+        ("sliding_window", 2.5),
+        ("use_sliding_window", 1),
+        ("use_sliding_window", False),
+        ("max_window_layers", -1),
+    ],
+)
+def test_a_bad_window_is_refused_by_name(key: str, value: object) -> None:
+    slides = {"use_sliding_window": True, "sliding_window": 9}
+    if key != "max_window_layers":
+        slides["layer_types"] = SLIDING_FIRST
+    named = "layer_types" if value is False else key
+    with pytest.raises(ValueError, match=named):
+        create_model_config(DENSE | slides | {key: value})
 
 
 @pytest.mark.parametrize(
@@ -131,6 +243,11 @@ def test_what_would_change_the_computation_is_refused(key: str, value: object) -
         ("tie_word_embeddings", 1),
         ("decoder_sparse_step", 0),
         ("num_experts_per_tok", 13),
+        ("num_local_experts", 11),
+        ("head_dim", 25),
+        ("attention_bias", 1),
+        ("norm_topk_prob", "yes"),
+        ("rms_norm_eps", None),
         ("mlp_only_layers", "1"),
     ],
 )
