@@ -4,6 +4,7 @@ PYTHON ?= python3
 # small CPU builds can be named here: make install TORCH_INDEX=<url>
 TORCH_INDEX ?=
 TORCH := torch==2.13.0
+TRITON := triton==3.6.0
 
 BIN := .venv/bin
 INSTALLED := .venv/.installed
@@ -21,6 +22,9 @@ $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	@# torch first, on its own: what depends on it must not choose the build
 	$(BIN)/pip install --quiet --constraint constraints.txt $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) $(TORCH)
+	@# a CUDA build has brought its triton; beside a CPU build xgrammar wants one on Linux x86-64
+	@if [ "$$(uname -sm)" = "Linux x86_64" ] && ! $(BIN)/pip show --quiet triton 2>/dev/null; then \
+		$(BIN)/pip install --quiet $(TRITON); fi
 	PIP_CONSTRAINT=constraints.txt $(BIN)/pip install --quiet --editable '.[dev]'
 	@touch $@
 

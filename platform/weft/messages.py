@@ -163,8 +163,9 @@ class TokenLogprobs:
 
 
 ErrorCode = Literal[
-    "adapter_unavailable", "deadline_exceeded", "engine_failed", "non_finite", "queue_timeout"
-]
+    "adapter_unavailable", "deadline_exceeded", "engine_failed", "no_token_allowed", "non_finite",
+    "queue_timeout",
+]  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -260,6 +261,10 @@ class EngineClient(Protocol):
     @property
     def not_ready_reason(self) -> str:
         """Why `is_ready` is False, as a sentence; empty when it is True."""
+
+    async def prepare_grammar(self, grammar: Grammar) -> None:
+        """Have `grammar` compiled before `generate` needs it: that may take seconds, which neither
+        the caller's event loop nor the engine has. ValueError for one that cannot be used."""
 
     def generate(self, req: EngineRequest) -> AsyncIterator[EngineOutput]:
         """Admit `req` at once and stream its outputs.

@@ -11,12 +11,15 @@ import re
 import secrets
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NoReturn
 
 import jinja2
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from tokenizers import Tokenizer
+
+from weft.vocabulary import Vocabulary
 
 ChatMessage = Mapping[str, str]
 
@@ -70,6 +73,11 @@ class BaseTokenizer:
     def vocab_size(self) -> int:
         """Number of token ids, the added ones included."""
         return self._tokenizer.get_vocab_size(with_added_tokens=True)
+
+    @cached_property
+    def vocabulary(self) -> Vocabulary:
+        """What each token is in bytes; made at the first use."""
+        return Vocabulary.of(self._tokenizer)
 
     @property
     def has_chat_template(self) -> bool:

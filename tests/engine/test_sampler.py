@@ -10,12 +10,20 @@ import pytest
 import torch
 
 from weft.engine.req import Req
-from weft.engine.sampler import sample, seed_of, uniform
+from weft.engine.sampler import NON_FINITE, seed_of, uniform
+from weft.engine.sampler import sample as sample_rows
 from weft.messages import EngineRequest, SamplingParams
 
 VOCAB = 16
 
 Probs = npt.NDArray[np.float64]
+
+
+def sample(logits: torch.Tensor, reqs: list[Req]) -> list[int | None]:
+    """The tokens alone; every row without one is not finite here."""
+    rows = sample_rows(logits, reqs)
+    assert all((row.token is None) == (row.failure is NON_FINITE) for row in rows)
+    return [row.token for row in rows]
 
 
 def create_req(name: str = "r", prompt_len: int = 3, **sampling: Any) -> Req:
@@ -130,6 +138,9 @@ def test_a_request_without_a_seed_gets_one_from_its_id() -> None:
     assert seed_of(create_req("a")) != seed_of(create_req("b"))
     assert seed_of(create_req("a", seed=7)) == seed_of(create_req("b", seed=7)) == 7
     assert seed_of(create_req(seed=-1)) == 2**64 - 1
+    choice = create_req(seed=-1)
+    choice.index = 3
+    assert seed_of(choice) == 2
 
 
 def test_the_stream_of_a_seed_is_uniform_and_unlike_its_neighbours() -> None:

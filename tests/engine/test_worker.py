@@ -12,6 +12,7 @@ import pytest
 from weft.engine.config import EngineConfig
 from weft.engine.plan import StepPlan
 from weft.engine.req import Req
+from weft.engine.sampler import Sampled
 from weft.engine.worker import InProcessEngine
 from weft.messages import (
     EngineDeadError,
@@ -54,7 +55,7 @@ def start(dense: Bench) -> Iterator[Start]:
 class Runner:
     """Stands before the real runner: holds a step back, or fails it, once warm-up is over."""
 
-    original: Callable[[StepPlan, Mapping[str, PooledAdapter]], dict[Req, int | None]]
+    original: Callable[[StepPlan, Mapping[str, PooledAdapter]], dict[Req, Sampled]]
 
     def __init__(self) -> None:
         self.may_run = threading.Event()
@@ -63,7 +64,7 @@ class Runner:
 
     def __call__(
         self, plan: StepPlan, adapters: Mapping[str, PooledAdapter]
-    ) -> dict[Req, int | None]:
+    ) -> dict[Req, Sampled]:
         if plan.scheduled[0].req.request_id != "warm-up":
             self.is_held.set()
             assert self.may_run.wait(20), "the test never let the step run"

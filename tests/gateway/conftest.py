@@ -30,6 +30,7 @@ from weft.messages import (
     EngineRequest,
     EngineStats,
     FinishReason,
+    Grammar,
     Usage,
 )
 from weft.server import background_server
@@ -74,6 +75,8 @@ class EchoEngine:
         self.requests: list[EngineRequest] = []
         self.aborted: list[str] = []
         self.prefetched: list[str] = []
+        self.grammar_error: Exception | None = None
+        self.grammars: list[Grammar] = []
         self.finished: dict[str, EngineOutput] = {}
         self._running: set[str] = set()
         self._draining = False
@@ -82,6 +85,11 @@ class EchoEngine:
     @property
     def is_ready(self) -> bool:
         return not self.not_ready_reason
+
+    async def prepare_grammar(self, grammar: Grammar) -> None:
+        if self.grammar_error is not None:
+            raise self.grammar_error
+        self.grammars.append(grammar)
 
     def generate(self, req: EngineRequest) -> AsyncIterator[EngineOutput]:
         if self.admission_error is not None:

@@ -16,6 +16,7 @@ from weft.engine.config import (
     resolve_memory,
 )
 from weft.engine.engine import Engine
+from weft.engine.grammar import Grammars
 from weft.engine.model.config import create_model_config, read_hf_config
 from weft.engine.model.decoder import Decoder
 from weft.engine.model.weights import load_weights
@@ -82,9 +83,13 @@ def build_engine(
         else None
     )
     decoder = Decoder(model, weights, memory.max_model_len)
-    runner = Runner(decoder, kv, ActiveSet(base, pool, dtype), config.block_size, host_kv)
+    runner = Runner(
+        decoder, kv, ActiveSet(base, pool, dtype), config.block_size, host_kv,
+        tokenizer.eos_token_ids,
+    )  # fmt: skip
     engine = Engine(
         config, runner, tiers, tokenizer.decode,
+        Grammars(lambda: tokenizer.vocabulary, model.vocab_size, tokenizer.eos_token_ids),
         num_blocks=memory.num_blocks,
         num_host_blocks=memory.num_host_blocks,
         max_model_len=memory.max_model_len,

@@ -18,11 +18,15 @@ _MAX_WINDOW_TOKENS = 128
 class Detokenizer:
     """One request's text so far.
 
-    `decode` maps token ids to text, leaving special tokens out.
+    `decode` maps token ids to text, leaving special tokens out. Stop strings that are complete with
+    the first `min_tokens` tokens do not count, as in vLLM.
     """
 
-    def __init__(self, decode: Callable[[Sequence[int]], str], stop: Sequence[str]) -> None:
+    def __init__(
+        self, decode: Callable[[Sequence[int]], str], stop: Sequence[str], min_tokens: int = 0
+    ) -> None:
         self._decode = decode
+        self._min_tokens = min_tokens
         self._stop = tuple(stop)
         self._token_ids: list[int] = []
         self._prefix = 0  # tokens from here on are decoded anew for context
@@ -30,6 +34,7 @@ class Detokenizer:
         self._taken = 0  # characters of the tokens from `_prefix` on that are in `_text`
         self._text = ""
         self._given = 0
+        self._exempt = 0  # characters in which a stop string does not count
         self.stopped = False
 
     def add(self, token_id: int) -> None:
@@ -49,11 +54,18 @@ class Detokenizer:
             return
         self._text += text[self._taken : end]
         self._taken = end
+        if len(self._token_ids) <= self._min_tokens:
+            self._exempt = len(self._text)
+            return
         # a match may begin in earlier text, but not before what was given out
-        cuts = [at for s in self._stop if (at := self._text.find(s, self._given)) >= 0]
+        cuts = [at for s in self._stop if (at := self._text.find(s, self._first(s))) >= 0]
         if cuts:
             self._text = self._text[: min(cuts)]
             self.stopped = True
+
+    def _first(self, stop: str) -> int:
+        """Where a match of `stop` may begin: after `_exempt` it must at least end."""
+        return max(self._given, self._exempt - len(stop) + 1)
 
     def finish(self) -> None:
         """No token follows: what was held back as broken is text after all."""

@@ -12,20 +12,16 @@ from dataclasses import dataclass, field
 from weft.engine.blocks import BlockManager
 from weft.engine.config import MIB, EngineConfig
 from weft.engine.detokenizer import Detokenizer
+from weft.engine.grammar import Grammars
 from weft.engine.plan import Refusal, StepPlan
 from weft.engine.prefix import PrefixRoots
 from weft.engine.req import Req, ReqState, create_choices
 from weft.engine.runner import Runner
+from weft.engine.sampler import NO_TOKEN_ALLOWED, Sampled
 from weft.engine.scheduler import Scheduler
-from weft.messages import EngineOutput, EngineRequest, FinishReason
+from weft.messages import EngineOutput, EngineRequest, FinishReason, TokenLogprobs
 from weft_adapters.pool import PooledAdapter
 from weft_adapters.tiers import AdapterTiers
-
-NON_FINITE = Refusal(
-    "non_finite",
-    "The model produced non-finite logits for this request; its adapter's weights may be too large "
-    "for the engine's number format.",
-)
 
 # those that no scrape has taken; more are dropped
 MAX_OBSERVATIONS = 100_000
@@ -95,6 +91,7 @@ class Engine:
         runner: Runner,
         tiers: AdapterTiers,
         decode: Callable[[Sequence[int]], str],
+        grammars: Grammars,
         *,
         num_blocks: int,
         num_host_blocks: int,
@@ -104,6 +101,7 @@ class Engine:
         prefix_roots: PrefixRoots | None,
     ) -> None:
         self._runner, self._tiers, self._decode = runner, tiers, decode
+        self.grammars = grammars
         self._check_integrity = config.check_integrity
         self._max_model_len, self._vocab_size = max_model_len, vocab_size
         self.adapters = TierResidency(tiers, config.adapter_load_cost)
@@ -139,9 +137,14 @@ class Engine:
             )
         if not self.scheduler.can_ever_run(total):
             raise ValueError(f"The KV cache is too small for a request of {total} tokens.")
-        bad = next((t for t in request.prompt_token_ids if not 0 <= t < self._vocab_size), None)
-        if bad is not None:
-            raise ValueError(f"Token id {bad} is outside the vocabulary of {self._vocab_size}.")
+        sampling = request.sampling
+        biased = [token for token, _ in sampling.logit_bias]
+        for tokens in (request.prompt_token_ids, sampling.stop_token_ids, biased):
+            bad = next((t for t in tokens if not 0 <= t < self._vocab_size), None)
+            if bad is not None:
+                raise ValueError(f"Token id {bad} is outside the vocabulary of {self._vocab_size}.")
+        if sampling.grammar is not None:
+            self.grammars.compile(sampling.grammar)
 
     def add(self, request: EngineRequest) -> None:
         """Queue a request; ValueError when it can never run or its id is in use."""
@@ -151,7 +154,10 @@ class Engine:
         choices = create_choices(request, time.monotonic())
         self._reqs[request.request_id] = choices
         for req in choices:
-            self._texts[req] = Detokenizer(self._decode, request.sampling.stop)
+            sampling = request.sampling
+            self._texts[req] = Detokenizer(self._decode, sampling.stop, sampling.min_tokens)
+            if sampling.grammar is not None:
+                req.grammar = self.grammars.create_state(sampling.grammar)
         if request.adapter_digest is not None:
             self._tiers.request(request.adapter_digest)
         self.scheduler.add(choices[0])
@@ -166,8 +172,8 @@ class Engine:
         outputs = self._refuse(plan)
         if plan.scheduled or plan.moves:
             self._note_starts(plan)
-            tokens = self._runner.run(plan, self.adapters.held)
-            outputs += self._postprocess(plan, tokens)
+            sampled = self._runner.run(plan, self.adapters.held)
+            outputs += self._postprocess(plan, sampled)
             self.counters.num_steps += 1
         if self._check_integrity:
             self.scheduler.integrity()
@@ -197,19 +203,23 @@ class Engine:
         unfinished = [r for r in req.choices if r.state is not ReqState.FINISHED]
         return [self._finish(r, "error", [], refusal) for r in unfinished]
 
-    def _postprocess(self, plan: StepPlan, tokens: dict[Req, int | None]) -> list[EngineOutput]:
+    def _postprocess(self, plan: StepPlan, sampled: dict[Req, Sampled]) -> list[EngineOutput]:
         outputs = []
-        failed = [req for req, token in tokens.items() if token is None]
-        sampled = {req: token for req, token in tokens.items() if token is not None}
-        self.scheduler.apply(plan, sampled, failed)
+        tokens = {req: row.token for req, row in sampled.items() if row.token is not None}
+        failed = {req: row.failure for req, row in sampled.items() if row.failure is not None}
+        self.scheduler.apply(plan, tokens, list(failed))
         now = time.monotonic()
         for req, token in tokens.items():
-            if token is not None and req.state is ReqState.RUNNING:
-                self._count_token(req, now)
-                outputs.append(self._advance(req, token))
-        for req in failed:
+            if req.state is not ReqState.RUNNING:
+                continue
+            self._count_token(req, now)
+            if req.grammar is not None and not req.grammar.accept(token):
+                outputs += self._fail(req, NO_TOKEN_ALLOWED)
+                continue
+            outputs.append(self._advance(req, token, sampled[req].logprobs))
+        for req, failure in failed.items():
             self._runner.clean(self.scheduler.blocks.private(req.blocks))
-            outputs += self._fail(req, NON_FINITE)
+            outputs += self._fail(req, failure)
         return outputs
 
     def _count_token(self, req: Req, now: float) -> None:
@@ -221,19 +231,30 @@ class Engine:
             _observe(self.counters.inter_token_latency, now - req.last_token_s)
         req.last_token_s = now
 
-    def _advance(self, req: Req, token: int) -> EngineOutput:
+    def _advance(self, req: Req, token: int, logprobs: TokenLogprobs | None) -> EngineOutput:
         text = self._texts[req]
         text.add(token)
+        shown = () if logprobs is None else (logprobs,)
         if text.stopped:
-            return self._finish(req, "stop", [token])
+            return self._finish(req, "stop", [token], logprobs=shown)
         if req.finish_reason is not None:
-            return self._finish(req, req.finish_reason, [token])
+            return self._finish(req, req.finish_reason, [token], logprobs=shown)
         return EngineOutput(
-            req.request_id, text.give(final=False), (token,), req.usage, index=req.index
+            request_id=req.request_id,
+            text=text.give(final=False),
+            token_ids=(token,),
+            usage=req.usage,
+            index=req.index,
+            logprobs=shown,
         )
 
     def _finish(
-        self, req: Req, reason: FinishReason, token_ids: list[int], refusal: Refusal | None = None
+        self,
+        req: Req,
+        reason: FinishReason,
+        token_ids: list[int],
+        refusal: Refusal | None = None,
+        logprobs: tuple[TokenLogprobs, ...] = (),
     ) -> EngineOutput:
         text = self._texts.pop(req)
         text.finish()
@@ -253,6 +274,7 @@ class Engine:
             error_code=None if refusal is None else refusal.code,
             index=req.index,
             is_last=is_last,
+            logprobs=logprobs,
         )
 
     def integrity(self) -> None:

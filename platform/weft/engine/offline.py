@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from weft.engine.build import BuiltEngine
-from weft.messages import EngineOutput, EngineRequest, FinishReason, Usage
+from weft.messages import EngineOutput, EngineRequest, FinishReason, TokenLogprobs, Usage
 from weft_adapters.states import AdapterState
 from weft_adapters.store import CONFIG_NAME, TENSORS_NAME, FolderStore
 from weft_adapters.validation import validate
@@ -29,6 +29,7 @@ class Completion:
     text: str = ""
     token_ids: list[int] = field(default_factory=list)
     token_times_s: list[float] = field(default_factory=list)
+    logprobs: list[TokenLogprobs] = field(default_factory=list)
     finish_reason: FinishReason | None = None
     error: str | None = None
 
@@ -36,6 +37,7 @@ class Completion:
         self.text += output.text
         self.token_ids += output.token_ids
         self.token_times_s += [now] * len(output.token_ids)
+        self.logprobs += output.logprobs
         self.usage = output.usage
         self.finish_reason, self.error = output.finish_reason, output.error
 

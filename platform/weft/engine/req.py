@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from weft.messages import EngineRequest, FinishReason, Usage
 
 if TYPE_CHECKING:
+    from weft.engine.counts import TokenCounts
     from weft.engine.grammar import GrammarState
 
 
@@ -51,6 +52,7 @@ class Req:
     state: ReqState = ReqState.WAITING
     finish_reason: FinishReason | None = None
     grammar: GrammarState | None = None
+    counts: TokenCounts | None = None
     num_preemptions: int = 0
     num_yields: int = 0
     num_passed_over: int = 0

@@ -13,7 +13,7 @@ from weft.engine.active import ActiveSet
 from weft.engine.model.decoder import Batch, Decoder, KVCache
 from weft.engine.plan import BlockMoves, ScheduledReq, StepPlan
 from weft.engine.req import Req
-from weft.engine.sampler import sample
+from weft.engine.sampler import Sampled, sample
 from weft_adapters.pool import PooledAdapter
 from weft_kernels.attention import create_attention_buckets
 
@@ -52,24 +52,26 @@ class Runner:
         active: ActiveSet,
         block_size: int,
         host_kv: KVCache | None = None,
+        eos_token_ids: frozenset[int] = frozenset(),
     ) -> None:
         self._decoder, self._kv, self._active = decoder, kv, active
-        self._host_kv = host_kv
+        self._host_kv, self._eos_token_ids = host_kv, eos_token_ids
         self._block_size = block_size
         self._device = kv.k[0].device
 
-    def run(self, plan: StepPlan, adapters: Mapping[str, PooledAdapter]) -> dict[Req, int | None]:
-        """Compute the plan's tokens; the next token of each req that samples, and None for every
-        req whose logits are not finite, also in the middle of its prompt: attention carries a
+    def run(self, plan: StepPlan, adapters: Mapping[str, PooledAdapter]) -> dict[Req, Sampled]:
+        """Compute the plan's tokens; the next token of each req that samples, and a failure for
+        every req whose logits are not finite, also in the middle of its prompt: attention carries a
         non-finite value on to the last row, so blocks of the others hold none. `adapters` are
         those that running requests hold, by digest."""
         if not plan.scheduled:
             self._move(plan.moves)
             return {}
         items, logits_NV = self._forward(plan, adapters)
-        tokens = sample(logits_NV, [item.req for item in items])
-        pairs = zip(items, tokens, strict=True)
-        return {item.req: token for item, token in pairs if item.samples or token is None}
+        samples = [item.samples for item in items]
+        sampled = sample(logits_NV, [item.req for item in items], self._eos_token_ids, samples)
+        pairs = zip(items, sampled, strict=True)
+        return {item.req: row for item, row in pairs if item.samples or row.failure is not None}
 
     def logits(
         self, plan: StepPlan, adapters: Mapping[str, PooledAdapter]

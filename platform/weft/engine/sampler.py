@@ -1,28 +1,54 @@
 """From logits to tokens, for all rows of a step at once.
 
-A row's random number is a hash of (seed, position) and nothing else, so a request gives the same
-tokens alone, in any batch, after a preemption and on any device (up to near-ties of the logits).
+The order is vLLM's: log-probabilities of the raw logits; least length, bias, penalties and grammar
+(see `processors`); temperature; min-p; top-k; top-p. A row's random number is a hash of (seed,
+position) and nothing else, so a request gives the same tokens alone, in any batch, after a
+preemption and on any device (up to near-ties of the logits).
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from weft.engine.plan import Refusal
+from weft.engine.processors import is_processed, process
 from weft.engine.req import Req
+from weft.messages import TokenLogprobs
+
+NON_FINITE = Refusal(
+    "non_finite",
+    "The model produced non-finite logits for this request; its adapter's weights may be too large "
+    "for the engine's number format.",
+)
+NO_TOKEN_ALLOWED = Refusal(
+    "no_token_allowed",
+    "No next token satisfies both the response format and the other parameters of this request.",
+)
 
 _LEAST_TEMPERATURE = torch.finfo(torch.float32).tiny
 
 
+@dataclass(frozen=True, slots=True)
+class Sampled:
+    """A row's next token, or why it has none."""
+
+    token: int | None
+    failure: Refusal | None = None
+    logprobs: TokenLogprobs | None = None
+
+
 def seed_of(req: Req) -> int:
-    """The request's seed, or one made from its id: 64 bits."""
-    if req.request.sampling.seed is not None:
-        return req.request.sampling.seed & 0xFFFFFFFFFFFFFFFF
-    return int.from_bytes(hashlib.sha256(req.request_id.encode()).digest()[:8], "little")
+    """The request's seed, or one made from its id, plus the number of the choice: 64 bits."""
+    seed = req.request.sampling.seed
+    if seed is None:
+        seed = int.from_bytes(hashlib.sha256(req.request_id.encode()).digest()[:8], "little")
+    return (seed + req.index) & 0xFFFFFFFFFFFFFFFF
 
 
 def uniform(
@@ -43,46 +69,112 @@ def _mix(
     return z ^ (z >> np.uint64(31))
 
 
-def sample(logits_NV: Tensor, reqs: Sequence[Req]) -> list[int | None]:
-    """The next token of each request; None where its logits are not finite.
+def sample(
+    logits_NV: Tensor,
+    reqs: Sequence[Req],
+    eos_token_ids: frozenset[int] = frozenset(),
+    samples: Sequence[bool] | None = None,
+) -> list[Sampled]:
+    """The next token of each request; where `samples` is False only whether its row is finite.
 
-    logits_NV float32 `[N, V]`. Temperature, then top-k, then top-p, as transformers does.
+    logits_NV float32 `[N, V]`, left as it is. Rows without parameters cost nothing but their
+    argmax.
     """
     finite = torch.isfinite(logits_NV).all(dim=1)
     tokens = logits_NV.argmax(dim=1)
-    drawn = [i for i, req in enumerate(reqs) if req.request.sampling.temperature > 0]
+    wanted = range(len(reqs)) if samples is None else [i for i, s in enumerate(samples) if s]
+    changed = [i for i in wanted if is_processed(reqs[i])]
+    drawn = [i for i in wanted if reqs[i].request.sampling.temperature > 0]
+    dead: set[int] = set()
+    work_NV = logits_NV
+    if changed:
+        rows = torch.tensor(changed, device=logits_NV.device)
+        work_MV = logits_NV.index_select(0, rows)
+        process(work_MV, [reqs[i] for i in changed], eos_token_ids)
+        best, token = work_MV.max(dim=1)
+        tokens.index_copy_(0, rows, token)
+        dead = {i for i, value in zip(changed, best.tolist(), strict=True) if value == -torch.inf}
+        if not set(drawn).isdisjoint(changed):
+            work_NV = logits_NV.index_copy(0, rows, work_MV)
     if drawn:
         rows = torch.tensor(drawn, device=logits_NV.device)
-        picked = _draw(logits_NV.index_select(0, rows), [reqs[i] for i in drawn])
-        tokens.index_copy_(0, rows, picked)
-    pairs = zip(tokens.tolist(), finite.tolist(), strict=True)
-    return [token if ok else None for token, ok in pairs]
+        tokens.index_copy_(0, rows, _draw(work_NV.index_select(0, rows), [reqs[i] for i in drawn]))
+    logprobs = _logprobs(logits_NV, tokens, reqs, wanted)
+    results = []
+    for i, (token_id, is_finite) in enumerate(zip(tokens.tolist(), finite.tolist(), strict=True)):
+        failure = NO_TOKEN_ALLOWED if i in dead else None
+        failure = failure if is_finite else NON_FINITE
+        results.append(Sampled(None if failure else token_id, failure, logprobs.get(i)))
+    return results
 
 
 def _draw(logits_NV: Tensor, reqs: Sequence[Req]) -> Tensor:
-    """Inverse-CDF draw from the filtered distribution: int64 `[N]`."""
+    """Inverse-CDF draw from the filtered distribution, in the order of the vocabulary: a last bit
+    of a logit moves the borders between tokens and never swaps two of them. int64 `[N]`."""
     device = logits_NV.device
-    sampling = [req.request.sampling for req in reqs]
-    vocab = logits_NV.shape[1]
-
-    def column(values: list[float]) -> Tensor:
-        return torch.tensor(values, dtype=torch.float32, device=device)[:, None]
-
     # a temperature near 0 would overflow: subtract the maximum first; one that float32 rounds to 0
     # would divide 0 by 0
     shifted = logits_NV - logits_NV.amax(dim=1, keepdim=True)
-    temperature = column([s.temperature for s in sampling]).clamp_(min=_LEAST_TEMPERATURE)
-    sorted_NV, index_NV = (shifted / temperature).sort(dim=1, descending=True, stable=True)
-    probs = sorted_NV.softmax(dim=1)
+    temperature = _column([r.request.sampling.temperature for r in reqs], device)
+    scores = shifted / temperature.clamp_(min=_LEAST_TEMPERATURE)
+    min_p = [r.request.sampling.min_p for r in reqs]
+    if any(min_p):
+        # p >= min_p * max(p), and the best score is 0
+        scores.masked_fill_(scores < _column(min_p, device).log(), -torch.inf)
+    vocab = logits_NV.shape[1]
+    filtered = [
+        i
+        for i, s in enumerate(req.request.sampling for req in reqs)
+        if 0 < s.top_k < vocab or s.top_p < 1.0
+    ]
+    if filtered:
+        rows = torch.tensor(filtered, device=device)
+        part = _filter(scores.index_select(0, rows), [reqs[i] for i in filtered])
+        scores.index_copy_(0, rows, part)
+    cdf = scores.double().softmax(dim=1).cumsum(dim=1)
+    u = uniform([seed_of(r) for r in reqs], [len(r.token_ids) for r in reqs])
+    total = cdf[:, -1:].contiguous()
+    place = torch.searchsorted(cdf, torch.from_numpy(u).to(device)[:, None] * total, right=True)
+    last = torch.searchsorted(cdf, total)  # of the tokens that are left; u * total may round up
+    return torch.minimum(place, last).clamp_(max=vocab - 1)[:, 0]
+
+
+def _filter(scores_NV: Tensor, reqs: Sequence[Req]) -> Tensor:
+    """Scores with -inf outside the `top_k` best and, of those, outside the smallest set of the best
+    whose probability reaches `top_p`; of equals, the lower ids are better."""
+    device, vocab = scores_NV.device, scores_NV.shape[1]
+    sampling = [req.request.sampling for req in reqs]
+    sorted_NV, index_NV = scores_NV.sort(dim=1, descending=True, stable=True)
     ranks = torch.arange(vocab, device=device)[None]
     top_k = torch.tensor([min(s.top_k or vocab, vocab) for s in sampling], device=device)[:, None]
-    probs = torch.where(ranks < top_k, probs, 0.0)
-    probs = probs / probs.sum(dim=1, keepdim=True)
+    sorted_NV = sorted_NV.masked_fill(ranks >= top_k, -torch.inf)
+    probs = sorted_NV.softmax(dim=1)
     before = probs.cumsum(dim=1) - probs
-    top_p = column([s.top_p for s in sampling])
-    probs = torch.where((before < top_p) | (top_p >= 1.0) | (ranks == 0), probs, 0.0).double()
-    cdf = probs.cumsum(dim=1)
-    u = uniform([seed_of(r) for r in reqs], [len(r.token_ids) for r in reqs])
-    target = torch.from_numpy(u).to(device)[:, None] * cdf[:, -1:]
-    place = torch.searchsorted(cdf, target, right=True).clamp_(max=vocab - 1)
-    return index_NV.gather(1, place)[:, 0]
+    top_p = _column([s.top_p for s in sampling], device)
+    dropped = (before >= top_p) & (top_p < 1.0) & (ranks > 0)
+    kept = sorted_NV.masked_fill(dropped, -torch.inf)
+    return torch.empty_like(scores_NV).scatter_(1, index_NV, kept)
+
+
+def _column(values: list[float], device: torch.device) -> Tensor:
+    return torch.tensor(values, dtype=torch.float32, device=device)[:, None]
+
+
+def _logprobs(
+    logits_NV: Tensor, tokens_N: Tensor, reqs: Sequence[Req], wanted: Sequence[int]
+) -> dict[int, TokenLogprobs]:
+    """Of the rows that ask for them, from the raw logits."""
+    counts = {i: n for i in wanted if (n := reqs[i].request.sampling.logprobs) is not None}
+    if not counts:
+        return {}
+    rows = torch.tensor(list(counts), device=logits_NV.device)
+    logprobs = logits_NV.index_select(0, rows).log_softmax(dim=1)
+    tokens = tokens_N.index_select(0, rows)
+    own = logprobs.gather(1, tokens[:, None])[:, 0].tolist()
+    num_top = min(max(counts.values()), logits_NV.shape[1])
+    values, ids = (t.tolist() for t in logprobs.topk(num_top, dim=1))
+    table = zip(counts.items(), tokens.tolist(), own, ids, values, strict=True)
+    return {
+        i: TokenLogprobs(token, logprob, tuple(zip(top_ids[:n], top[:n], strict=True)))
+        for (i, n), token, logprob, top_ids, top in table
+    }

@@ -313,7 +313,9 @@ class Scheduler:
         token = req.token_ids[-1]
         if token in sampling.stop_token_ids:
             return "stop"
-        if not sampling.ignore_eos and token in self._eos_token_ids:
+        # a grammar has end of text only where it ends itself
+        ends = not sampling.ignore_eos or req.grammar is not None
+        if ends and token in self._eos_token_ids:
             return "stop"
         if req.num_output_tokens >= sampling.max_tokens:
             return "length"

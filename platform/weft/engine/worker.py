@@ -27,6 +27,7 @@ from weft.messages import (
     EngineStats,
     ErrorCode,
     FinishReason,
+    Grammar,
     Usage,
 )
 
@@ -100,6 +101,9 @@ class InProcessEngine:
         if started is not None and time.monotonic() - started > self._config.step_timeout_s:
             return f"A step has been running for over {self._config.step_timeout_s:.0f} s."
         return ""
+
+    async def prepare_grammar(self, grammar: Grammar) -> None:
+        await self._engine.grammars.prepare(grammar)
 
     def generate(self, req: EngineRequest) -> AsyncIterator[EngineOutput]:
         self._engine.check(req)
@@ -183,6 +187,7 @@ class InProcessEngine:
             # a step that hangs is not waited for: the thread ends with the process
             self._thread.join(timeout=self._config.step_timeout_s)
         self._built.tiers.close()
+        self._engine.grammars.close()
 
     # ---- the engine's thread ----
 
