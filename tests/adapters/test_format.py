@@ -193,6 +193,96 @@ def test_modules_per_expert(moe: BaseSpec, write_adapter: WriteAdapter, factors:
     assert_same(deltas_of(load_adapter(config, path, moe)), expected)
 
 
+def mixtral() -> BaseSpec:
+    config = {**SIZES, "model_type": "mixtral", "num_local_experts": 4}
+    return BaseSpec.from_config(config, "sha256:" + "4" * 64)
+
+
+def test_modules_per_expert_of_mixtral(write_adapter: WriteAdapter, factors: Factors) -> None:
+    """As PEFT wrote them on transformers 4: w1 is gate, w3 up, w2 down."""
+    expected, tensors = {}, {}
+    for seed, (name, projection) in enumerate(
+        [("w1", "gate_proj"), ("w3", "up_proj"), ("w2", "down_proj")]
+    ):
+        num_in, num_out = (48, 32) if name == "w2" else (32, 48)
+        module = f"1.block_sparse_moe.experts.2.{name}"
+        tensors |= factors(module, num_in, num_out, seed=seed, rank=2 if name == "w3" else 4)
+        a, b = (tensors[f"{PREFIX}.{module}.lora_{role}.weight"] for role in "AB")
+        expected[Site(1, projection, 2)] = 8 / len(a) * (b @ a)
+    config, path = write_adapter(tensors, rank_pattern={"w3": 2})
+    assert_same(deltas_of(load_adapter(config, path, mixtral())), expected)
+
+
+def qwen2_moe() -> BaseSpec:
+    config = {
+        **SIZES, "model_type": "qwen2_moe", "moe_intermediate_size": 24, "num_experts": 4,
+        "shared_expert_intermediate_size": 40, "mlp_only_layers": [0],
+    }  # fmt: skip
+    return BaseSpec.from_config(config, "sha256:" + "5" * 64)
+
+
+def test_modules_of_a_shared_expert(write_adapter: WriteAdapter, factors: Factors) -> None:
+    shared = "1.mlp.shared_expert"
+    tensors = (
+        factors(f"{shared}.gate_proj", 32, 40)
+        | factors(f"{shared}.up_proj", 32, 40)
+        | factors(f"{shared}.down_proj", 40, 32)
+        | factors(f"{shared}_gate", 32, 1)
+    )
+    config, path = write_adapter(tensors, alpha_pattern={"shared_expert.up_proj": 4})
+    weights = load_adapter(config, path, qwen2_moe())
+    assert {(site.projection, w.scale) for site, w in weights.items()} == {
+        ("shared_gate_proj", 2.0),
+        ("shared_up_proj", 1.0),
+        ("shared_down_proj", 2.0),
+        ("shared_expert_gate", 2.0),
+    }
+    down = weights[Site(1, "shared_down_proj")]
+    np.testing.assert_array_equal(down.a, tensors[f"{PREFIX}.{shared}.down_proj.lora_A.weight"])
+
+
+@pytest.mark.parametrize(
+    ("base", "module", "num_in", "num_out"),
+    [
+        (mixtral(), "0.mlp.experts.0.gate_proj", 32, 48),
+        (mixtral(), "0.block_sparse_moe.experts.0.gate_proj", 32, 48),
+        (mixtral(), "0.block_sparse_moe.experts.4.w1", 32, 48),
+        (mixtral(), "0.block_sparse_moe.w1", 32, 48),
+        (mixtral(), "0.mlp.up_proj", 32, 48),
+        (qwen2_moe(), "1.block_sparse_moe.experts.0.w1", 32, 24),
+        (qwen2_moe(), "1.mlp.experts.0.w1", 32, 24),
+        (qwen2_moe(), "0.mlp.shared_expert.up_proj", 32, 40),
+        (qwen2_moe(), "1.mlp.shared_expert.q_proj", 32, 64),
+        (qwen2_moe(), "1.mlp.shared_expert.expert_gate", 32, 1),
+        (qwen2_moe(), "1.mlp.shared_up_proj", 32, 40),
+        (qwen2_moe(), "1.self_attn.shared_expert.up_proj", 32, 40),
+        (qwen2_moe(), "1.self_attn.experts.0.up_proj", 32, 24),
+    ],
+)
+def test_a_module_that_the_family_does_not_have(
+    base: BaseSpec,
+    write_adapter: WriteAdapter,
+    factors: Factors,
+    codes_of: Callable[..., set[str]],
+    module: str,
+    num_in: int,
+    num_out: int,
+) -> None:
+    assert codes_of(*write_adapter(factors(module, num_in, num_out)), base) == {"unmapped_tensor"}
+
+
+@pytest.mark.parametrize(
+    ("base", "module"), [(mixtral(), "0.block_sparse_moe.gate"), (qwen2_moe(), "1.mlp.gate")]
+)
+def test_an_adapter_of_the_router_is_refused_by_name(
+    base: BaseSpec, write_adapter: WriteAdapter, factors: Factors, module: str
+) -> None:
+    config, path = write_adapter(factors(module, 32, 4))
+    faults = resolve(parse_config(config), read_header_path(path), base).faults
+    assert [f.code for f in faults] == ["unmapped_tensor"] * 2
+    assert all("adapts the router, which is not served" in f.message for f in faults)
+
+
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 def test_half_formats_are_widened_exactly(
     dense: BaseSpec, tmp_path: Path, write_adapter: WriteAdapter, dtype: str

@@ -68,6 +68,40 @@ def test_sites_come_in_the_order_in_which_they_sort(moe: BaseSpec) -> None:
     assert len(set(sites)) == 7 + 4 + 4 * 3
 
 
+SHARED = {
+    **CONFIG, "model_type": "qwen2_moe", "num_key_value_heads": 2,
+    "shared_expert_intermediate_size": 40,
+}  # fmt: skip
+
+
+def test_a_shared_expert_has_sites_of_its_own() -> None:
+    base = BaseSpec.from_config(SHARED, "d")
+    assert base.shape(Site(1, "shared_gate_proj")) == (32, 40)
+    assert base.shape(Site(1, "shared_up_proj")) == (32, 40)
+    assert base.shape(Site(1, "shared_down_proj")) == (40, 32)
+    assert base.shape(Site(1, "shared_expert_gate")) == (32, 1)
+    assert not base.has(Site(0, "shared_up_proj")), "layer 0 is dense"
+    assert not base.has(Site(1, "shared_up_proj", 0))
+    sites = list(base.sites())
+    assert sites == sorted(sites)
+    assert [site.projection for site in sites if site.layer == 1][:9] == [
+        "q_proj", "k_proj", "v_proj", "o_proj",
+        "shared_gate_proj", "shared_up_proj", "shared_down_proj", "shared_expert_gate",
+        "gate_proj",
+    ]  # fmt: skip
+    assert base.shapes() == {base.shape(site) for site in sites}
+
+
+@pytest.mark.parametrize("model_type", ["llama", "mistral", "qwen2", "qwen3", "mixtral", "olmoe"])
+def test_a_base_without_a_shared_expert_has_no_such_sites(model_type: str) -> None:
+    base = BaseSpec.from_config({**SHARED, "model_type": model_type}, "d")
+    assert not any(site.projection.startswith("shared") for site in base.sites())
+    is_sparse = model_type in ("mixtral", "olmoe")
+    assert base.num_experts == (4 if is_sparse else 0)
+    assert base.moe_layers == (set(range(4)) if is_sparse else set())
+    assert base.moe_intermediate_size == (48 if is_sparse else 0)
+
+
 def test_an_unknown_model_is_refused_by_name() -> None:
     with pytest.raises(ValueError, match="gpt_neox"):
         BaseSpec.from_config({**CONFIG, "model_type": "gpt_neox"}, "d")

@@ -28,15 +28,19 @@ class Case:
     tables: list[list[int]]
     block_size: int
 
-    def twin(self) -> torch.Tensor:
+    def twin(self, window: int | None = None) -> torch.Tensor:
         return reference.paged_attention(
-            self.q, self.k_cache, self.v_cache, self.spans, self.tables, 0.3
+            self.q, self.k_cache, self.v_cache, self.spans, self.tables, 0.3, window
         )
 
-    def run(self, device: torch.device) -> torch.Tensor:
-        buckets = create_attention_buckets(self.spans, self.tables, self.block_size, device)
+    def run(self, device: torch.device, *windows: int | None) -> torch.Tensor:
+        """With the last window; the buckets are for all of them."""
+        windows = windows or (None,)
+        buckets = create_attention_buckets(
+            self.spans, self.tables, self.block_size, device, windows
+        )
         q, k, v = (t.to(device) for t in (self.q, self.k_cache, self.v_cache))
-        return paged_attention(q, k, v, buckets, 0.3).cpu()
+        return paged_attention(q, k, v, buckets, 0.3, windows[-1]).cpu()
 
 
 def create_case(
@@ -108,6 +112,48 @@ def test_ugly_sizes_are_the_twins(
         num_kv_heads=num_kv_heads, groups=groups, head_dim=head_dim, block_size=block_size,
     )  # fmt: skip
     assert_near(case.run(device), case.twin())
+
+
+@pytest.mark.parametrize("window", [1, 2, 4, 7, 16, 133])
+@pytest.mark.parametrize("lengths", [[(1, 1)], [(1, 133)], [(33, 33)], [(7, 40), (1, 9), (5, 5)]])
+def test_a_window_is_the_twin(
+    window: int, lengths: list[tuple[int, int]], device: torch.device
+) -> None:
+    case = create_case(lengths)
+    assert_near(case.run(device, window), case.twin(window))
+
+
+@pytest.mark.parametrize(("num_kv_heads", "groups"), [(3, 1), (1, 7)])
+@pytest.mark.parametrize("block_size", [1, 16])
+def test_windows_of_ugly_sizes_are_the_twins(
+    num_kv_heads: int, groups: int, block_size: int, device: torch.device
+) -> None:
+    case = create_case(
+        [(1, 18), (5, 5), (3, 17)],
+        num_kv_heads=num_kv_heads, groups=groups, head_dim=7, block_size=block_size,
+    )  # fmt: skip
+    assert_near(case.run(device, None, 3, 5), case.twin(5))
+    assert_near(case.run(device, 3, 5, None), case.twin())
+
+
+def test_a_query_does_not_see_what_fell_out_of_its_window(device: torch.device) -> None:
+    case = create_case([(6, 6)])
+    got = case.run(device, 3)
+    block = case.tables[0][0]
+    case.k_cache[block, 2] += 3.0
+    case.v_cache[block, 2] += 3.0
+    changed = case.run(device, 3)
+    assert torch.equal(changed[[0, 1, 5]], got[[0, 1, 5]])
+    for row in (2, 3, 4):
+        assert not torch.equal(changed[row], got[row])
+
+
+def test_masks_are_built_once_for_each_window(device: torch.device) -> None:
+    case = create_case([(1, 9), (9, 9)])
+    buckets = create_attention_buckets(case.spans, case.tables, case.block_size, device, (5, None))
+    assert [list(bucket.masks) for bucket in buckets] == [[5, None]] * 2
+    plain = create_attention_buckets(case.spans, case.tables, case.block_size, device)
+    assert [list(bucket.masks) for bucket in plain] == [[None]] * 2
 
 
 def test_a_query_does_not_see_what_comes_after_it(device: torch.device) -> None:

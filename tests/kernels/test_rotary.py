@@ -30,6 +30,30 @@ def test_it_is_the_twin(
     torch.testing.assert_close(got.cpu().double(), want, rtol=1e-4, atol=2e-3)
 
 
+@pytest.mark.parametrize("head_dim", [2, 14, 64])
+@pytest.mark.parametrize(
+    "rope",
+    [
+        Rope(1e4, "linear", factor=2.5),
+        Rope(5e5, "llama3", factor=8.0, original_max_len=512),
+        Rope(1e4, "llama3", 32.0, 64, low_freq_factor=2.0, high_freq_factor=9.0),
+        Rope(1e6, "yarn", factor=4.0, original_max_len=512, attention_factor=1.14),
+        Rope(1e4, "yarn", 8.0, 64, beta_slow=0.5, beta_fast=8.0, truncate=False),
+        Rope(1e4, "yarn", 4.0, 4, attention_factor=0.7),
+    ],
+)
+def test_scaled_frequencies_are_the_twins(
+    rope: Rope, head_dim: int, device: torch.device, generator: torch.Generator
+) -> None:
+    positions = [0, 1, 7, 133, 700]
+    x = torch.randn(len(positions), 3, head_dim, generator=generator)
+    table = create_rotary_table(701, head_dim, rope, device)
+    got = apply_rotary(x.to(device), table[torch.tensor(positions, device=device)])
+    torch.testing.assert_close(
+        got.cpu().double(), reference.rotary(x, positions, rope), rtol=1e-4, atol=1e-3
+    )
+
+
 def test_position_0_changes_nothing(device: torch.device, generator: torch.Generator) -> None:
     x = torch.randn(1, 2, 16, generator=generator).to(device)
     table = create_rotary_table(1, 16, Rope(1e4), device)
