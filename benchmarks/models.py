@@ -22,6 +22,7 @@ from transformers import (
     Qwen3MoeConfig,
     Qwen3MoeForCausalLM,
 )
+from transformers.utils.logging import disable_progress_bar
 
 from weft_adapters.sites import ATTENTION_PROJECTIONS, BaseSpec
 
@@ -35,6 +36,7 @@ def quiet_libraries() -> None:
     warnings.simplefilter("ignore")
     logging.getLogger("transformers").setLevel(logging.ERROR)
     os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
+    disable_progress_bar()
 
 
 def create_dense_base(folder: Path) -> None:
