@@ -200,7 +200,8 @@ def mixtral() -> BaseSpec:
 
 def test_modules_per_expert_of_mixtral(write_adapter: WriteAdapter, factors: Factors) -> None:
     """As PEFT wrote them on transformers 4: w1 is gate, w3 up, w2 down."""
-    expected, tensors = {}, {}
+    expected: dict[Site, NDArray[Any]] = {}
+    tensors: dict[str, NDArray[Any]] = {}
     for seed, (name, projection) in enumerate(
         [("w1", "gate_proj"), ("w3", "up_proj"), ("w2", "down_proj")]
     ):

@@ -76,7 +76,10 @@ def test_catastrophic_patterns_take_linear_time() -> None:
 
 
 def test_many_plain_names_are_fast() -> None:
-    names = [f"model.layers.{i}.mlp.experts.{e}.up_proj" for i in range(40) for e in range(100)]
+    ends = ["mlp.shared_expert.up_proj", "mlp.shared_expert_gate"]
+    ends += [f"mlp.experts.{e}.up_proj" for e in range(60)]
+    ends += [f"block_sparse_moe.experts.{e}.w{1 + e % 3}" for e in range(40)]
+    names = [f"model.layers.{i}.{end}" for i in range(40) for end in ends]
     patterns = PatternSet(names)
     assert all(patterns.first_match(name) == name for name in names)
 

@@ -8,12 +8,13 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
-from weft.engine.offline import load_adapters, run_requests
+from weft.engine.offline import AdapterRefusedError, load_adapters, run_requests
 from weft.messages import EngineRequest, SamplingParams
 from weft_adapters.families import FAMILIES
 
@@ -153,6 +154,13 @@ CASES = {
 }  # fmt: skip
 
 
+def create_model(case: Case) -> PreTrainedModel:
+    config = AutoConfig.for_model(case.model_type, **SIZES | case.sizes)
+    auto: Any = AutoModelForCausalLM
+    model: PreTrainedModel = auto.from_config(config)
+    return model
+
+
 @pytest.fixture(scope="module", params=CASES)
 def bench(
     request: pytest.FixtureRequest,
@@ -160,9 +168,8 @@ def bench(
     create_bench: Callable[..., Bench],
 ) -> Bench:
     case = CASES[request.param]
-    config = AutoConfig.for_model(case.model_type, **SIZES | case.sizes)
     root = tmp_path_factory.mktemp(case.model_type)
-    return create_bench(root, AutoModelForCausalLM.from_config(config), case.adapters, **case.save)
+    return create_bench(root, create_model(case), case.adapters, **case.save)
 
 
 def create_requests(bench: Bench, digests: dict[str, str]) -> Iterator[EngineRequest]:
@@ -204,6 +211,16 @@ def test_tokens_of_chunked_prompts_are_the_oracles(bench: Bench, near_ties: Near
         near_ties.assert_equal_tokens(bench.oracle, adapter, prompt, got, want)
     near_ties.assert_rare()
     built.tiers.close()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("model_type", ["mixtral", "olmoe", "qwen3_moe"])
+def test_all_linear_adapts_the_router_there_which_is_refused_by_name(
+    model_type: str, tmp_path: Path, create_bench: Callable[..., Bench]
+) -> None:
+    bench = create_bench(tmp_path, create_model(CASES[model_type]), ALL_LINEAR)
+    with pytest.raises(AdapterRefusedError, match=r"mlp\.gate\.lora_A.* adapts the router"):
+        bench.build()
 
 
 def test_every_family_has_two_sizes() -> None:

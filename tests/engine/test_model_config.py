@@ -222,7 +222,7 @@ def test_windows_are_by_layer(
     ],
 )
 def test_a_bad_window_is_refused_by_name(key: str, value: object) -> None:
-    slides = {"use_sliding_window": True, "sliding_window": 9}
+    slides: dict[str, Any] = {"use_sliding_window": True, "sliding_window": 9}
     if key != "max_window_layers":
         slides["layer_types"] = SLIDING_FIRST
     named = "layer_types" if value is False else key

@@ -5,15 +5,17 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from weft.engine.model.config import ModelConfig, create_model_config, read_hf_config
 from weft.engine.model.weights import ModelWeights, load_weights
+from weft_adapters.families import FAMILIES
 from weft_kernels.moe import ExpertWeights
 
 if TYPE_CHECKING:
@@ -55,6 +57,10 @@ def flat(weights: ModelWeights) -> Iterator[Tensor]:
             yield from (layer.mlp.router_HE, layer.mlp.gate_up_EHF, layer.mlp.down_EFH)
         else:
             yield from (layer.mlp.gate_up.dense(), layer.mlp.down.dense())
+        if layer.shared is not None:
+            shared = layer.shared
+            linears = (shared.mlp.gate_up, shared.mlp.down, shared.gate)
+            yield from (linear.dense() for linear in linears)
 
 
 def assert_same(got: ModelWeights, want: ModelWeights) -> None:
@@ -183,6 +189,32 @@ def test_fused_and_single_experts_are_the_same(moe: Bench, tmp_path: Path) -> No
     tensors, config = tensors_of(moe), config_of(moe)
     together = save(tmp_path, fused(tensors, config.num_experts))
     assert_same(load(together, config), load(moe.base_dir, config))
+
+
+@pytest.mark.parametrize("model_type", [t for t, f in FAMILIES.items() if f.sparse != "none"])
+def test_experts_of_each_family_are_read_in_both_spellings(model_type: str, tmp_path: Path) -> None:
+    config = AutoConfig.for_model(
+        model_type, vocab_size=64, hidden_size=32, intermediate_size=24, num_hidden_layers=2,
+        num_attention_heads=2, num_key_value_heads=2, num_experts=4, num_local_experts=4,
+        num_experts_per_tok=2, moe_intermediate_size=24, shared_expert_intermediate_size=40,
+        max_position_embeddings=64,
+    )  # fmt: skip
+    auto: Any = AutoModelForCausalLM
+    model = auto.from_config(config)
+    model.save_pretrained(tmp_path / "modules")
+    names = set(load_file(tmp_path / "modules" / "model.safetensors"))
+    assert not any(name.endswith("gate_up_proj") for name in names)
+    fused = save(tmp_path / "parameters", model.state_dict())
+    raw = read_hf_config(tmp_path / "modules")
+    read = create_model_config({k: v for k, v in raw.items() if FAMILIES[model_type].knows(k)})
+    assert_same(load(fused, read), load(tmp_path / "modules", read))
+
+
+def test_rotary_buffers_of_old_checkpoints_are_passed_over(dense: Bench, tmp_path: Path) -> None:
+    tensors = tensors_of(dense)
+    tensors["model.layers.0.self_attn.rotary_emb.inv_freq"] = torch.ones(16)
+    config = config_of(dense)
+    assert_same(load(save(tmp_path, tensors), config), load(dense.base_dir, config))
 
 
 def test_fused_and_single_experts_at_once_are_refused(moe: Bench, tmp_path: Path) -> None:
