@@ -197,7 +197,11 @@ HARMLESS_KEYS = frozenset({
     "is_llama_config", "unsloth_version", "unsloth_fixed", "output_router_logits",
     "router_aux_loss_coef", "output_attentions", "output_hidden_states", "return_dict",
     "problem_type", "id2label", "label2id", "attn_implementation", "_attn_implementation",
-    "_attn_implementation_autoset", "torchscript", "use_bfloat16",
+    "_attn_implementation_autoset", "torchscript", "use_bfloat16", "tokenizer_class",
+    "gradient_checkpointing",
+    # how transformers generates where a request does not say
+    "do_sample", "temperature", "top_k", "top_p", "num_beams", "repetition_penalty", "max_length",
+    "min_length", "max_new_tokens",
 })  # fmt: skip
 
 

@@ -90,6 +90,15 @@ def test_what_may_be_left_out_has_the_meaning_of_transformers() -> None:
     assert not config.tie_word_embeddings
 
 
+def test_yarn_reaches_the_length_that_it_scales_to() -> None:
+    yarn = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 512}
+    assert create_model_config(DENSE | {"rope_scaling": yarn}).max_position_embeddings == 2048
+    long = DENSE | {"rope_scaling": yarn, "max_position_embeddings": 4096}
+    assert create_model_config(long).max_position_embeddings == 4096
+    linear = {"rope_type": "linear", "factor": 4.0}
+    assert create_model_config(DENSE | {"rope_scaling": linear}).max_position_embeddings == 512
+
+
 @pytest.mark.parametrize("model_type", ["gpt2", "gemma2", None, 3, ["llama"]])
 def test_another_model_type_is_refused(model_type: object) -> None:
     with pytest.raises(ValueError, match=re.escape(f"model_type {model_type!r} is not served")):

@@ -76,6 +76,7 @@ def create_model_config(raw: Mapping[str, object]) -> ModelConfig:
     family = family_of(raw)
     check_keys(raw, family)
     shape, keys = read_shape(raw), Keys(raw, family)
+    rope = read_rope(keys)
     return ModelConfig(
         model_type=str(raw["model_type"]),
         vocab_size=keys.integer("vocab_size"),
@@ -86,8 +87,8 @@ def create_model_config(raw: Mapping[str, object]) -> ModelConfig:
         head_dim=shape.head_dim,
         intermediate_size=shape.intermediate_size,
         rms_norm_eps=keys.number("rms_norm_eps"),
-        rope=read_rope(keys),
-        max_position_embeddings=keys.integer("max_position_embeddings"),
+        rope=rope,
+        max_position_embeddings=_read_max_len(keys, rope),
         tie_word_embeddings=keys.boolean("tie_word_embeddings"),
         qk_norm=family.qk_norm,
         qkv_bias=keys.flag(family.qkv_bias),
@@ -103,6 +104,13 @@ def create_model_config(raw: Mapping[str, object]) -> ModelConfig:
         moe_layers=shape.moe_layers,
         expert_names=family.experts,
     )
+
+
+def _read_max_len(keys: Keys, rope: Rope) -> int:
+    """What YaRN reaches is often not in `max_position_embeddings`, which then has what was trained;
+    vLLM serves the product too."""
+    scaled = int(rope.original_max_len * rope.factor) if rope.kind == "yarn" else 0
+    return max(keys.integer("max_position_embeddings"), scaled)
 
 
 def _read_top_k(keys: Keys, shape: BaseShape) -> int:
