@@ -119,8 +119,7 @@ class Churn:
         if self._rng.random() < DELETE and len(names) > NUM_NAMES // 2:
             self._population.delete(self._rng.choice(names))
         if self._rng.random() < ABORT and self._in_flight:
-            output = self._engine.abort(self._rng.choice(sorted(self._in_flight)))
-            if output is not None:
+            for output in self._engine.abort(self._rng.choice(sorted(self._in_flight))):
                 self._take(output)
 
     def _submit(self, number: int) -> None:

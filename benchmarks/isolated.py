@@ -111,7 +111,7 @@ class Isolated:
         for scores in out.router_logits if is_moe else ():
             top = scores.topk(model.config.num_experts_per_tok + 1, dim=-1).values
             margins.append(float((top[:, -2] - top[:, -1]).min()))
-        return min(margins)
+        return float(min(margins))
 
     def close(self) -> None:
         self._built.tiers.close()

@@ -22,7 +22,7 @@ from transformers import (
     Qwen3MoeConfig,
     Qwen3MoeForCausalLM,
 )
-from transformers.utils.logging import disable_progress_bar
+from transformers.utils import logging as transformers_logging
 
 from weft_adapters.sites import ATTENTION_PROJECTIONS, BaseSpec
 
@@ -36,7 +36,8 @@ def quiet_libraries() -> None:
     warnings.simplefilter("ignore")
     logging.getLogger("transformers").setLevel(logging.ERROR)
     os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
-    disable_progress_bar()
+    progress_bars: Any = transformers_logging  # its functions have no annotations
+    progress_bars.disable_progress_bar()
 
 
 def create_dense_base(folder: Path) -> None:

@@ -59,8 +59,9 @@ def create_trace(options: argparse.Namespace, num_adapters: int) -> list[Item]:
     rng = np.random.RandomState(options.seed)
     count = int(options.rate * options.duration)
     adapters = (rng.power(options.alpha, count) * num_adapters).astype(int)
-    inputs = rng.randint(*options.input_len, count)
-    outputs = rng.randint(*options.output_len, count)
+    (least_in, most_in), (least_out, most_out) = options.input_len, options.output_len
+    inputs = rng.randint(least_in, most_in, count)
+    outputs = rng.randint(least_out, most_out, count)
     gaps = rng.gamma(1 / options.cv**2, options.cv**2 / options.rate, count)
     times = np.cumsum(gaps)
     return [

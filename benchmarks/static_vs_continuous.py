@@ -120,8 +120,8 @@ def print_result(result: Mapping[str, Any]) -> None:
             cells += [run["output_tokens_per_s"]]
             cells += [1000 * latency[key] for key in ("mean", "p50", "p99")]
             rows.append(cells + [ttft[key] for key in ("mean", "p50", "p99")])
-    columns = ("load", "requests/s", "policy", "tokens/s")
-    columns += ("ms/token mean", "p50", "p99", "TTFT s mean", "p50", "p99")
+    columns = ["load", "requests/s", "policy", "tokens/s"]
+    columns += ["ms/token mean", "p50", "p99", "TTFT s mean", "p50", "p99"]
     report.print_table("Static against continuous batching", columns, rows)
 
 
