@@ -26,6 +26,7 @@ from transformers import (
 from weft.demo import ADAPTERS_DIR, BASE_DIR
 from weft.engine.build import BuiltEngine, build_engine
 from weft.engine.config import EngineConfig
+from weft.engine.model.config import create_model_config, read_hf_config
 from weft.engine.offline import register_folder
 from weft.engine.req import Req
 from weft.messages import EngineRequest
@@ -140,6 +141,7 @@ class Oracle:
     base_dir: Path
     adapter_dirs: Mapping[str, Path]
     _models: dict[str | None, Any] = field(default_factory=dict)
+    _greedy: dict[tuple[str | None, tuple[int, ...], int], list[int]] = field(default_factory=dict)
 
     def model(self, adapter: str | None) -> Any:
         from peft import PeftModel
@@ -162,6 +164,13 @@ class Oracle:
         return out
 
     def greedy(self, adapter: str | None, prompt: Sequence[int], num_tokens: int) -> list[int]:
+        """The tokens that follow, remembered: the same request is asked for by many tests."""
+        key = (adapter, tuple(prompt), num_tokens)
+        if key not in self._greedy:
+            self._greedy[key] = self._generate(*key)
+        return self._greedy[key]
+
+    def _generate(self, adapter: str | None, prompt: Sequence[int], num_tokens: int) -> list[int]:
         with third_party_warnings_ignored(), torch.inference_mode():
             out = self.model(adapter).generate(
                 input_ids=torch.tensor([list(prompt)]),
@@ -225,6 +234,12 @@ class Bench:
             for name, folder in self.oracle.adapter_dirs.items()
         }
         return built, digests
+
+    def block_bytes(self) -> int:
+        """Bytes of one KV block of 16 tokens, float32."""
+        config = read_hf_config(self.base_dir)
+        model = create_model_config(config)
+        return 2 * model.num_layers * 16 * model.kv_size * 4
 
     def first_step_logits(
         self, built: BuiltEngine, requests: Sequence[EngineRequest]

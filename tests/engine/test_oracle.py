@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -14,14 +14,18 @@ from weft.messages import EngineRequest, SamplingParams
 if TYPE_CHECKING:
     from tests.conftest import Bench, NearTies
 
-NUM_TOKENS = 64
+NUM_TOKENS = 128
 
 
 def create_prompts(num: int, seed: int = 0) -> list[tuple[int, ...]]:
+    """Of ugly lengths; every other one begins as all of those do."""
     rng = random.Random(seed)
-    return [
-        tuple(rng.randrange(256) for _ in range(rng.choice([1, 3, 17, 40]))) for _ in range(num)
-    ]
+    beginning = tuple(rng.randrange(256) for _ in range(37))
+    prompts = []
+    for i in range(num):
+        own = tuple(rng.randrange(256) for _ in range(rng.choice([1, 3, 17, 40])))
+        prompts.append(beginning + own if i % 2 else own)
+    return prompts
 
 
 def create_requests(bench: Bench, digests: dict[str, str], num: int) -> list[EngineRequest]:
@@ -46,20 +50,6 @@ def adapter_of(request: EngineRequest) -> str | None:
 
 
 @pytest.mark.slow
-def test_a_mixed_batch_gives_the_oracles_tokens(bench: Bench, near_ties: NearTies) -> None:
-    built, digests = bench.build()
-    requests = create_requests(bench, digests, 12)
-    completions = run_requests(built, requests)
-    for request in requests:
-        adapter, prompt = adapter_of(request), request.prompt_token_ids
-        want = bench.oracle.greedy(adapter, prompt, NUM_TOKENS)
-        got = completions[request.request_id].token_ids
-        near_ties.assert_equal_tokens(bench.oracle, adapter, prompt, got, want)
-    near_ties.assert_rare()
-    built.tiers.close()
-
-
-@pytest.mark.slow
 @pytest.mark.parametrize("name", ["dense", "moe", "demo"])
 def test_first_step_logits_are_the_oracles(name: str, request: pytest.FixtureRequest) -> None:
     bench: Bench = request.getfixturevalue(name)
@@ -75,43 +65,46 @@ def test_first_step_logits_are_the_oracles(name: str, request: pytest.FixtureReq
     built.tiers.close()
 
 
+WAYS: dict[str, dict[str, Any]] = {
+    "prompts whole": {},
+    "no prefix cache": {"prefix_cache": False},
+    "chunks of 64": {"max_running": 14, "max_step_tokens": 64},
+    "chunks of 7": {"max_running": 7, "max_step_tokens": 7},
+    "chunks of 1": {"max_running": 1, "max_step_tokens": 1, "num_requests": 6},
+    "two adapters at a time": {"max_adapters_in_batch": 2},
+    "preempted and matched again": {"num_blocks": 40},
+    "preempted and computed again": {"num_blocks": 40, "prefix_cache": False},
+    "preempted and swapped": {"num_blocks": 40, "num_host_blocks": 200, "prefix_cache": False},
+    "arriving at random steps": {"random_arrival": True},
+}
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "options",
-    [
-        pytest.param({"max_running": 1}, id="one at a time"),
-        pytest.param({"max_running": 7, "max_step_tokens": 7}, id="chunks of at most 7 tokens"),
-        pytest.param({"max_adapters_in_batch": 2}, id="two adapters at a time"),
-        pytest.param({"kv_blocks": 30}, id="preempted for lack of blocks"),
-        pytest.param({"random_arrival": True}, id="arriving at random steps"),
-    ],
-)
-def test_how_requests_are_batched_changes_no_token(
-    bench: Bench, near_ties: NearTies, options: dict[str, int]
+@pytest.mark.parametrize("way", WAYS)
+def test_however_a_mixed_batch_is_run_it_gives_the_oracles_tokens(
+    bench: Bench, near_ties: NearTies, way: str
 ) -> None:
-    options = dict(options)
-    random_arrival = bool(options.pop("random_arrival", False))
-    kv_blocks = options.pop("kv_blocks", None)
-    built, digests = bench.build()
-    requests = create_requests(bench, digests, 12)
-    want = run_requests(built, requests)
-    built.tiers.close()
-    if kv_blocks is not None:
-        options["kv_bytes"] = kv_blocks * built.memory.kv_bytes // built.memory.num_blocks
+    options = dict(WAYS[way])
+    num_requests = options.pop("num_requests", 14)
+    random_arrival = options.pop("random_arrival", False)
+    is_tight = "num_blocks" in options
+    if is_tight:
+        block_bytes = bench.block_bytes()
+        options["kv_bytes"] = options.pop("num_blocks") * block_bytes
+        options["swap_bytes"] = options.pop("num_host_blocks", 0) * block_bytes
         options["max_model_len"] = 256
-    other, _ = bench.build(**options)
+    built, digests = bench.build(**options)
+    requests = create_requests(bench, digests, num_requests)
     if random_arrival:
-        got = run_arriving_at_random(other, requests)
+        got = run_arriving_at_random(built, requests)
     else:
-        got = {key: c.token_ids for key, c in run_requests(other, requests).items()}
-    if kv_blocks is not None:
-        assert other.engine.scheduler.num_preemptions > 0
-    other.tiers.close()
+        got = {key: c.token_ids for key, c in run_requests(built, requests).items()}
+    assert (built.engine.scheduler.num_preemptions > 0) == is_tight
+    built.tiers.close()
     for request in requests:
-        near_ties.assert_equal_tokens(
-            bench.oracle, adapter_of(request), request.prompt_token_ids,
-            got[request.request_id], want[request.request_id].token_ids,
-        )  # fmt: skip
+        adapter, prompt = adapter_of(request), request.prompt_token_ids
+        want = bench.oracle.greedy(adapter, prompt, NUM_TOKENS)
+        near_ties.assert_equal_tokens(bench.oracle, adapter, prompt, got[request.request_id], want)
     near_ties.assert_rare()
 
 
@@ -142,3 +135,53 @@ def test_a_seeded_request_gives_the_same_tokens_alone_and_in_a_batch(dense: Benc
         alone = run_requests(built, [request])
         assert alone[request.request_id].token_ids == together[request.request_id].token_ids
     built.tiers.close()
+
+
+@pytest.mark.slow
+def test_a_prompt_seen_before_is_cached_for_its_own_tenant_and_adapter_only(bench: Bench) -> None:
+    built, digests = bench.build()
+    prompt = create_prompts(2)[1]
+    digest = next(iter(digests.values()))
+    sampling = SamplingParams(8, temperature=0, ignore_eos=True)
+    cached = {}
+    for name, tenant, adapter in (
+        ("first", "t", digest),
+        ("again", "t", digest),
+        ("other tenant", "u", digest),
+        ("base", "t", None),
+    ):
+        request = EngineRequest(name, tenant, prompt, sampling, adapter)
+        cached[name] = run_requests(built, [request])[name].usage.num_cached_tokens
+    built.tiers.close()
+    whole_blocks = (len(prompt) - 1) // 16 * 16
+    assert cached == {"first": 0, "again": whole_blocks, "other tenant": 0, "base": 0}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("options", [{}, {"prefix_cache": False}, {"max_running": 2}])
+def test_several_choices_are_what_as_many_requests_would_get(
+    bench: Bench, options: dict[str, Any]
+) -> None:
+    built, digests = bench.build(**options)
+    digest = next(iter(digests.values()))
+    for prompt in create_prompts(4):
+        many = SamplingParams(20, temperature=1.0, seed=5, n=3, ignore_eos=True)
+        got = run_choices(built, EngineRequest("n", "t", prompt, many, digest))
+        for index in range(3):
+            one = SamplingParams(20, temperature=1.0, seed=5 + index, ignore_eos=True)
+            request = EngineRequest(f"{index}", "t", prompt, one, digest)
+            assert run_requests(built, [request])[f"{index}"].token_ids == got[index]
+    built.tiers.close()
+
+
+def run_choices(built: BuiltEngine, request: EngineRequest) -> list[list[int]]:
+    got: list[list[int]] = [[] for _ in range(request.sampling.n)]
+    built.engine.add(request)
+    while built.engine.has_work:
+        for output in built.engine.step():
+            got[output.index] += output.token_ids
+            last = output
+    assert last.is_last
+    assert last.usage.num_prompt_tokens == len(request.prompt_token_ids)
+    assert last.usage.num_completion_tokens == sum(map(len, got))
+    return got
