@@ -62,9 +62,7 @@ class Runner:
         self.is_held = threading.Event()
         self.error: Exception | None = None
 
-    def __call__(
-        self, plan: StepPlan, adapters: Mapping[str, PooledAdapter]
-    ) -> dict[Req, Sampled]:
+    def __call__(self, plan: StepPlan, adapters: Mapping[str, PooledAdapter]) -> dict[Req, Sampled]:
         if plan.scheduled[0].req.request_id != "warm-up":
             self.is_held.set()
             assert self.may_run.wait(20), "the test never let the step run"

@@ -29,8 +29,10 @@ from weft.messages import (
     EngineQueueFullError,
     EngineRequest,
     EngineStats,
+    ErrorCode,
     FinishReason,
     Grammar,
+    TokenLogprobs,
     Usage,
 )
 from weft.server import background_server
@@ -75,6 +77,7 @@ class EchoEngine:
         self.requests: list[EngineRequest] = []
         self.aborted: list[str] = []
         self.prefetched: list[str] = []
+        self.error_code: ErrorCode = "non_finite"
         self.grammar_error: Exception | None = None
         self.grammars: list[Grammar] = []
         self.finished: dict[str, EngineOutput] = {}
@@ -103,7 +106,9 @@ class EchoEngine:
         return self._outputs(req)
 
     async def _outputs(self, req: EngineRequest) -> AsyncIterator[EngineOutput]:
+        """All choices side by side, the last one's output of a step last."""
         body = [t for t in req.prompt_token_ids if t < 256]
+        num_sampled = 0
         await asyncio.sleep(self.first_delay_s)
         for i in range(req.sampling.max_tokens):
             await asyncio.sleep(self.delay_s)
@@ -116,23 +121,38 @@ class EchoEngine:
                 reason = "length"
             elif i + 1 == len(body) and not req.sampling.ignore_eos:
                 reason = "stop"
-            done = i if reason in ("abort", "error") else i + 1
-            text = "" if done == i else chr(body[i % len(body)])
-            self._num_tokens += done - i
-            output = EngineOutput(
-                req.request_id,
-                text,
-                (body[i % len(body)],) if text else (),
-                Usage(len(req.prompt_token_ids), done, 1),
-                reason,
-                "the logits are not finite" if reason == "error" else None,
-            )
-            if reason is not None:
-                self._running.discard(req.request_id)
-                self.finished[req.request_id] = output
-            yield output
+            token = None if reason in ("abort", "error") else body[i % len(body)]
+            for index in range(req.sampling.n):
+                num_sampled += token is not None
+                self._num_tokens += token is not None
+                yield self._output(req, index, token, reason, num_sampled)
             if reason is not None:
                 return
+
+    def _output(
+        self, req: EngineRequest, index: int, token: int | None, reason: FinishReason | None,
+        num_sampled: int,
+    ) -> EngineOutput:  # fmt: skip
+        logprobs: tuple[TokenLogprobs, ...] = ()
+        if token is not None and req.sampling.logprobs is not None:
+            best = tuple((token + k, -0.5 - k) for k in range(req.sampling.logprobs))
+            logprobs = (TokenLogprobs(token, -0.5, best),)
+        output = EngineOutput(
+            req.request_id,
+            "" if token is None else chr(token),
+            () if token is None else (token,),
+            Usage(len(req.prompt_token_ids), num_sampled, 1),
+            reason,
+            "the logits are not finite" if reason == "error" else None,
+            self.error_code if reason == "error" else None,
+            index,
+            reason is not None and index == req.sampling.n - 1,
+            logprobs,
+        )
+        if output.is_last:
+            self._running.discard(req.request_id)
+            self.finished[req.request_id] = output
+        return output
 
     def abort(self, request_id: str) -> None:
         self.aborted.append(request_id)

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from weft.messages import EngineOutput, Usage
+from weft.messages import EngineOutput, EngineRequest, SamplingParams, Usage
 
 HELLO = {"model": "tiny", "messages": [{"role": "user", "content": "x" * 60}]}
 
@@ -117,13 +117,13 @@ def test_a_reader_that_stops_is_cut_off_with_bounded_memory(site: Any, acme: str
     owner = Generations(site.engine, Recorder(), site.app.state.gateway.metrics, 5_000)  # type: ignore[arg-type]
 
     async def flood() -> None:
-        request = type("R", (), {"request_id": "r"})()
+        request = EngineRequest("r", "t", (1,), SamplingParams(max_tokens=2_000))
         generation = Generation(owner, [Job(request, None)])  # type: ignore[arg-type]
 
         async def outputs() -> Any:
             for _ in range(2_000):
                 yield EngineOutput("r", "abcd", (1,), Usage(1, 1))
-            yield EngineOutput("r", "", (), Usage(1, 2_000), "length")
+            yield EngineOutput("r", "", (), Usage(1, 2_000), "length", is_last=True)
 
         await generation.pump(0, outputs())
         assert generation.is_too_slow
@@ -142,13 +142,13 @@ def test_unread_outputs_are_merged_without_losing_text(site: Any) -> None:
     owner = Generations(site.engine, Recorder(), site.app.state.gateway.metrics, 2**20)  # type: ignore[arg-type]
 
     async def run() -> None:
-        request = type("R", (), {"request_id": "r"})()
+        request = EngineRequest("r", "t", (1,), SamplingParams(max_tokens=2_000))
         generation = Generation(owner, [Job(request, None)])  # type: ignore[arg-type]
 
         async def outputs() -> Any:
             for i in range(2_000):
                 yield EngineOutput("r", chr(97 + i % 26), (i,), Usage(1, i))
-            yield EngineOutput("r", "!", (), Usage(1, 2_000), "length")
+            yield EngineOutput("r", "!", (), Usage(1, 2_000), "length", is_last=True)
 
         await generation.pump(0, outputs())
         read = [output for _, output in await generation.read(0.1)]

@@ -115,15 +115,50 @@ def test_model_and_adapter_id_must_agree(site: Any, acme: str) -> None:
 @pytest.mark.parametrize(
     ("extra", "param", "code"),
     [
-        ({"n": 2}, "n", "unsupported_parameter"),
-        ({"frequency_penalty": 0.5}, "frequency_penalty", "unsupported_parameter"),
-        ({"logprobs": True}, "logprobs", "unsupported_parameter"),
-        ({"logit_bias": {"1": 2}}, "logit_bias", "unsupported_parameter"),
+        ({"n": 0}, "n", "invalid_value"),
+        ({"n": 129}, "n", "invalid_value"),
+        ({"best_of": 2}, "best_of", "unsupported_parameter"),
+        ({"frequency_penalty": 2.5}, "frequency_penalty", "invalid_value"),
+        ({"repetition_penalty": 0}, "repetition_penalty", "invalid_value"),
+        ({"min_p": 1.5}, "min_p", "invalid_value"),
+        ({"top_logprobs": 3}, "top_logprobs", "invalid_value"),
+        ({"logprobs": True, "top_logprobs": 21}, "top_logprobs", "invalid_value"),
+        ({"logprobs": 3}, "logprobs", "invalid_value"),
+        ({"logit_bias": {"1": 101}}, "logit_bias", "invalid_value"),
+        ({"logit_bias": {"a": 2}}, "logit_bias", "invalid_value"),
+        ({"logit_bias": {"01": 2}}, "logit_bias", "invalid_value"),
+        ({"logit_bias": {"-1": 2}}, "logit_bias", "invalid_value"),
+        ({"logit_bias": {"264": 2}}, "logit_bias", "invalid_value"),
+        ({"logit_bias": {"9" * 5000: 2}}, "logit_bias", "invalid_value"),
+        ({"stop_token_ids": [264]}, "stop_token_ids", "invalid_value"),
+        ({"stop_token_ids": [1.5]}, "stop_token_ids[0]", "invalid_value"),
+        ({"min_tokens": 9, "max_tokens": 8}, "min_tokens", "invalid_value"),
+        ({"cache_salt": ""}, "cache_salt", "invalid_value"),
+        ({"priority": 2**31}, "priority", "invalid_value"),
         ({"tools": [{"type": "function"}]}, "tools", "unsupported_parameter"),
-        ({"response_format": {"type": "json_object"}}, "response_format", "unsupported_parameter"),
+        ({"response_format": {"type": "xml"}}, "response_format.type", "invalid_value"),
+        ({"response_format": {"type": "json_schema"}}, "response_format.json_schema", None),
+        (
+            {"response_format": {"type": "text", "json_schema": {"name": "a", "schema": {}}}},
+            "response_format.json_schema",
+            "invalid_value",
+        ),
+        (
+            {"response_format": {"type": "json_schema", "json_schema": {"name": "a b"}}},
+            "response_format.json_schema.name",
+            "invalid_value",
+        ),
+        ({"response_format": {"type": "text", "x": 1}}, "response_format.x", "unknown_parameter"),
+        ({"guided_json": {}, "guided_regex": "a"}, "guided_regex", "invalid_value"),
+        ({"structured_outputs": {}}, "structured_outputs", "invalid_value"),
+        (
+            {"structured_outputs": {"choice": ["a"]}},
+            "structured_outputs.choice",
+            "unknown_parameter",
+        ),
+        ({"guided_choice": ["a"]}, "guided_choice", "unsupported_parameter"),
         ({"store": True}, "store", "unsupported_parameter"),
-        ({"min_p": 0.1}, "min_p", "unsupported_parameter"),
-        ({"presence_penalty": False}, "presence_penalty", "unsupported_parameter"),
+        ({"presence_penalty": False}, "presence_penalty", "invalid_value"),
         ({"temprature": 1}, "temprature", "unknown_parameter"),
         ({"temperature": 2.5}, "temperature", "invalid_value"),
         ({"temperature": "1"}, "temperature", "invalid_value"),
@@ -227,7 +262,31 @@ def test_a_failed_request_is_500_with_the_engines_reason(site: Any, acme: str) -
     site.engine.fails_after = 0
     for stream in (False, True):  # nothing was sent yet: a stream too is an honest 500
         answer = site.call(acme, "POST", CHAT, json={**HELLO, "stream": stream})
-        assert "not finite" in error_of(answer, 500)["message"]
+        error = error_of(answer, 500)
+        assert "not finite" in error["message"]
+        assert error["code"] == "non_finite"
+        assert answer.headers["x-should-retry"] == "false"
+
+
+@pytest.mark.parametrize(
+    ("fault", "status", "code", "headers"),
+    [
+        ("queue_timeout", 503, "queue_timeout", {"retry-after": "1"}),
+        ("adapter_unavailable", 503, "adapter_unavailable", {"retry-after": "1"}),
+        ("engine_failed", 503, "engine_stopped", {"retry-after": "30"}),
+        ("deadline_exceeded", 504, "deadline_exceeded", {"x-should-retry": "false"}),
+        ("no_token_allowed", 400, "no_token_allowed", {}),
+    ],
+)
+def test_what_befalls_a_request_in_the_engine_has_its_own_code(
+    site: Any, acme: str, fault: str, status: int, code: str, headers: dict[str, str]
+) -> None:
+    site.engine.fails_after, site.engine.error_code = 0, fault
+    for stream in (False, True):
+        answer = site.call(acme, "POST", CHAT, json={**HELLO, "stream": stream})
+        assert error_of(answer, status)["code"] == code
+        assert headers.items() <= dict(answer.headers).items()
+    assert site.usage(acme)[0]["num_model_requests"] == 2
 
 
 def test_a_failure_in_mid_stream_is_an_error_frame(site: Any, acme: str) -> None:
@@ -236,7 +295,7 @@ def test_a_failure_in_mid_stream_is_an_error_frame(site: Any, acme: str) -> None
     answer = site.call(acme, "POST", CHAT, json={**HELLO, "stream": True})
     assert answer.status_code == 200
     last = answer.text.strip().split("\n\n")[-1]
-    assert json.loads(last.removeprefix("data: "))["error"]["code"] == "internal_error"
+    assert json.loads(last.removeprefix("data: "))["error"]["code"] == "non_finite"
     with pytest.raises(openai.APIError, match="not finite"):
         list(
             site.client(acme).chat.completions.create(

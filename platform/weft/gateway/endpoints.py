@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Annotated
 
 from fastapi import APIRouter, Depends, Request
 from starlette.responses import Response
 
 from weft.db.dependencies import ReadSession
+from weft.errors import InvalidRequestError
+from weft.gateway.logprobs import LogprobsFormat
 from weft.gateway.prompts import (
     check_parameters,
-    create_sampling,
     encode_chat,
     encode_prompts,
     model_of,
 )
 from weft.gateway.responses import AnswerResponse, EventStream
 from weft.gateway.runtime import Gateway, GatewayDep, Work
+from weft.gateway.sampling import create_sampling
 from weft.gateway.schemas import ChatRequest, CompletionRequest, InferenceRequest
+from weft.gateway.structured import grammar_of
 from weft.gateway.wire import AnswerFormat, ChatFormat, CompletionFormat
+from weft.messages import Grammar
 from weft.registry.models import Adapter, AdapterVersion
 from weft.registry.repository import RegistryRepository
 from weft.registry.service import ResolvedModel, resolve_model
@@ -34,12 +39,13 @@ Caller = Annotated[Principal, Depends(require("inference"))]
 async def create_chat_completion(
     principal: Caller, body: ChatRequest, request: Request, gateway: GatewayDep
 ) -> Response:
-    """OpenAI's chat completions, with the extra fields `adapter_id`, `top_k`, `ignore_eos`."""
+    """OpenAI's chat completions, with vLLM's extra fields and `adapter_id`."""
     check_parameters(body)
     model = await gateway.resolve(principal, model_of(body))
     prompts = [await encode_chat(body, gateway.tokenizer)]
     request_id: str = request.state.request_id
-    answer_format = ChatFormat(request_id, model.name)
+    logprobs = await _logprobs_format(gateway, bool(body.logprobs))
+    answer_format = ChatFormat(request_id, model.name, logprobs)
     return await _answer(gateway, principal, body, request_id, model, prompts, answer_format)
 
 
@@ -47,14 +53,15 @@ async def create_chat_completion(
 async def create_completion(
     principal: Caller, body: CompletionRequest, request: Request, gateway: GatewayDep
 ) -> Response:
-    """OpenAI's completions; several prompts in one request are choices 0, 1, ..."""
+    """OpenAI's completions; choice c of prompt p has index `p * n + c`."""
     check_parameters(body)
     model = await gateway.resolve(principal, model_of(body))
     prompts = await encode_prompts(
         body, gateway.tokenizer, gateway.vocab_size, gateway.settings.max_prompts_per_request
     )
     request_id: str = request.state.request_id
-    answer_format = CompletionFormat(request_id, model.name)
+    logprobs = await _logprobs_format(gateway, body.logprobs is not None)
+    answer_format = CompletionFormat(request_id, model.name, logprobs)
     return await _answer(gateway, principal, body, request_id, model, prompts, answer_format)
 
 
@@ -67,8 +74,13 @@ async def _answer(
     prompts: list[tuple[int, ...]],
     answer_format: AnswerFormat,
 ) -> Response:
-    sampling = create_sampling(body, prompts, gateway.engine.info.max_model_len)
-    generation = await gateway.admit(principal, Work(request_id, model, prompts, sampling))
+    grammar = await _prepare_grammar(gateway, body)
+    sampling = create_sampling(
+        body, prompts, grammar,
+        max_model_len=gateway.engine.info.max_model_len, vocab_size=gateway.vocab_size,
+    )  # fmt: skip
+    work = Work(request_id, model, prompts, sampling, body.priority or 0, body.cache_salt or "")
+    generation = await gateway.admit(principal, work)
     headers = {}
     if model.digest is not None:
         headers["x-weft-adapter-version"] = model.name
@@ -83,6 +95,26 @@ async def _answer(
         include_usage=bool(options and options.include_usage),
         limits=gateway.limits,
     )
+
+
+async def _logprobs_format(gateway: Gateway, is_wanted: bool) -> LogprobsFormat | None:
+    if not is_wanted:
+        return None
+    # the first use reads the whole vocabulary
+    return LogprobsFormat(await asyncio.to_thread(lambda: gateway.tokenizer.vocabulary))
+
+
+async def _prepare_grammar(gateway: Gateway, body: InferenceRequest) -> Grammar | None:
+    """The grammar that the answer must match, compiled where no other request waits for it."""
+    found = grammar_of(body)
+    if found is None:
+        return None
+    param, grammar = found
+    try:
+        await gateway.engine.prepare_grammar(grammar)
+    except ValueError as error:
+        raise InvalidRequestError(str(error), param=param) from error
+    return grammar
 
 
 @router.get("/models")

@@ -9,11 +9,11 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass, replace
 
 from weft.errors import InvalidRequestError, OverloadedError, WeftError
+from weft.gateway.faults import draining_error
 from weft.gateway.metrics import GatewayMetrics
 from weft.messages import (
     EngineClient,
@@ -35,7 +35,7 @@ _OUTCOMES: dict[FinishReason, Outcome] = {
     "abort": "cancelled",
     "error": "error",
 }
-# above this many unread outputs, neighbours are merged: fewer objects, same text
+# above this many unread outputs, those of one choice are merged: fewer objects, same text
 _MERGE_ABOVE = 256
 # how long an engine has to answer an abort when the app closes
 _CLOSE_S = 10.0
@@ -154,22 +154,27 @@ class Generations:
 
 
 class Generation:
-    """Outputs of several jobs, read as `(index, output)` in the order in which they came."""
+    """Outputs of several jobs, read as `(index, output)` in the order in which they came.
+
+    Choice c of job j has the index `j * n + c`.
+    """
 
     def __init__(self, owner: Generations, jobs: Sequence[Job]) -> None:
         self._owner = owner
         self._jobs = jobs
         self._started_s = time.monotonic()
-        self._unread: deque[tuple[int, EngineOutput]] = deque()
+        self._unread: list[tuple[int, EngineOutput]] = []
+        self._place: dict[int, int] = {}  # of each choice's last output in `_unread`
         self._unread_bytes = 0
         self.num_open = len(jobs)
+        self.usages = [Usage(0, 0)] * len(jobs)
         self._changed = asyncio.Event()
         self.is_cancelled = False
         self.is_too_slow = False
 
     @property
-    def num_prompts(self) -> int:
-        return len(self._jobs)
+    def num_choices(self) -> int:
+        return sum(job.request.sampling.n for job in self._jobs)
 
     @property
     def is_over(self) -> bool:
@@ -179,7 +184,7 @@ class Generation:
     def cancel(self) -> None:
         """Stop the engine's work; what was generated is still metered. Idempotent."""
         self.is_cancelled = True
-        self._unread.clear()
+        self._unread = []
         for job in self._jobs:
             self._owner.engine.abort(job.request.request_id)
         self._changed.set()
@@ -193,30 +198,36 @@ class Generation:
                     await self._changed.wait()
             except TimeoutError:
                 return []
-        outputs = list(self._unread)
-        self._unread.clear()
+        outputs, self._unread = self._unread, []
+        self._place.clear()
         self._unread_bytes = 0
         return outputs
 
     async def pump(self, index: int, stream: AsyncIterator[EngineOutput]) -> None:
         """Take one job's outputs to the end, write its usage, then let the reader see the end.
 
+        The usage row's reason is that of the choice that ended last, or "error" where one failed.
         A database that refuses holds up the meter, not the reader.
         """
         job = self._jobs[index]
+        first = index * job.request.sampling.n  # one HTTP request's jobs have the same n
         last = EngineOutput(job.request.request_id, "", (), Usage(0, 0))
+        has_failed, error = False, "The engine went away."
         try:
             async for output in stream:
                 last = output
-                if output.finish_reason is None:
-                    self._put(index, output)
-        except Exception as error:  # whatever it is, the reader and the meter must hear of it
+                self.usages[index] = output.usage
+                has_failed |= output.finish_reason == "error"
+                if not output.is_last:
+                    self._put(first + output.index, output)
+        except Exception as caught:  # whatever it is, the reader and the meter must hear of it
             logger.exception("%s: the engine's stream failed", job.request.request_id)
-            last = replace(last, text="", finish_reason="error", error=str(error))
-        if last.finish_reason is None:
-            last = replace(last, text="", finish_reason="error", error="The engine went away.")
-        reason = last.finish_reason
-        assert reason is not None
+            error = str(caught)
+            last = replace(last, is_last=False)
+        if not last.is_last:  # what it had was read; only its end is new
+            last = EngineOutput(last.request_id, "", (), last.usage, "error", error, is_last=True)
+        assert last.finish_reason is not None, "the last output ends its choice"
+        reason: FinishReason = "error" if has_failed else last.finish_reason
         self._owner.metrics.request_finished(reason, time.monotonic() - self._started_s)
 
         async def write() -> None:
@@ -224,31 +235,38 @@ class Generation:
 
         is_written = await self._owner.try_write(write)
         self.num_open -= 1
-        self._put(index, last)
+        self._put(first + last.index, last)
         if not is_written:
             await self._owner.write_later(write)
 
     def _put(self, index: int, output: EngineOutput) -> None:
         if self.is_cancelled:
             return
-        if len(self._unread) > _MERGE_ABOVE and self._unread[-1][0] == index:
-            previous = self._unread.pop()[1]
-            output = replace(
-                output,
-                text=previous.text + output.text,
-                token_ids=previous.token_ids + output.token_ids,
-            )
-            self._unread_bytes -= _num_bytes(previous)
-        self._unread.append((index, output))
         self._unread_bytes += _num_bytes(output)
+        if len(self._unread) > _MERGE_ABOVE and index in self._place:
+            place = self._place[index]
+            self._unread[place] = (index, _merged(self._unread[place][1], output))
+        else:
+            self._place[index] = len(self._unread)
+            self._unread.append((index, output))
         self._changed.set()
         if self._unread_bytes > self._owner.max_backlog_bytes:
             self.is_too_slow = True
             self.cancel()
 
 
+def _merged(first: EngineOutput, second: EngineOutput) -> EngineOutput:
+    return replace(
+        second,
+        text=first.text + second.text,
+        token_ids=first.token_ids + second.token_ids,
+        logprobs=first.logprobs + second.logprobs,
+    )
+
+
 def _num_bytes(output: EngineOutput) -> int:
-    return 4 * len(output.text) + 8 * len(output.token_ids)
+    num_logprobs = sum(1 + len(entry.top) for entry in output.logprobs)
+    return 4 * len(output.text) + 8 * len(output.token_ids) + 150 * num_logprobs
 
 
 def _refusal(error: Exception) -> WeftError | None:
@@ -264,7 +282,3 @@ def _refusal(error: Exception) -> WeftError | None:
             code="engine_stopped",
         )
     return InvalidRequestError(str(error)) if isinstance(error, ValueError) else None
-
-
-def draining_error() -> OverloadedError:
-    return OverloadedError("The server is shutting down.", retry_after_s=5, code="draining")

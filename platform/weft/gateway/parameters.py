@@ -21,19 +21,11 @@ _LABELS: Mapping[str, type] = {
 
 # values that ask for what happens anyway; null always does
 _NEUTRAL: Mapping[str, tuple[object, ...]] = {
-    "n": (1,),
     "best_of": (1,),
     "store": (False,),
     "service_tier": ("auto", "default"),
-    "frequency_penalty": (0,),
-    "presence_penalty": (0,),
-    "repetition_penalty": (1,),
     "length_penalty": (1,),
-    "min_p": (0,),
-    "min_tokens": (0,),
-    "logit_bias": ({},),
-    "logprobs": (False,),
-    "top_logprobs": (0,),
+    "top_logprobs": (),  # of chat; the legacy route has `logprobs` alone
     "prompt_logprobs": (),
     "echo": (False,),
     "suffix": ("",),
@@ -42,7 +34,6 @@ _NEUTRAL: Mapping[str, tuple[object, ...]] = {
     "parallel_tool_calls": (True, False),  # there are no tool calls
     "functions": ([],),
     "function_call": ("none",),
-    "response_format": ({"type": "text"},),
     "modalities": (["text"],),
     "audio": (),
     "prediction": (),
@@ -52,7 +43,6 @@ _NEUTRAL: Mapping[str, tuple[object, ...]] = {
     "moderation": (),
     "prompt_cache_retention": (),
     "use_beam_search": (False,),
-    "stop_token_ids": ([],),
     "bad_words": ([],),
     "include_stop_str_in_output": (False,),
     "skip_special_tokens": (True,),
@@ -67,13 +57,8 @@ _NEUTRAL: Mapping[str, tuple[object, ...]] = {
     "allowed_token_ids": (),
     "logits_processors": ([],),
     "return_token_ids": (False,),
-    "priority": (0,),
-    "cache_salt": (),
-    "guided_json": (),
-    "guided_regex": (),
     "guided_choice": (),
     "guided_grammar": (),
-    "structured_outputs": (),
 }
 
 

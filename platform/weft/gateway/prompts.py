@@ -1,12 +1,12 @@
-"""From a request's body to tokens and sampling parameters, or a refusal that names the parameter.
+"""From a request's body to tokens, or a refusal that names the parameter.
 
-Knows the tokenizer and the context length; neither the engine nor tenants.
+Knows the tokenizer; neither the engine nor tenants.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 from weft.errors import InvalidRequestError
 from weft.gateway.parameters import refuse_extras
@@ -16,10 +16,8 @@ from weft.gateway.schemas import (
     InferenceRequest,
     require_unicode,
 )
-from weft.messages import SamplingParams
 from weft.tokenizer import BaseTokenizer
 
-COMPLETION_MAX_TOKENS = 16
 # tokenizing this much takes about as long as a hop to a thread costs
 _THREAD_CHARS = 4096
 
@@ -132,48 +130,3 @@ def _bad_prompt() -> InvalidRequestError:
 
 async def _encode(num_chars: int, encode: Callable[[], list[int]]) -> list[int]:
     return encode() if num_chars < _THREAD_CHARS else await asyncio.to_thread(encode)
-
-
-def create_sampling(
-    body: InferenceRequest, prompts: Sequence[tuple[int, ...]], max_model_len: int
-) -> list[SamplingParams]:
-    """Per prompt, since the room left differs. vLLM's defaults: 16 tokens, for chat the room."""
-    requested = body.requested_max_tokens
-    sampling = []
-    for prompt in prompts:
-        room = max_model_len - len(prompt)
-        if room < 1 or (requested is not None and requested > room):
-            prompt_param = "messages" if isinstance(body, ChatRequest) else "prompt"
-            raise _too_long(len(prompt), requested, max_model_len, prompt_param)
-        if requested is not None:
-            limit = requested
-        else:
-            limit = room if isinstance(body, ChatRequest) else min(COMPLETION_MAX_TOKENS, room)
-        sampling.append(_sampling(body, limit))
-    return sampling
-
-
-def _sampling(body: InferenceRequest, max_tokens: int) -> SamplingParams:
-    return SamplingParams(
-        max_tokens=max_tokens,
-        temperature=1.0 if body.temperature is None else body.temperature,
-        top_p=1.0 if body.top_p is None else body.top_p,
-        top_k=max(body.top_k or 0, 0),
-        seed=body.seed,
-        stop=body.stop_strings,
-        ignore_eos=bool(body.ignore_eos),
-    )
-
-
-def _too_long(
-    num_prompt: int, requested: int | None, max_model_len: int, prompt_param: str
-) -> InvalidRequestError:
-    wanted = "" if requested is None else f" and up to {requested} more were asked for"
-    return InvalidRequestError(
-        f"This model's maximum context length is {max_model_len} tokens, but the prompt has "
-        f"{num_prompt} tokens{wanted}. Shorten the prompt or lower the number of tokens.",
-        param="max_tokens"
-        if requested is not None and num_prompt < max_model_len
-        else prompt_param,
-        code="context_length_exceeded",
-    )

@@ -14,9 +14,10 @@ from dataclasses import dataclass
 from starlette.responses import JSONResponse, Response
 from starlette.types import Receive, Scope, Send
 
-from weft.errors import OverloadedError, WeftError
+from weft.errors import WeftError
 from weft.gateway.error_handlers import error_response, error_to_wire
-from weft.gateway.generation import Generation, draining_error
+from weft.gateway.faults import fault_of, slow_reader_error
+from weft.gateway.generation import Generation
 from weft.gateway.wire import AnswerFormat, Choice, Wire, frame, total_usage
 from weft.messages import EngineOutput
 
@@ -53,17 +54,6 @@ async def _watched(generation: Generation, receive: Receive) -> AsyncIterator[No
             generation.cancel()
 
 
-def _fault(output: EngineOutput) -> WeftError | None:
-    """The error of an output that ends a choice badly, else None."""
-    if output.finish_reason == "error":
-        return WeftError(output.error or "The engine failed.")
-    return draining_error() if output.finish_reason == "abort" else None
-
-
-def _slow_reader_error() -> WeftError:
-    return OverloadedError("The client reads too slowly.", code="slow_reader")
-
-
 class AnswerResponse(Response):
     """The whole answer as one object."""
 
@@ -77,21 +67,22 @@ class AnswerResponse(Response):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         generation = self._generation
-        choices = [Choice() for _ in range(generation.num_prompts)]
+        choices = [Choice() for _ in range(generation.num_choices)]
         fault: WeftError | None = None
         async with _watched(generation, receive):
             while not generation.is_over:
                 for index, output in await generation.read(timeout_s=3600.0):
                     choices[index].add(output)
-                    fault = fault or _fault(output)
+                    fault = fault or fault_of(output)
         if generation.is_too_slow:
-            fault = _slow_reader_error()
+            fault = slow_reader_error()
         elif generation.is_cancelled:
             return  # nobody is there to read an answer
         if fault is not None:
             await error_response(fault)(scope, receive, send)
             return
-        await JSONResponse(self._format.answer(choices), headers=self._extra)(scope, receive, send)
+        wire = self._format.answer(choices, total_usage(generation.usages))
+        await JSONResponse(wire, headers=self._extra)(scope, receive, send)
 
 
 class EventStream(Response):
@@ -112,18 +103,19 @@ class EventStream(Response):
         self._format = answer_format
         self._include_usage = include_usage
         self._limits = limits
-        self._choices = [Choice() for _ in range(generation.num_prompts)]
+        self._has_failed = False
+        self._choices = [Choice() for _ in range(generation.num_choices)]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         generation, limits = self._generation, self._limits
         async with _watched(generation, receive):
             outputs = await generation.read(limits.keepalive_s)
-            early = next((f for _, o in outputs if (f := _fault(o)) is not None), None)
+            early = next((f for _, o in outputs if (f := fault_of(o)) is not None), None)
             if early is not None:
                 await error_response(early)(scope, receive, send)
                 return
             await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
-            opening = self._format.opening(generation.num_prompts)
+            opening = self._format.opening(generation.num_choices)
             body = b"".join(self._frame(wire) for wire in opening)
             try:
                 await self._send_all(body, outputs, send)
@@ -145,24 +137,26 @@ class EventStream(Response):
         await self._send(send, body + self._ending(), more=False)
 
     def _frames(self, outputs: list[tuple[int, EngineOutput]]) -> bytes:
-        """One write for all that has come; a token that completes no character shows nothing."""
+        """One write for all that has come; a token that completes no character shows nothing but
+        its log-probability."""
         body = b""
         for index, output in outputs:
-            self._choices[index].add(output)
-            fault = _fault(output)
+            choice = self._choices[index]
+            choice.finish_reason = output.finish_reason
+            fault = fault_of(output)
             if fault is not None:
-                body += frame(error_to_wire(fault))
-            elif output.text or output.finish_reason is not None:
-                chunk = self._format.chunk(index, output.text, output.finish_reason)
-                body += self._frame(chunk)
+                body += b"" if self._has_failed else frame(error_to_wire(fault))
+                self._has_failed = True
+            elif output.text or output.logprobs or output.finish_reason is not None:
+                body += self._frame(self._format.chunk(index, choice, output))
         return body
 
     def _ending(self) -> bytes:
         if self._generation.is_too_slow:
-            return frame(error_to_wire(_slow_reader_error()))
+            return frame(error_to_wire(slow_reader_error()))
         if any(choice.finish_reason not in ("stop", "length") for choice in self._choices):
             return b""  # the error was the last word
-        usage = self._format.usage_chunk(total_usage(self._choices))
+        usage = self._format.usage_chunk(total_usage(self._generation.usages))
         return (frame(usage) if self._include_usage else b"") + b"data: [DONE]\n\n"
 
     def _frame(self, wire: Wire) -> bytes:

@@ -15,7 +15,8 @@ from fastapi import Depends, Request
 
 from weft.db.database import Database
 from weft.db.ids import now
-from weft.gateway.generation import Generation, Generations, Job, draining_error
+from weft.gateway.faults import draining_error
+from weft.gateway.generation import Generation, Generations, Job
 from weft.gateway.metrics import GatewayMetrics
 from weft.gateway.responses import StreamLimits
 from weft.messages import EngineClient, EngineRequest, SamplingParams
@@ -39,6 +40,8 @@ class Work:
     model: ResolvedModel
     prompts: Sequence[tuple[int, ...]]
     sampling: Sequence[SamplingParams]
+    priority: int
+    cache_salt: str
 
 
 class Gateway:
@@ -91,7 +94,7 @@ class Gateway:
         if len(work.prompts) > 1:
             ids = [f"{work.request_id}-{i}" for i in range(len(work.prompts))]
         jobs = [
-            _job(principal, work.model, request_id, prompt, sampling)
+            _job(principal, work, request_id, prompt, sampling)
             for request_id, prompt, sampling in zip(ids, work.prompts, work.sampling, strict=True)
         ]
         return await self._generations.start(jobs)
@@ -119,12 +122,16 @@ class Gateway:
 
 def _job(
     principal: Principal,
-    model: ResolvedModel,
+    work: Work,
     request_id: str,
     prompt: tuple[int, ...],
     sampling: SamplingParams,
 ) -> Job:
-    request = EngineRequest(request_id, principal.tenant_id, prompt, sampling, model.digest)
+    model = work.model
+    request = EngineRequest(
+        request_id, principal.tenant_id, prompt, sampling, model.digest,
+        priority=work.priority, cache_salt=work.cache_salt,
+    )  # fmt: skip
     metered = MeteredRequest(
         event_id=request_id,
         tenant_id=principal.tenant_id,

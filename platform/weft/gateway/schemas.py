@@ -9,7 +9,11 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator
 
+from weft.gateway.structured import StructuredFields
+from weft.messages import MAX_CHOICES, MAX_LOGPROBS
+
 StopString = Annotated[str, StringConstraints(min_length=1, max_length=512)]
+Bias = Annotated[float, Field(ge=-100, le=100, allow_inf_nan=False)]
 TokenIds = list[int]
 
 
@@ -22,8 +26,9 @@ class StreamOptions(BaseModel):
     continuous_usage_stats: Literal[False] | None = None
 
 
-class InferenceRequest(BaseModel):
-    """What both routes share. `adapter_id`, `top_k` and `ignore_eos` are extra fields."""
+class InferenceRequest(StructuredFields):
+    """What both routes share. What OpenAI does not have is called as vLLM calls it; `adapter_id`
+    is our own."""
 
     model_config = ConfigDict(extra="allow", strict=True)
 
@@ -35,9 +40,19 @@ class InferenceRequest(BaseModel):
     temperature: float | None = Field(default=None, ge=0, le=2, allow_inf_nan=False)
     top_p: float | None = Field(default=None, gt=0, le=1, allow_inf_nan=False)
     top_k: int | None = Field(default=None, ge=-1, le=2**31)
+    min_p: float | None = Field(default=None, ge=0, le=1, allow_inf_nan=False)
+    repetition_penalty: float | None = Field(default=None, gt=0, le=2, allow_inf_nan=False)
+    presence_penalty: float | None = Field(default=None, ge=-2, le=2, allow_inf_nan=False)
+    frequency_penalty: float | None = Field(default=None, ge=-2, le=2, allow_inf_nan=False)
+    logit_bias: Annotated[dict[str, Bias], Field(max_length=1024)] | None = None
     seed: int | None = Field(default=None, ge=-(2**63), lt=2**63)
+    n: int | None = Field(default=None, ge=1, le=MAX_CHOICES)
     stop: str | Annotated[list[StopString], Field(max_length=16)] | None = None
+    stop_token_ids: Annotated[list[int], Field(max_length=128)] | None = None
     ignore_eos: bool | None = None
+    min_tokens: int | None = Field(default=None, ge=0)
+    priority: int | None = Field(default=None, ge=-(2**31), lt=2**31)
+    cache_salt: str | None = Field(default=None, min_length=1, max_length=512)
 
     @field_validator("stop")
     @classmethod
@@ -92,6 +107,8 @@ class ChatRequest(InferenceRequest):
 
     messages: Annotated[list[ChatMessage], Field(min_length=1, max_length=4096)]
     max_completion_tokens: int | None = Field(default=None, ge=1)
+    logprobs: bool | None = None
+    top_logprobs: int | None = Field(default=None, ge=0, le=MAX_LOGPROBS)
 
     @property
     def requested_max_tokens(self) -> int | None:
@@ -102,6 +119,7 @@ class CompletionRequest(InferenceRequest):
     """Body of `POST /v1/completions`: a text, its tokens, or a list of either."""
 
     prompt: Any
+    logprobs: int | None = Field(default=None, ge=0, le=MAX_LOGPROBS)
 
     @property
     def requested_max_tokens(self) -> int | None:

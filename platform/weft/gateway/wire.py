@@ -8,38 +8,39 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from weft.messages import EngineOutput, Usage
+from weft.gateway.logprobs import LogprobsFormat
+from weft.messages import EngineOutput, TokenLogprobs, Usage
 
 Wire = dict[str, object]
 
 
 @dataclass(slots=True)
 class Choice:
-    """One prompt's answer as it grows."""
+    """One choice's answer as it grows. `offset` is where a stream's next token begins in its text;
+    only log-probabilities ask for it."""
 
     text: str = ""
     finish_reason: str | None = None
-    usage: Usage = field(default_factory=lambda: Usage(0, 0))
-    error: str | None = None
+    logprobs: list[TokenLogprobs] = field(default_factory=list)
+    offset: int = 0
 
     def add(self, output: EngineOutput) -> None:
         self.text += output.text
-        self.usage = output.usage
         self.finish_reason = output.finish_reason
-        self.error = output.error
+        self.logprobs += output.logprobs
 
 
 class AnswerFormat(Protocol):
     """How one route shows its answers."""
 
-    def answer(self, choices: Sequence[Choice]) -> Wire:
+    def answer(self, choices: Sequence[Choice], usage: Wire) -> Wire:
         """The whole object."""
 
     def opening(self, num_choices: int) -> list[Wire]:
         """Chunks before any text."""
 
-    def chunk(self, index: int, text: str, finish_reason: str | None) -> Wire:
-        """Text that has come, or the end of a choice."""
+    def chunk(self, index: int, choice: Choice, output: EngineOutput) -> Wire:
+        """What has come for a choice, or its end."""
 
     def usage_chunk(self, usage: Wire) -> Wire:
         """The chunk without choices that `include_usage` asks for."""
@@ -62,35 +63,44 @@ class _Envelope:
 
 
 class ChatFormat:
-    """`/v1/chat/completions`."""
+    """`/v1/chat/completions`; `logprobs` where they are asked for."""
 
-    def __init__(self, request_id: str, model: str) -> None:
+    def __init__(self, request_id: str, model: str, logprobs: LogprobsFormat | None) -> None:
         self._envelope = _Envelope(f"chatcmpl-{request_id.removeprefix('req_')}", model)
+        self._logprobs = logprobs
 
-    def answer(self, choices: Sequence[Choice]) -> Wire:
+    def answer(self, choices: Sequence[Choice], usage: Wire) -> Wire:
         shown: list[Wire] = [
             {
                 "index": i,
                 "message": {"role": "assistant", "content": choice.text, "refusal": None},
-                "logprobs": None,
+                "logprobs": None
+                if self._logprobs is None
+                else self._logprobs.chat(choice.logprobs),
                 "finish_reason": choice.finish_reason,
             }
             for i, choice in enumerate(choices)
         ]
-        return {**self._envelope.wrap("chat.completion", shown), "usage": total_usage(choices)}
+        return {**self._envelope.wrap("chat.completion", shown), "usage": usage}
 
     def opening(self, num_choices: int) -> list[Wire]:
         delta: Wire = {"role": "assistant", "content": ""}
-        return [self._chunk(i, delta, None) for i in range(num_choices)]
+        return [self._chunk(i, delta, None, None) for i in range(num_choices)]
 
-    def chunk(self, index: int, text: str, finish_reason: str | None) -> Wire:
-        return self._chunk(index, {"content": text} if text else {}, finish_reason)
+    def chunk(self, index: int, choice: Choice, output: EngineOutput) -> Wire:
+        logprobs = None
+        if self._logprobs is not None and output.logprobs:
+            logprobs = self._logprobs.chat(output.logprobs)
+        delta: Wire = {"content": output.text} if output.text else {}
+        return self._chunk(index, delta, logprobs, output.finish_reason)
 
-    def _chunk(self, index: int, delta: Wire, finish_reason: str | None) -> Wire:
+    def _chunk(
+        self, index: int, delta: Wire, logprobs: Wire | None, finish_reason: str | None
+    ) -> Wire:
         choice: Wire = {
             "index": index,
             "delta": delta,
-            "logprobs": None,
+            "logprobs": logprobs,
             "finish_reason": finish_reason,
         }
         return self._envelope.wrap("chat.completion.chunk", [choice])
@@ -100,34 +110,46 @@ class ChatFormat:
 
 
 class CompletionFormat:
-    """`/v1/completions`."""
+    """`/v1/completions`; `logprobs` where they are asked for."""
 
-    def __init__(self, request_id: str, model: str) -> None:
+    def __init__(self, request_id: str, model: str, logprobs: LogprobsFormat | None) -> None:
         self._envelope = _Envelope(f"cmpl-{request_id.removeprefix('req_')}", model)
+        self._logprobs = logprobs
 
-    def answer(self, choices: Sequence[Choice]) -> Wire:
-        shown = [_text_choice(i, c.text, c.finish_reason) for i, c in enumerate(choices)]
-        return {**self._envelope.wrap("text_completion", shown), "usage": total_usage(choices)}
+    def answer(self, choices: Sequence[Choice], usage: Wire) -> Wire:
+        shown = [
+            self._choice(i, choice.text, choice.finish_reason, choice.logprobs, 0)
+            for i, choice in enumerate(choices)
+        ]
+        return {**self._envelope.wrap("text_completion", shown), "usage": usage}
 
     def opening(self, num_choices: int) -> list[Wire]:
         return []
 
-    def chunk(self, index: int, text: str, finish_reason: str | None) -> Wire:
-        return self._envelope.wrap("text_completion", [_text_choice(index, text, finish_reason)])
+    def chunk(self, index: int, choice: Choice, output: EngineOutput) -> Wire:
+        shown = self._choice(
+            index, output.text, output.finish_reason, output.logprobs, choice.offset
+        )
+        if self._logprobs is not None:
+            choice.offset += sum(map(self._logprobs.num_chars, output.logprobs))
+        return self._envelope.wrap("text_completion", [shown])
+
+    def _choice(
+        self, index: int, text: str, finish_reason: str | None,
+        logprobs: Sequence[TokenLogprobs], offset: int,
+    ) -> Wire:  # fmt: skip
+        shown = None if self._logprobs is None else self._logprobs.legacy(logprobs, offset)
+        return {"index": index, "text": text, "logprobs": shown, "finish_reason": finish_reason}
 
     def usage_chunk(self, usage: Wire) -> Wire:
         return {**self._envelope.wrap("text_completion", []), "usage": usage}
 
 
-def _text_choice(index: int, text: str, finish_reason: str | None) -> Wire:
-    return {"index": index, "text": text, "logprobs": None, "finish_reason": finish_reason}
-
-
-def total_usage(choices: Sequence[Choice]) -> Wire:
-    """The engine's counts over all choices."""
-    prompt = sum(choice.usage.num_prompt_tokens for choice in choices)
-    completion = sum(choice.usage.num_completion_tokens for choice in choices)
-    cached = sum(choice.usage.num_cached_tokens for choice in choices)
+def total_usage(usages: Sequence[Usage]) -> Wire:
+    """The engine's counts over all prompts; a prompt counts once for all its choices."""
+    prompt = sum(usage.num_prompt_tokens for usage in usages)
+    completion = sum(usage.num_completion_tokens for usage in usages)
+    cached = sum(usage.num_cached_tokens for usage in usages)
     return {
         "prompt_tokens": prompt,
         "completion_tokens": completion,
