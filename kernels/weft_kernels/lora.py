@@ -141,7 +141,8 @@ def grouped_mm(x_NI: Tensor, w_GIO: Tensor, ends_G: Tensor) -> Tensor:
     whole = 16 // x_NI.element_size()
     num_in, num_out = w_GIO.shape[1:]
     if num_in % whole or num_out % whole:
-        # torch takes rows of whole 16 bytes only; slow, but no width of a real base comes here
+        # torch takes rows of whole 16 bytes only; slow, but of a real base only a shared expert's
+        # gate, one column wide, comes here
         x_NI = functional.pad(x_NI, (0, -num_in % whole))
         w_GIO = functional.pad(w_GIO, (0, -num_out % whole, 0, -num_in % whole))
         return grouped_mm(x_NI, w_GIO, ends_G)[:, :num_out]

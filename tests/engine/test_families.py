@@ -169,7 +169,10 @@ def bench(
 ) -> Bench:
     case = CASES[request.param]
     root = tmp_path_factory.mktemp(case.model_type)
-    return create_bench(root, create_model(case), case.adapters, **case.save)
+    bench = create_bench(root, create_model(case), case.adapters, **case.save)
+    is_sharded = (bench.base_dir / "model.safetensors.index.json").is_file()
+    assert is_sharded == bool(case.save)
+    return bench
 
 
 def create_requests(bench: Bench, digests: dict[str, str]) -> Iterator[EngineRequest]:

@@ -148,6 +148,17 @@ def test_a_query_does_not_see_what_fell_out_of_its_window(device: torch.device) 
         assert not torch.equal(changed[row], got[row])
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_what_is_not_finite_shows_although_out_of_the_window(
+    value: float, device: torch.device
+) -> None:
+    """The runner looks at a request's last row to learn that none of its blocks is spoilt."""
+    for cache in ("k_cache", "v_cache"):
+        case = create_case([(9, 40)])
+        getattr(case, cache)[case.tables[0][0], 1] = value
+        assert not case.run(device, 5)[-1].isfinite().all()
+
+
 def test_masks_are_built_once_for_each_window(device: torch.device) -> None:
     case = create_case([(1, 9), (9, 9)])
     buckets = create_attention_buckets(case.spans, case.tables, case.block_size, device, (5, None))
