@@ -10,7 +10,7 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help install demo serve test lint format bench clean
+.PHONY: help install demo serve test verify lint format bench clean
 
 help: ## this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -34,8 +34,12 @@ demo: install ## two tenants, their adapters, one base, one batch
 serve: install ## the same, and stay up until Ctrl-C
 	$(BIN)/weft demo --serve
 
+# the engine's part runs on images without the web's packages, so its tests run without them, too
+ENGINE_TESTS := tests/adapters tests/engine tests/kernels
+
 test: install ## the whole test suite
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -p tests.without_web $(ENGINE_TESTS)
+	$(BIN)/python -m pytest $(ENGINE_TESTS:%=--ignore=%)
 
 lint: install ## formatting, lint, types, import layers
 	$(BIN)/ruff format --check .
@@ -46,6 +50,10 @@ lint: install ## formatting, lint, types, import layers
 format: install ## rewrite files as `make lint` wants them
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+verify: install ## the long checks: 5,000 requests under churn, 20 minutes of full load
+	$(BIN)/python -m benchmarks.churn --json-dir benchmarks/results
+	$(BIN)/python -m benchmarks.soak --json-dir benchmarks/results
 
 bench: install ## Weft against PEFT's mixed batches; writes benchmarks/results/
 	$(BIN)/python -m benchmarks.peft_mixed_batch --json-dir benchmarks/results

@@ -10,6 +10,7 @@ memory is sampled every second. At the end every block, page and adapter referen
 from __future__ import annotations
 
 import argparse
+import gc
 import os
 import random
 import tempfile
@@ -24,6 +25,7 @@ from benchmarks.population import Population
 
 from weft.engine.build import BuiltEngine, build_engine
 from weft.engine.config import MIB, EngineConfig
+from weft.engine.req import Req
 from weft.messages import EngineOutput, EngineRequest, SamplingParams
 from weft_adapters.states import AdapterState
 from weft_adapters.store import FolderStore
@@ -32,6 +34,7 @@ NAME = "soak"
 NUM_NAMES = 24
 MAX_IN_FLIGHT = 48
 ABORT_SHARE = 0.05
+ID_PREFIX = "soak-"
 UPLOAD_EVERY_S = 0.2
 # the rest, after the caches and allocators have filled, is compared half with half
 WARM_UP_SHARE = 0.4
@@ -41,6 +44,13 @@ SETTLED = (AdapterState.ABSENT, AdapterState.HOST, AdapterState.DEVICE, AdapterS
 def resident_bytes() -> int:
     pages = int(Path("/proc/self/statm").read_text().split()[1])
     return pages * os.sysconf("SC_PAGE_SIZE")
+
+
+def num_live_reqs() -> int:
+    """Requests of a soak that something still refers to."""
+    gc.collect()
+    reqs = [thing for thing in gc.get_objects() if type(thing) is Req]
+    return sum(req.request.request_id.startswith(ID_PREFIX) for req in reqs)
 
 
 @dataclass(slots=True)
@@ -150,7 +160,7 @@ class Soak:
         # half of the prompts begin alike, as prompts of one application do
         shared = list(range(40)) if rng.random() < 0.5 else []
         own = [rng.randrange(TINY_VOCAB_SIZE) for _ in range(rng.randint(1, 80))]
-        request_id = str(self.num_requests)
+        request_id = f"{ID_PREFIX}{self.num_requests}"
         request = EngineRequest(
             request_id, f"tenant-{rng.randrange(4)}", tuple(shared + own), self._sampling(), digest
         )
@@ -195,6 +205,7 @@ class Soak:
         assert not self._engine.adapters.held, "adapters are still held"
         references = {d: e.num_references for d, e in tiers._entries.items() if e.num_references}
         assert not references, f"adapters are still referred to: {references}"
+        assert num_live_reqs() <= MAX_IN_FLIGHT, "requests that have ended are kept in memory"
         self._engine.integrity()
 
     def figures(self) -> dict[str, object]:
@@ -207,6 +218,7 @@ class Soak:
             "uploads": self._population.num_uploads,
             "deleted": self._population.num_deleted,
             "resident_mib": [round(before / MIB, 1), round(after / MIB, 1)],
+            "versions_known_to_tiers": len(self.built.tiers.states()),
             "growth_mib": self.memory.growth_bytes / MIB,
             "slope_mib_per_minute": self.memory.slope_bytes_per_minute / MIB,
         }
