@@ -33,11 +33,15 @@ class ServerSettings:
     max_running: int | None = None
     max_waiting: int | None = None
     max_step_tokens: int | None = None
+    max_running_per_tenant: int | None = None
     max_adapters_in_batch: int | None = None
     max_adapter_rank: int | None = None
     kv_bytes: int | None = None
     adapter_bytes: int | None = None
     host_adapter_bytes: int | None = None
+    swap_bytes: int | None = None
+    prefix_cache: bool = True
+    share_base_prefix: bool = False
     num_threads: int | None = None
     max_upload_bytes: int = 1024 * MIB
     max_body_bytes: int = 4 * MIB
@@ -98,9 +102,19 @@ _ENGINE_SIZES = (
     "kv_bytes",
     "adapter_bytes",
     "host_adapter_bytes",
+    "max_running_per_tenant",
+    "swap_bytes",
 )
 # all that the engine is started with, besides its folders
-ENGINE_KEYS = ("base_name", "dtype", "device", "num_threads", *_ENGINE_SIZES)
+ENGINE_KEYS = (
+    "base_name",
+    "dtype",
+    "device",
+    "num_threads",
+    "prefix_cache",
+    "share_base_prefix",
+    *_ENGINE_SIZES,
+)
 _POSITIVE = (
     *_ENGINE_SIZES,
     "max_upload_bytes",

@@ -43,6 +43,9 @@ def serve(
     max_step_tokens: Annotated[
         int | None, typer.Option(help=f"Tokens in one step. {_AUTO}")
     ] = _D.max_step_tokens,
+    max_running_per_tenant: Annotated[
+        int | None, typer.Option(help="Requests of one tenant in one batch. Default: no cap.")
+    ] = _D.max_running_per_tenant,
     max_adapters: Annotated[
         int | None, typer.Option(help=f"Adapters in one batch. {_AUTO}")
     ] = _D.max_adapters_in_batch,
@@ -56,6 +59,16 @@ def serve(
     host_adapter_mib: Annotated[
         int | None, typer.Option(help=f"MiB for adapters in host memory. {_AUTO}")
     ] = None,
+    swap_mib: Annotated[
+        int | None, typer.Option(help="MiB of host memory for preempted requests. Default: none.")
+    ] = None,
+    prefix_cache: Annotated[
+        bool, typer.Option(help="Keep prompts for later ones that begin alike.")
+    ] = _D.prefix_cache,
+    share_base_prefix: Annotated[
+        bool,
+        typer.Option(help="Share prompts to the base model itself between tenants, too."),
+    ] = _D.share_base_prefix,
     threads: Annotated[
         int | None, typer.Option(help=f"CPU threads of the engine. {_AUTO}")
     ] = _D.num_threads,
@@ -80,11 +93,15 @@ def serve(
             max_running=max_running,
             max_waiting=max_waiting,
             max_step_tokens=max_step_tokens,
+            max_running_per_tenant=max_running_per_tenant,
             max_adapters_in_batch=max_adapters,
             max_adapter_rank=max_rank,
             kv_bytes=_bytes(kv_mib),
             adapter_bytes=_bytes(adapter_mib),
             host_adapter_bytes=_bytes(host_adapter_mib),
+            swap_bytes=_bytes(swap_mib),
+            prefix_cache=prefix_cache,
+            share_base_prefix=share_base_prefix,
             num_threads=threads,
             max_upload_bytes=max_upload_mib * MIB,
             drain_deadline_s=drain_deadline,

@@ -58,7 +58,8 @@ class Run:
 
 
 def create_requests(load: Load, vocab_size: int, label: str) -> list[EngineRequest]:
-    """Greedy requests over random tokens; the same for the same load."""
+    """Greedy requests over random tokens; the same for the same load. No two labels share a
+    prefix, so that a run finds nothing that the one before it left in the cache."""
     rng = random.Random(load.seed)
     sampling = SamplingParams(load.output_len, temperature=0, ignore_eos=True)
     return [
@@ -68,6 +69,7 @@ def create_requests(load: Load, vocab_size: int, label: str) -> list[EngineReque
             tuple(rng.randrange(vocab_size) for _ in range(load.input_len)),
             sampling,
             load.digests[i % len(load.digests)] if load.digests else None,
+            cache_salt=label,
         )
         for i in range(load.num_requests)
     ]

@@ -25,6 +25,7 @@ class EngineConfig:
     `max_model_len`: prompt plus answer, None = the base's own limit. `kv_bytes`: None = room for
     `max_running` requests of full length, at most a quarter of the free memory.
     `max_waiting`: requests beyond this are refused. `num_threads`: 0 leaves torch's own choice.
+    `max_running_per_tenant` caps what one tenant runs at once, besides its own share's cap.
     `prefix_cache` keeps blocks of finished requests for others of the same tenant and adapter that
     begin alike; `share_base_prefix` also between tenants, for the base model alone. `swap_bytes`:
     host memory for requests that are preempted; beyond it they are computed again.
@@ -48,6 +49,7 @@ class EngineConfig:
     kv_bytes: int | None = None
     adapter_bytes: int = 256 * MIB
     host_adapter_bytes: int = 512 * MIB
+    max_running_per_tenant: int | None = None
     prefix_cache: bool = True
     share_base_prefix: bool = False
     swap_bytes: int = 0
@@ -68,6 +70,7 @@ class EngineConfig:
             "adapter_bytes": self.adapter_bytes,
             "host_adapter_bytes": self.host_adapter_bytes,
             "max_model_len": self.max_model_len or 1,
+            "max_running_per_tenant": self.max_running_per_tenant or 1,
             "kv_bytes": self.kv_bytes or 1,
         }
         for key, value in counts.items():
@@ -170,6 +173,8 @@ def resolve_memory(
     # the packed working copy of the adapters in use: about as large as the pool, more where an
     # adapter touches only some experts or sites that others do not
     needed = plan.weight_bytes + plan.kv_bytes + 2 * plan.adapter_bytes
+    if device.type == "cpu":
+        needed += config.swap_bytes
     if needed > free:
         raise ValueError(
             f"weights ({plan.weight_bytes}), KV cache ({plan.kv_bytes}) and adapters "

@@ -114,6 +114,7 @@ class Engine:
             eos_token_ids=eos_token_ids,
             prefix_roots=prefix_roots,
             num_host_blocks=num_host_blocks,
+            max_running_per_tenant=config.max_running_per_tenant,
         )
         self.counters = EngineCounters()
         self._reqs: dict[str, list[Req]] = {}

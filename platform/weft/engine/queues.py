@@ -30,6 +30,7 @@ class TenantQueue:
 
     tenant_id: str
     share: TenantShare
+    max_running: int | None = None
     num_running: int = 0
     adapters: dict[str | None, list[Req]] = field(default_factory=dict)
     counters: VirtualCounters[str | None] = field(default_factory=VirtualCounters)
@@ -37,7 +38,8 @@ class TenantQueue:
     @property
     def may_start(self) -> bool:
         """False while the tenant runs as many sequences as it may."""
-        return self.share.max_running is None or self.num_running < self.share.max_running
+        caps = (self.share.max_running, self.max_running)
+        return all(cap is None or self.num_running < cap for cap in caps)
 
     def heads(self, now: float) -> list[Req]:
         """The first request of each adapter, in the order in which they should be tried."""
@@ -55,9 +57,11 @@ class TenantQueue:
 
 
 class WaitingQueues:
-    """All that waits. The counters outlive the queues of their tenants."""
+    """All that waits. The counters outlive the queues of their tenants. `max_running` caps what
+    each tenant runs at once, whatever its share says."""
 
-    def __init__(self) -> None:
+    def __init__(self, max_running: int | None = None) -> None:
+        self._max_running = max_running
         self.tenants: dict[str, TenantQueue] = {}
         self.counters: VirtualCounters[str] = VirtualCounters()
         self._waiting: dict[Req, None] = {}
@@ -75,7 +79,9 @@ class WaitingQueues:
         """The tenant's queue, with the share that its latest request came with."""
         queue = self.tenants.get(req.tenant_id)
         if queue is None:
-            queue = self.tenants[req.tenant_id] = TenantQueue(req.tenant_id, req.request.share)
+            queue = self.tenants[req.tenant_id] = TenantQueue(
+                req.tenant_id, req.request.share, self._max_running
+            )
         return queue
 
     def add(self, req: Req) -> None:

@@ -63,6 +63,7 @@ class Scheduler:
         eos_token_ids: frozenset[int],
         prefix_roots: PrefixRoots | None = None,
         num_host_blocks: int = 0,
+        max_running_per_tenant: int | None = None,
     ) -> None:
         if max_running < 1 or max_step_tokens < max_running or max_adapters_in_batch < 1:
             raise ValueError(
@@ -74,7 +75,7 @@ class Scheduler:
         self._adapters = adapters
         self._max_step_tokens = max_step_tokens
         self._eos_token_ids = eos_token_ids
-        self.waiting = WaitingQueues()
+        self.waiting = WaitingQueues(max_running_per_tenant)
         self._running = RunningSet(
             self.waiting, self.memory, adapters, max_running, max_adapters_in_batch
         )
