@@ -127,9 +127,10 @@ class Churn:
         name = None if self._rng.random() < BASE_SHARE else self._rng.choice(names)
         digest = None if name is None else self._population.current[name]
         sampling = SamplingParams(self._rng.randint(1, MAX_TOKENS), temperature=0, ignore_eos=True)
-        tenant = f"tenant-{(number if name is None else NUM_NAMES + names.index(name)) % 3}"
+        # a name is one tenant's; every tenant also asks the base
+        owner = number if name is None else int(name.removeprefix("name-"))
         request = EngineRequest(
-            str(number), tenant, self._rng.choice(self._prompts), sampling, digest
+            str(number), f"tenant-{owner % 3}", self._rng.choice(self._prompts), sampling, digest
         )
         self.generated[request.request_id] = Generated(
             digest, request.prompt_token_ids, sampling.max_tokens
