@@ -116,6 +116,13 @@ def test_the_same_adapter_is_right_by_its_skill(demo_oracle: Oracle, tmp_path: P
         ({"id": "a", "prompt_token_ids": [10**6]}, "vocabulary"),
         ({"id": "a", "prompt": "x", "max_tokens": True}, "max_tokens"),
         ({"id": "a", "prompt": "x", "stop": [1]}, "stop"),
+        ({"id": "a", "prompt": "x", "temperature": 3}, "temperature must be"),
+        ({"id": "a", "prompt": "x", "n": 0}, "n must be"),
+        ({"id": "a", "prompt": "x", "min_tokens": 200}, "min_tokens must be"),
+        ({"id": "a", "prompt": "x", "logit_bias": {"264": 1}}, "Token id 264 is outside"),
+        ({"id": "a", "prompt": "x", "guided_regex": "("}, "not closed"),
+        ({"id": "a", "prompt": "x", "guided_regex": "a", "guided_json": {}}, "send one of them"),
+        ({"id": "a", "prompt": "x", "response_format": {"type": "xml"}}, "response_format"),
         ({"id": "a", "messages": [{"role": "user"}]}, "content"),
         ({"id": "good", "prompt": "x"}, "twice"),
     ],
@@ -133,6 +140,28 @@ def test_a_bad_request_line_is_refused_with_its_number_and_nothing_runs(
     assert "line 2" in flat
     assert message in flat
     assert not out.exists()
+
+
+def test_the_apis_parameters_hold_offline(demo_oracle: Oracle, tmp_path: Path) -> None:
+    schema = {"type": "object", "properties": {"ok": {"type": "boolean"}}, "required": ["ok"]}
+    base = {"prompt": "Say: ", "temperature": 1.2, "seed": 1}
+    lines = [
+        {"id": "several", **base, "n": 3, "max_tokens": 6, "ignore_eos": True, "logprobs": 2},
+        {"id": "json", **base, "guided_json": schema, "adapter": "extract"},
+        {"id": "biased", **base, "logit_bias": {"65": 100}, "min_tokens": 4, "max_tokens": 4},
+        {"id": "stopped", **base, "logit_bias": {"65": 100}, "stop_token_ids": [65]},
+    ]
+    several, grammar, biased, stopped = run_generate(demo_oracle, tmp_path, lines)
+    choices = several["choices"]
+    assert [choice["index"] for choice in choices] == [0, 1, 2]
+    assert len({choice["text"] for choice in choices}) > 1
+    assert several["usage"]["completion_tokens"] == 18
+    for choice in choices:
+        assert [e["token_id"] for e in choice["logprobs"]] == choice["token_ids"]
+        assert all(len(e["top_logprobs"]) == 2 for e in choice["logprobs"])
+    assert isinstance(json.loads(grammar["text"])["ok"], bool)
+    assert (biased["text"], biased["finish_reason"]) == ("AAAA", "length")
+    assert (stopped["token_ids"], stopped["finish_reason"]) == ([65], "stop")
 
 
 def test_a_refused_adapter_names_its_faults(tmp_path: Path) -> None:

@@ -47,8 +47,11 @@ def generate(
 
     A request is {"id": "1", "adapter": NAME or null, "prompt": "..."}; instead of prompt,
     "prompt_token_ids" or chat "messages"; and as wanted: max_tokens, temperature, top_p, top_k,
-    seed, stop, ignore_eos. A result is {"id", "adapter", "token_ids", "text", "finish_reason",
-    "usage"}; results are in the order of the requests.
+    min_p, seed, n, stop, stop_token_ids, ignore_eos, min_tokens, repetition_penalty,
+    presence_penalty, frequency_penalty, logit_bias, logprobs (a number), priority, and
+    response_format or guided_json or guided_regex as in the API. A result is {"id", "adapter",
+    "token_ids", "text", "finish_reason", "usage"}, with "logprobs" where asked for; with n above 1
+    the answers are in its "choices". Results are in the order of the requests.
     """
     from weft.engine.config import EngineConfig
 
@@ -112,7 +115,7 @@ def _run(
             built.tiers.close()
     return {
         "requests": len(finished),
-        "errors": sum(c.finish_reason == "error" for c in finished.values()),
-        "output_tokens": sum(len(c.token_ids) for c in finished.values()),
+        "errors": sum(any(x.error for x in c.choices) for c in finished.values()),
+        "output_tokens": sum(c.usage.num_completion_tokens for c in finished.values()),
         "out": str(out_path),
     }

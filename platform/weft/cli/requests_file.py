@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from weft.messages import EngineRequest, SamplingParams
+from weft.errors import InvalidRequestError
+from weft.gateway.structured import StructuredFields, grammar_of
+from weft.messages import EngineRequest, Grammar, SamplingParams, TokenLogprobs
 
 if TYPE_CHECKING:
     from weft.engine.build import BuiltEngine
@@ -26,8 +28,9 @@ class Message(BaseModel):
     content: str
 
 
-class RequestLine(BaseModel):
-    """One request. Exactly one of `prompt`, `prompt_token_ids` and `messages` is given."""
+class RequestLine(StructuredFields):
+    """One request. Exactly one of `prompt`, `prompt_token_ids` and `messages` is given; the ranges
+    of the sampling parameters are those of `SamplingParams`."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
     id: Annotated[str, Field(min_length=1)]
@@ -35,13 +38,23 @@ class RequestLine(BaseModel):
     prompt_token_ids: list[int] | None = None
     messages: Annotated[list[Message], Field(min_length=1)] | None = None
     adapter: str | None = None
-    max_tokens: Annotated[int, Field(ge=1)] = _DEFAULT_MAX_TOKENS
-    temperature: Annotated[float, Field(ge=0, le=2)] = 1.0
-    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
-    top_k: Annotated[int, Field(ge=0)] = 0
+    max_tokens: int = _DEFAULT_MAX_TOKENS
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: dict[int, float] = Field(default_factory=dict, strict=False)
     seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
+    n: int = 1
     stop: str | list[Annotated[str, Field(min_length=1)]] | None = None
+    stop_token_ids: list[int] = Field(default_factory=list)
     ignore_eos: bool = False
+    min_tokens: int = 0
+    logprobs: int | None = None
+    priority: int = 0
 
     @model_validator(mode="after")
     def _has_one_prompt(self) -> RequestLine:
@@ -65,10 +78,27 @@ class RequestLine(BaseModel):
             temperature=self.temperature,
             top_p=self.top_p,
             top_k=self.top_k,
+            min_p=self.min_p,
+            repetition_penalty=self.repetition_penalty,
+            presence_penalty=self.presence_penalty,
+            frequency_penalty=self.frequency_penalty,
+            logit_bias=tuple(self.logit_bias.items()),
             seed=self.seed,
+            n=self.n,
             stop=tuple(stop),
+            stop_token_ids=tuple(self.stop_token_ids),
             ignore_eos=self.ignore_eos,
+            min_tokens=self.min_tokens,
+            logprobs=self.logprobs,
+            grammar=self._grammar(),
         )
+
+    def _grammar(self) -> Grammar | None:
+        try:
+            found = grammar_of(self)
+        except InvalidRequestError as error:
+            raise ValueError(error.message) from error
+        return None if found is None else found[1]
 
 
 def read_requests(
@@ -108,7 +138,9 @@ def _parse(
         raise ValueError(f"adapter {line.adapter!r} is not among the --adapter options")
     digest = None if line.adapter is None else digests[line.adapter]
     tokens = tuple(line.tokens(built.tokenizer))
-    request = EngineRequest(line.id, "offline", tokens, line.sampling(), digest)
+    request = EngineRequest(
+        line.id, "offline", tokens, line.sampling(), digest, priority=line.priority
+    )
     built.engine.check(request)
     return request, line.adapter
 
@@ -126,20 +158,35 @@ def _sentence(error: ValueError) -> str:
 
 
 def result_line(completion: Completion, adapter: str | None) -> dict[str, object]:
-    """One line of the output file."""
+    """One line of the output file: one for a request, as in vLLM's batches. Several choices stand
+    in a list, a single one in the line itself."""
     usage = completion.usage
-    line: dict[str, object] = {
-        "id": completion.request_id,
-        "adapter": adapter,
+    line: dict[str, object] = {"id": completion.request_id, "adapter": adapter}
+    if len(completion.choices) == 1:
+        line |= _choice(completion)
+    else:
+        line["choices"] = [{"index": c.index, **_choice(c)} for c in completion.choices]
+    line["usage"] = {
+        "prompt_tokens": usage.num_prompt_tokens,
+        "completion_tokens": usage.num_completion_tokens,
+        "total_tokens": usage.num_prompt_tokens + usage.num_completion_tokens,
+    }
+    return line
+
+
+def _choice(completion: Completion) -> dict[str, object]:
+    shown: dict[str, object] = {
         "token_ids": completion.token_ids,
         "text": completion.text,
         "finish_reason": completion.finish_reason,
-        "usage": {
-            "prompt_tokens": usage.num_prompt_tokens,
-            "completion_tokens": usage.num_completion_tokens,
-            "total_tokens": usage.num_prompt_tokens + usage.num_completion_tokens,
-        },
     }
+    if completion.logprobs:
+        shown["logprobs"] = [_logprobs(entry) for entry in completion.logprobs]
     if completion.error is not None:
-        line["error"] = completion.error
-    return line
+        shown["error"] = completion.error
+    return shown
+
+
+def _logprobs(entry: TokenLogprobs) -> dict[str, object]:
+    top = [{"token_id": token, "logprob": logprob} for token, logprob in entry.top]
+    return {"token_id": entry.token_id, "logprob": entry.logprob, "top_logprobs": top}

@@ -21,11 +21,17 @@ class AdapterRefusedError(ValueError):
 
 @dataclass(slots=True)
 class Completion:
-    """One finished request; times are monotonic seconds of each token's arrival."""
+    """One finished choice; times are monotonic seconds of each token's arrival.
+
+    `choices` of the first one are all of the request, itself included; its `usage` is all of
+    theirs.
+    """
 
     request_id: str
     adapter_digest: str | None
     usage: Usage
+    index: int = 0
+    choices: list[Completion] = field(default_factory=list)
     text: str = ""
     token_ids: list[int] = field(default_factory=list)
     token_times_s: list[float] = field(default_factory=list)
@@ -40,6 +46,17 @@ class Completion:
         self.logprobs += output.logprobs
         self.usage = output.usage
         self.finish_reason, self.error = output.finish_reason, output.error
+
+    @classmethod
+    def create(cls, request: EngineRequest) -> Completion:
+        """The first choice of a request, before any output."""
+        usage = Usage(len(request.prompt_token_ids), 0)
+        choices = [
+            cls(request.request_id, request.adapter_digest, usage, index)
+            for index in range(request.sampling.n)
+        ]
+        choices[0].choices = choices
+        return choices[0]
 
 
 def register_folder(built: BuiltEngine, store: FolderStore, folder: Path) -> str:
@@ -86,21 +103,23 @@ def run_requests(
     requests: Iterable[EngineRequest],
     on_finish: Callable[[Completion], None] = lambda completion: None,
 ) -> Mapping[str, Completion]:
-    """Run to the end; the completions by request id. ValueError for one that can never run."""
+    """Run to the end; the first choices by request id. ValueError for one that can never run.
+
+    `on_finish` is called with a request's first choice when all have ended.
+    """
     engine = built.engine
     completions: dict[str, Completion] = {}
     for request in requests:
         engine.add(request)
-        completions[request.request_id] = Completion(
-            request.request_id, request.adapter_digest, Usage(len(request.prompt_token_ids), 0)
-        )
+        completions[request.request_id] = Completion.create(request)
     while engine.has_work:
         outputs = engine.step()
         now = time.monotonic()
         for output in outputs:
             completion = completions[output.request_id]
-            completion.take(output, now)
-            if output.finish_reason is not None:
+            completion.choices[output.index].take(output, now)
+            completion.usage = output.usage
+            if output.is_last:
                 on_finish(completion)
         if not outputs and not engine.scheduler.running:
             time.sleep(0.001)  # all that is left waits for an adapter on its way
