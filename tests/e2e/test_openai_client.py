@@ -105,8 +105,8 @@ def test_errors_have_openais_classes(client: openai.OpenAI, server: Server, glob
         client.chat.completions.create(model="shout", messages=messages, max_tokens=10**6)
     assert bad.value.code == "context_length_exceeded"
     with pytest.raises(openai.BadRequestError) as unsupported:
-        client.chat.completions.create(model="shout", messages=messages, logprobs=True)
-    assert unsupported.value.param == "logprobs"
+        client.chat.completions.create(model="shout", messages=messages, store=True)
+    assert unsupported.value.param == "store"
     stranger = openai.OpenAI(base_url=f"{server.url}/v1", api_key="weft_live_no", max_retries=0)
     with stranger, pytest.raises(openai.AuthenticationError):
         stranger.models.list()
