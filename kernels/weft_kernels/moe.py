@@ -21,6 +21,7 @@ from torch import Tensor
 
 from weft_kernels.activation import silu_mul
 from weft_kernels.lora import LoraBatch, PackedSites, grouped_mm
+from weft_kernels.quantized import QuantizedMatrix
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +31,15 @@ class ExpertWeights:
     router_HE: Tensor
     gate_up_EHF: Tensor
     down_EFH: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class QuantizedExperts:
+    """The same with experts of few bits; the router stays as it was trained."""
+
+    router_HE: Tensor
+    gate_up_EHF: QuantizedMatrix
+    down_EFH: QuantizedMatrix
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +83,21 @@ def _count_ends(groups: Tensor, num_groups: int) -> Tensor:
     return counts.cumsum(0).to(torch.int32)
 
 
+def expert_mm(x_PI: Tensor, w_EIO: Tensor | QuantizedMatrix, ends_E: Tensor) -> Tensor:
+    """`y[p] = x[p] w[e]` for pairs sorted by expert: expert e ends before row `ends_E[e]`.
+
+    x_PI `[P, I]`; w_EIO `[E, I, O]`; ends_E int32 `[E]`; y `[P, O]`. Quantized experts are
+    dequantized here, the min(P, E) first ones of those in use and then the idle: which are in use
+    is not known without waiting for the device. That saves memory and costs time.
+    """
+    if isinstance(w_EIO, Tensor):
+        return grouped_mm(x_PI, w_EIO, ends_E)
+    counts_E = ends_E.diff(prepend=ends_E.new_zeros(1))
+    used_U = (counts_E == 0).int().argsort(stable=True)[: max(1, x_PI.shape[0])]
+    ends_U = counts_E.index_select(0, used_U).cumsum(0).to(torch.int32)
+    return grouped_mm(x_PI, w_EIO.select(used_U).dense(), ends_U)
+
+
 def _add_expert_lora_(
     ys: Sequence[Tensor],
     x_PI: Tensor,
@@ -114,7 +139,7 @@ def _add_expert_lora_(
 
 def moe(
     x_TH: Tensor,
-    weights: ExpertWeights,
+    weights: ExpertWeights | QuantizedExperts,
     top_k: int,
     renormalize: bool,
     sites: Sequence[PackedSites],
@@ -127,11 +152,11 @@ def moe(
     weights_TK, experts_TK = route(x_TH @ weights.router_HE, top_k, renormalize)
     pairs = _sort_pairs(experts_TK, weights.router_HE.shape[1])
     x_PH = x_TH.index_select(0, pairs.token_P)
-    gate_up_PF = grouped_mm(x_PH, weights.gate_up_EHF, pairs.ends_E)
+    gate_up_PF = expert_mm(x_PH, weights.gate_up_EHF, pairs.ends_E)
     if batch.groups and any(sites[:2]):
         _add_expert_lora_(gate_up_PF.chunk(2, dim=1), x_PH, sites[:2], pairs, batch)
     act_PF = silu_mul(gate_up_PF)
-    out_PH = grouped_mm(act_PF, weights.down_EFH, pairs.ends_E)
+    out_PH = expert_mm(act_PF, weights.down_EFH, pairs.ends_E)
     if batch.groups and sites[2]:
         _add_expert_lora_([out_PH], act_PF, sites[2:], pairs, batch)
     picked_PH = out_PH.index_select(0, pairs.position_TK.flatten())

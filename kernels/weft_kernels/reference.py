@@ -118,6 +118,28 @@ def adapted_linear(
     return out_TO
 
 
+def rounded_int8(w_IO: Tensor) -> Tensor:
+    """Each column's values to the nearest of `s q`, q = -127 .. 127, `s = max |w| / 127`."""
+    columns = []
+    for w_I in _wide(w_IO).T:
+        scale = float(w_I.abs().max()) / 127
+        columns.append((w_I / scale).round() * scale if scale else w_I)
+    return torch.stack(columns, dim=1)
+
+
+def rounded_int4(w_IO: Tensor, group_size: int) -> Tensor:
+    """Each column's values, by `group_size` rows, to the nearest of `m + s q`, q = 0 .. 15,
+    `m = min w`, `s = (max w - m) / 15`."""
+    out_IO = _wide(w_IO).clone()
+    for start in range(0, w_IO.shape[0], group_size):
+        for o in range(w_IO.shape[1]):
+            w_G = out_IO[start : start + group_size, o]
+            least, scale = float(w_G.min()), float(w_G.max() - w_G.min()) / 15
+            if scale:
+                w_G.copy_(least + ((w_G - least) / scale).round() * scale)
+    return out_IO
+
+
 def route(logits_TE: Tensor, top_k: int, renormalize: bool) -> tuple[Tensor, Tensor]:
     """Softmax over all experts, then the top k: weights `[T, K]` and experts `[T, K]`, best first.
 

@@ -16,7 +16,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from weft.engine.model.config import ModelConfig, create_model_config, read_hf_config
 from weft.engine.model.weights import ModelWeights, load_weights
 from weft_adapters.families import FAMILIES
-from weft_kernels.moe import ExpertWeights
+from weft_kernels.moe import ExpertWeights, QuantizedExperts
 
 if TYPE_CHECKING:
     from tests.conftest import Bench
@@ -53,6 +53,7 @@ def flat(weights: ModelWeights) -> Iterator[Tensor]:
         some = (layer.q_norm, layer.k_norm, layer.qkv_bias, layer.o_bias)
         yield from (tensor for tensor in some if tensor is not None)
         yield layer.post_norm
+        assert not isinstance(layer.mlp, QuantizedExperts)
         if isinstance(layer.mlp, ExpertWeights):
             yield from (layer.mlp.router_HE, layer.mlp.gate_up_EHF, layer.mlp.down_EFH)
         else:
@@ -89,7 +90,7 @@ def test_matrices_lie_in_out_and_side_by_side(dense: Bench) -> None:
     prefix = "model.layers.1"
     qkv = [tensors[f"{prefix}.self_attn.{n}_proj.weight"].T for n in "qkv"]
     assert torch.equal(layer.qkv.dense(), torch.cat(qkv, dim=1))
-    assert not isinstance(layer.mlp, ExpertWeights)
+    assert not isinstance(layer.mlp, ExpertWeights | QuantizedExperts)
     gate_up = [tensors[f"{prefix}.mlp.{n}_proj.weight"].T for n in ("gate", "up")]
     assert torch.equal(layer.mlp.gate_up.dense(), torch.cat(gate_up, dim=1))
     assert torch.equal(weights.head.dense(), weights.embed_VH.T), "the head is tied"

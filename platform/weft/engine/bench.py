@@ -18,7 +18,7 @@ from weft.engine.model.decoder import Decoder
 from weft.engine.model.weights import DenseWeights
 from weft.engine.offline import Completion, load_adapters, run_requests
 from weft.messages import EngineRequest, SamplingParams
-from weft_kernels.lora import grouped_mm
+from weft_kernels.moe import expert_mm
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,8 +125,8 @@ def gemm_step_s(decoder: Decoder, num_rows: int, num_repeats: int = 5) -> float:
                 layer.mlp.down.apply(inner)
             else:
                 x @ layer.mlp.router_HE
-                grouped_mm(pairs, layer.mlp.gate_up_EHF, ends)
-                grouped_mm(pair_inner, layer.mlp.down_EFH, ends)
+                expert_mm(pairs, layer.mlp.gate_up_EHF, ends)
+                expert_mm(pair_inner, layer.mlp.down_EFH, ends)
         weights.head.apply(x)
         if like.device.type == "cuda":
             torch.cuda.synchronize(like.device)

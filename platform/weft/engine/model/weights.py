@@ -1,14 +1,17 @@
 """The base's weights in the layout the decoder computes in, loaded strictly from safetensors.
 
 Projections that share an input lie side by side; how a matrix is laid out in memory is
-`weft_kernels.linear`'s business. A tensor that is left over or missing raises.
+`weft_kernels.linear`'s business. A tensor that is left over or missing raises. Projections and
+experts may be rounded to int8 or int4 on the way; embedding, head, norms, biases, the router and
+the shared expert's gate stay as they are: small, and what is lost there is lost for every token.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +21,8 @@ from torch import Tensor
 
 from weft.engine.model.config import ModelConfig
 from weft_kernels.linear import LinearWeight, create_linear_weight
-from weft_kernels.moe import ExpertWeights
+from weft_kernels.moe import ExpertWeights, QuantizedExperts
+from weft_kernels.quantized import QuantizedMatrix, quantize
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +58,7 @@ class LayerWeights:
     o: LinearWeight
     o_bias: Tensor | None
     post_norm: Tensor
-    mlp: DenseWeights | ExpertWeights
+    mlp: DenseWeights | ExpertWeights | QuantizedExperts
     shared: SharedExpert | None
 
 
@@ -67,13 +71,33 @@ class ModelWeights:
     norm: Tensor
     head: LinearWeight
 
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of all tensors as they are laid out."""
+        return _num_bytes(self)
+
+
+def _num_bytes(weights: Any) -> int:
+    if isinstance(weights, Tensor):
+        return weights.nbytes
+    if isinstance(weights, LinearWeight | QuantizedMatrix):
+        return weights.num_bytes
+    if isinstance(weights, tuple):
+        return sum(map(_num_bytes, weights))
+    if weights is None:
+        return 0
+    return sum(_num_bytes(getattr(weights, field.name)) for field in fields(weights))
+
 
 class _Checkpoint:
     """Takes each tensor of a (sharded) checkpoint exactly once."""
 
-    def __init__(self, base_dir: Path, dtype: torch.dtype, device: torch.device) -> None:
+    def __init__(
+        self, base_dir: Path, dtype: torch.dtype, device: torch.device, quantization: str | None
+    ) -> None:
         self._dtype = dtype
         self._device = device
+        self._quantization = quantization
         self._files = {path: safe_open(path, "pt") for path in _shard_paths(base_dir)}
         self._file_of = {key: path for path, file in self._files.items() for key in _keys_of(file)}
         self._left = set(self._file_of)
@@ -98,13 +122,40 @@ class _Checkpoint:
         return tensor.contiguous().to(self._device)
 
     def lay_out(self, matrix: Tensor) -> LinearWeight:
-        """A matrix `[in, out]` as the operators want it."""
+        """A matrix `[in, out]` as the operators want it, never rounded."""
         return create_linear_weight(matrix.to(self._device))
+
+    def lay_out_projection(self, name: str, matrix: Tensor) -> LinearWeight:
+        """A matrix `[in, out]` as the operators want it, rounded if the engine's are."""
+        with _naming(name):
+            return create_linear_weight(matrix.to(self._device), self._quantization)
+
+    def lay_out_experts(
+        self, name: str, router: Tensor, gate_up: Tensor, down: Tensor
+    ) -> ExpertWeights | QuantizedExperts:
+        """Router `[H, E]`; experts `[E, H, 2 F]` and `[E, F, H]`, rounded if the engine's are."""
+        if self._quantization is None:
+            return ExpertWeights(self.place(router), self.place(gate_up), self.place(down))
+        with _naming(name):
+            return QuantizedExperts(
+                self.place(router),
+                quantize(gate_up.to(self._device), self._quantization),
+                quantize(down.to(self._device), self._quantization),
+            )
 
     def finish(self, ignored: Callable[[str], bool]) -> None:
         left = sorted(key for key in self._left if not ignored(key))
         if left:
             raise ValueError(f"the checkpoint has tensors that the model does not use: {left[:8]}")
+
+
+@contextmanager
+def _naming(name: str) -> Iterator[None]:
+    """Say which weights a ValueError is about."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from error
 
 
 def _keys_of(file: Any) -> list[str]:
@@ -133,12 +184,14 @@ def load_weights(
     dtype: torch.dtype,
     device: torch.device,
     on_layer: Callable[[int], None] = lambda layer: None,
+    quantization: str | None = None,
 ) -> ModelWeights:
     """Read the checkpoint; `on_layer(i)` is called after layer i for progress bars.
 
-    Raises ValueError for a missing, left-over or misshapen tensor.
+    Raises ValueError for a missing, left-over or misshapen tensor, and for weights that cannot be
+    rounded to `quantization` ("int8" or "int4").
     """
-    checkpoint = _Checkpoint(base_dir, dtype, device)
+    checkpoint = _Checkpoint(base_dir, dtype, device, quantization)
     hidden, vocab = config.hidden_size, config.vocab_size
     embed = checkpoint.take("model.embed_tokens.weight", vocab, hidden)
     layers = []
@@ -199,7 +252,8 @@ def _load_linear(
         checkpoint.take_matrix(f"{prefix}.{name}.weight", width, num_in)
         for name, width in widths.items()
     ]
-    weight = checkpoint.lay_out(torch.cat(matrices, dim=1))
+    name = f"{prefix}.{'+'.join(widths)}"
+    weight = checkpoint.lay_out_projection(name, torch.cat(matrices, dim=1))
     if not has_bias:
         return weight, None
     biases = [checkpoint.take(f"{prefix}.{name}.bias", width) for name, width in widths.items()]
@@ -218,7 +272,7 @@ def _load_dense(
 
 def _load_mlp(
     checkpoint: _Checkpoint, config: ModelConfig, layer: int
-) -> DenseWeights | ExpertWeights:
+) -> DenseWeights | ExpertWeights | QuantizedExperts:
     prefix = f"model.layers.{layer}"
     if layer in config.moe_layers:
         return _load_experts(checkpoint, config, prefix)
@@ -235,7 +289,9 @@ def _load_shared(checkpoint: _Checkpoint, config: ModelConfig, prefix: str) -> S
     )
 
 
-def _load_experts(checkpoint: _Checkpoint, config: ModelConfig, prefix: str) -> ExpertWeights:
+def _load_experts(
+    checkpoint: _Checkpoint, config: ModelConfig, prefix: str
+) -> ExpertWeights | QuantizedExperts:
     """Both spellings on disk: a module per expert, as the family calls them, or transformers 5's
     fused parameters."""
     hidden, inner = config.hidden_size, config.moe_intermediate_size
@@ -257,8 +313,4 @@ def _load_experts(checkpoint: _Checkpoint, config: ModelConfig, prefix: str) -> 
         )
         down = stack(names.down, hidden, inner)
     router = checkpoint.take_matrix(f"{block}.gate.weight", num_experts, hidden)
-    return ExpertWeights(
-        router_HE=checkpoint.place(router),
-        gate_up_EHF=checkpoint.place(gate_up),
-        down_EFH=checkpoint.place(down),
-    )
+    return checkpoint.lay_out_experts(f"{block}.experts", router, gate_up, down)
