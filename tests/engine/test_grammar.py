@@ -235,6 +235,18 @@ def test_a_text_is_allowed_exactly_when_it_matches(
     assert not any(allowed(grammars, grammar, text) for text in bad)
 
 
+def test_a_patterns_classes_stay_inside_the_string(grammars: Grammars) -> None:
+    for pattern in (r"^.$", r"^[^a]$", r"^\W$", r"^[!-~]$", r"^[\s\S]$", r"^\s$", r"^\.$"):
+        grammar = schema_of({"type": "string", "pattern": pattern})
+        assert not any(allowed(grammars, grammar, f'"{char}"') for char in '"\\\n\t\0')
+
+
+def test_names_of_properties_may_have_a_pattern(grammars: Grammars) -> None:
+    grammar = schema_of({"type": "object", "propertyNames": {"pattern": "^x$"}})
+    assert allowed(grammars, grammar, '{"x": 1}')
+    assert not allowed(grammars, grammar, '{"y": 1}')
+
+
 def test_control_tokens_and_ids_without_a_token_never_match(grammars: Grammars) -> None:
     for token in (256, 258, 299):
         assert not grammars.create_state(Grammar("regex", ".*")).accept(token)
@@ -257,6 +269,16 @@ def test_control_tokens_and_ids_without_a_token_never_match(grammars: Grammars) 
         ('{"properties": {"a": {"type": "integer"}}}', "'properties'"),
         ('{"$ref": "https://example.com/schema"}', "outside it"),
         ('{"$ref": "#/$defs/x"}', "Cannot find"),
+        ('{"$ref": "#here"}', "outside it"),
+        ('{"const": 1, "enum": [2]}', "'const'"),
+        ('{"type": "object", "required": ["a"]}', "requires 'a'"),
+        ('{"type": "string", "pattern": "a$b"}', "'$' at 1"),
+        (json.dumps({"type": "string", "pattern": 'a"b'}), "spells a quote"),
+        (json.dumps({"type": "string", "pattern": r"[\\x22]"}), "spells a quote"),
+        (json.dumps({"type": "string", "pattern": r"a\\b"}), "spells a quote"),
+        (json.dumps({"type": "string", "pattern": r"a\nb"}), "spells a quote"),
+        (json.dumps({"type": "object", "patternProperties": {'"': {}}}), "spells a quote"),
+        ('{"type": "string", "pattern": "a", "format": "date"}', "'format'"),
         ('{"allOf": [{"type": "integer"}, {"minimum": 3}]}', "'allOf' of several"),
         ('{"anyOf": [{"required": ["b"]}], "type": "object"}', "'type'"),
         ('{"type": "array", "items": 3}', "no schema where one belongs"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import numpy.typing as npt
@@ -128,6 +129,27 @@ def test_no_token_is_drawn_that_the_reference_filters_out(
         else:
             assert distribution(wide, req)[row.token] > 0
         assert sample(logits[i : i + 1], [req], EOS)[0].token == row.token
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(sampling_params, min_size=1, max_size=8), st.integers(0, 10**6))
+def test_few_candidates_filter_as_all_of_them_do_also_among_equals(
+    rows: list[dict[str, Any]], seed: int
+) -> None:
+    reqs = [create_req(seed + i, {**params, "seed": seed}) for i, params in enumerate(rows)]
+    logits = create_logits(seed, len(reqs)).round()  # many equals
+    with mock.patch("weft.engine.sampler._NUM_CANDIDATES", 2):
+        few = sample(logits, reqs, EOS)
+    assert few == sample(logits, reqs, EOS)
+
+
+def test_of_equals_the_lower_ids_are_kept() -> None:
+    logits = torch.zeros(400, VOCAB)
+    logits[:, 20] = 1.0
+    reqs = [create_req(1, {"temperature": 1.0, "top_k": 4, "seed": i}) for i in range(400)]
+    assert {row.token for row in sample(logits, reqs)} == {20, 0, 1, 2}
+    few = [create_req(1, {"temperature": 1.0, "top_p": 0.2, "seed": i}) for i in range(400)]
+    assert {row.token for row in sample(logits, few)} == {20, 0, 1, 2}  # e, 1, 1, 1 of e + 23
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ optimizer takes cubic time.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 
 MAX_SCHEMA_CHARS = 100_000
@@ -16,7 +17,7 @@ MAX_REGEX_CHARS = 10_000
 
 _ANNOTATIONS = frozenset({
     "$comment", "$defs", "$id", "$schema", "default", "definitions", "deprecated", "description",
-    "discriminator", "examples", "readOnly", "title", "writeOnly",
+    "discriminator", "example", "examples", "readOnly", "title", "writeOnly",
 })  # fmt: skip
 _OF_TYPE: dict[str, frozenset[str]] = {
     "object": frozenset({
@@ -38,6 +39,9 @@ _SINGLE = ("items", "additionalProperties", "propertyNames", "unevaluatedPropert
            "unevaluatedItems")  # fmt: skip
 # each of these stands alone: xgrammar does not look at what is beside it
 _ALONE = ("$ref", "anyOf", "oneOf", "allOf")
+# one character spelled in a pattern: an escape with digits, any other escape, or the plain one
+_SPELLED = re.compile(r"\\x([0-9A-Fa-f]{2})|\\u([0-9A-Fa-f]{4})|\\(.)|(.)", re.DOTALL)
+_CONTROLS = frozenset('0abfnrtv\\"')  # after a backslash
 
 
 def check_schema(text: str) -> None:
@@ -69,35 +73,64 @@ def _check_node(node: object) -> Iterator[object]:
     for key, value in node.items():
         if key == "uniqueItems" and value is False:
             continue
-        if key not in allowed and key not in _ANNOTATIONS:
+        if key not in allowed and key not in _ANNOTATIONS and not key.startswith("x-"):
             raise ValueError(f"The JSON schema has {key!r} where it is not supported.")
         if key in _LISTS or key in _MAPS:
             kind = list if key in _LISTS else dict
             if not isinstance(value, kind):
                 raise ValueError(f"The JSON schema's {key!r} is not a {kind.__name__}.")
             yield from value if isinstance(value, list) else value.values()
+        elif key == "propertyNames" and isinstance(value, dict):
+            yield {"type": "string", **value}
         elif key in _SINGLE:
             yield value
+        for pattern in [value] if key == "pattern" else value if key == "patternProperties" else ():
+            _check_pattern(str(pattern))
+    _check_required(node)
+
+
+def _check_required(node: dict[str, object]) -> None:
+    required, properties = node.get("required", []), node.get("properties", {})
+    if isinstance(required, list) and isinstance(properties, dict):
+        unknown = next((name for name in required if name not in properties), None)
+        if unknown is not None:
+            raise ValueError(
+                f"The JSON schema requires {unknown!r}, which is not among the 'properties' beside."
+            )
+
+
+def _check_pattern(pattern: str) -> None:
+    """What a pattern spells goes into the JSON as it is, where these would end or break the string
+    (classes like "." and "[^a]" leave them out by themselves)."""
+    check_regex(pattern)
+    for spelled in _SPELLED.finditer(pattern):
+        two, four, escaped, plain = spelled.groups()
+        code = int(two or four, 16) if two or four else ord(plain) if plain else 0x20
+        if code < 0x20 or code in (0x22, 0x5C) or (escaped is not None and escaped in _CONTROLS):
+            raise ValueError(
+                "The JSON schema has a pattern that spells a quote, a backslash or a control "
+                f"character: {pattern[:100]!r} is not supported."
+            )
 
 
 def _allowed(node: dict[str, object]) -> set[str]:
     alone = next((key for key in _ALONE if key in node), None)
     if alone is not None:
         value = node[alone]
-        if alone == "$ref" and not (isinstance(value, str) and value.startswith("#")):
+        if alone == "$ref" and not (isinstance(value, str) and (value + "/").startswith("#/")):
             raise ValueError("The JSON schema has a '$ref' to somewhere outside it.")
         if alone == "allOf" and isinstance(value, list) and len(value) > 1:
             raise ValueError("The JSON schema has an 'allOf' of several schemas: not supported.")
         return {alone}
     if "enum" in node or "const" in node:
-        return {"enum", "const", "type"}
+        return {"enum" if "enum" in node else "const", "type"}
     types = node.get("type", [])
     names = types if isinstance(types, list) else [types]
     allowed = {"type"}.union(*(_OF_TYPE.get(str(name), frozenset()) for name in names))
     if "number" in names:
         allowed.discard("multipleOf")
     if "pattern" in node or "format" in node:
-        allowed -= {"minLength", "maxLength"}
+        allowed -= {"minLength", "maxLength", "format" if "pattern" in node else ""}
     return allowed
 
 
