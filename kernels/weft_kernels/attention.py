@@ -98,18 +98,57 @@ def _create_bucket(
     )
 
 
-def write_kv(cache: Tensor, new_TND: Tensor, slots_T: Tensor) -> None:
-    """`cache[slot // block_size, slot % block_size] = new`, in place.
+@dataclass(frozen=True, slots=True)
+class Int8Cache:
+    """Keys or values of one layer as `x[d] = s q[d]` for each token and head, `s = max |x| / 127`.
+
+    data: int8 `[num_blocks, block_size, N, D]`; scale: float32 `[num_blocks, block_size, N, 1]`.
+    Where a value is not finite the scale is NaN, so that what comes out is not finite either.
+    """
+
+    data: Tensor
+    scale: Tensor
+
+    @property
+    def shape(self) -> torch.Size:
+        return self.data.shape
+
+    def write(self, new_TND: Tensor, slots_T: Tensor) -> None:
+        wide = new_TND.float()
+        scale = wide.abs().amax(-1, keepdim=True).div_(127)
+        scale.masked_fill_(scale.isinf(), torch.nan)
+        # a scale of zero would make 0 / 0
+        scale.clamp_min_(torch.finfo(torch.float32).tiny)
+        write_kv(self.data, (wide / scale).round_().to(torch.int8), slots_T)
+        write_kv(self.scale, scale, slots_T)
+
+    def gather(self, block_tables: Tensor, dtype: torch.dtype) -> Tensor:
+        data = self.data[block_tables].to(torch.float32)
+        return data.mul_(self.scale[block_tables]).to(dtype)
+
+
+def write_kv(cache: Tensor | Int8Cache, new_TND: Tensor, slots_T: Tensor) -> None:
+    """`cache[slot // block_size, slot % block_size] = new`, in place; rounded for an `Int8Cache`.
 
     cache `[num_blocks, block_size, N, D]`; new_TND `[T, N, D]`; slots_T int64 `[T]`.
     """
-    cache.view(-1, *cache.shape[2:]).index_copy_(0, slots_T, new_TND)
+    if isinstance(cache, Int8Cache):
+        cache.write(new_TND, slots_T)
+    else:
+        cache.view(-1, *cache.shape[2:]).index_copy_(0, slots_T, new_TND)
+
+
+def _gather(cache: Tensor | Int8Cache, block_tables: Tensor, dtype: torch.dtype) -> Tensor:
+    """The blocks of tables `[B, num_blocks]`: `[B, num_blocks * block_size, N, D]` of `dtype`."""
+    if isinstance(cache, Int8Cache):
+        return cache.gather(block_tables, dtype).flatten(1, 2)
+    return cache[block_tables].flatten(1, 2)
 
 
 def paged_attention(
     q_TND: Tensor,
-    k_cache: Tensor,
-    v_cache: Tensor,
+    k_cache: Tensor | Int8Cache,
+    v_cache: Tensor | Int8Cache,
     buckets: Sequence[AttentionBucket],
     scale: float,
     window: int | None = None,
@@ -122,7 +161,7 @@ def paged_attention(
     for bucket in buckets:
         num_reqs = bucket.block_tables.shape[0]
         k, v = (
-            cache[bucket.block_tables].view(num_reqs, -1, num_kv_heads, head_dim).transpose(1, 2)
+            _gather(cache, bucket.block_tables, q_TND.dtype).transpose(1, 2)
             for cache in (k_cache, v_cache)
         )
         q = q_TND.index_select(0, bucket.rows)

@@ -199,6 +199,21 @@ def write_kv(cache: Tensor, new_TND: Tensor, slots_T: Sequence[int]) -> Tensor:
     return out
 
 
+def rounded_kv(cache: Tensor) -> Tensor:
+    """Each token and head to the nearest of `s q`, q = -127 .. 127, `s = max |x| / 127`.
+
+    cache `[num_blocks, block_size, N, D]`; a row that is not finite comes out as NaN.
+    """
+    rows = []
+    for x_D in _wide(cache).reshape(-1, cache.shape[-1]):
+        most = float(x_D.abs().max())
+        if not math.isfinite(most):
+            rows.append(torch.full_like(x_D, math.nan))
+        else:
+            rows.append((x_D / most * 127).round() / 127 * most if most else x_D)
+    return torch.stack(rows).view(cache.shape)
+
+
 def paged_attention(
     q_TND: Tensor,
     k_cache: Tensor,

@@ -195,7 +195,8 @@ class EngineInfo:
     """What is fixed for the life of an engine.
 
     `hf_config` is the base's `config.json` and `base_digest` identifies its weights; adapters are
-    bound to that digest. `memory` maps "weights", "kv" and "adapters" to bytes.
+    bound to that digest. `memory_bytes` maps "weights", "kv" and "adapters" to bytes.
+    `quantization`: what the base's projections are rounded to; `kv_dtype`: None is `dtype`.
     """
 
     base_name: str
@@ -206,6 +207,8 @@ class EngineInfo:
     dtype: str
     device: str
     memory_bytes: Mapping[str, int]
+    quantization: str | None = None
+    kv_dtype: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,6 +12,8 @@ from urllib.parse import quote
 MIB = 1024 * 1024
 DEFAULT_DATA_DIR = Path("weft-data")
 DTYPES = ("auto", "float32", "bfloat16", "float16")
+QUANTIZATIONS = ("int8", "int4")
+KV_DTYPES = ("auto", "int8")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,6 +31,8 @@ class ServerSettings:
     base_name: str | None = None
     dtype: str = "auto"
     device: str = "auto"
+    quantization: str | None = None
+    kv_dtype: str = "auto"
     max_model_len: int | None = None
     max_running: int | None = None
     max_waiting: int | None = None
@@ -58,6 +62,12 @@ class ServerSettings:
             raise ValueError("host must not be empty")
         if self.dtype not in DTYPES:
             raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, not {self.dtype!r}")
+        if self.quantization not in (None, *QUANTIZATIONS):
+            names = " or ".join(QUANTIZATIONS)
+            raise ValueError(f"quantization must be {names} or none, not {self.quantization!r}")
+        if self.kv_dtype not in KV_DTYPES:
+            names = " or ".join(KV_DTYPES)
+            raise ValueError(f"kv_dtype must be {names}, not {self.kv_dtype!r}")
         for key in _POSITIVE:
             value = getattr(self, key)
             if value is not None and value <= 0:
@@ -110,6 +120,8 @@ ENGINE_KEYS = (
     "base_name",
     "dtype",
     "device",
+    "quantization",
+    "kv_dtype",
     "num_threads",
     "prefix_cache",
     "share_base_prefix",

@@ -59,7 +59,7 @@ def register_exploding_adapter(bench: Bench, built: BuiltEngine, folder: Path) -
 
 def assert_cache_is_finite(built: BuiltEngine) -> None:
     kv = built.engine._runner._kv
-    assert all(bool(torch.isfinite(cache).all()) for cache in (*kv.k, *kv.v))
+    assert all(bool(torch.isfinite(cache).all()) for cache in kv.tensors())
 
 
 def step_until_output(built: BuiltEngine) -> list[EngineOutput]:

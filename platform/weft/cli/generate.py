@@ -40,6 +40,10 @@ def generate(
     adapter: Annotated[list[str] | None, typer.Option(help="NAME=DIR; repeatable.")] = None,
     dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    quantization: Annotated[
+        str | None, typer.Option(help="Round the weights to int8 or int4. Default: neither.")
+    ] = None,
+    kv_dtype: Annotated[str, typer.Option(help="auto or int8: keys and values.")] = "auto",
     threads: Annotated[int, typer.Option(min=0, help="CPU threads; 0 is torch's choice.")] = 0,
     as_json: JsonOption = False,
 ) -> None:
@@ -64,7 +68,13 @@ def generate(
         adapters = parse_adapters(adapter or [])
         with tempfile.TemporaryDirectory(prefix="weft-") as store_dir:
             config = EngineConfig(
-                base, Path(store_dir), dtype=dtype, device=device, num_threads=threads
+                base,
+                Path(store_dir),
+                dtype=dtype,
+                device=device,
+                quantization=quantization,
+                kv_dtype=kv_dtype,
+                num_threads=threads,
             )
             summary = _run(config, adapters, requests, out)
     except (ValueError, OSError) as error:

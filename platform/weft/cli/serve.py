@@ -31,6 +31,10 @@ def serve(
     ] = _D.base_name,
     dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = _D.dtype,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = _D.device,
+    quantization: Annotated[
+        str | None, typer.Option(help="Round the weights to int8 or int4. Default: neither.")
+    ] = _D.quantization,
+    kv_dtype: Annotated[str, typer.Option(help="auto or int8: keys and values.")] = _D.kv_dtype,
     max_model_len: Annotated[
         int | None, typer.Option(help="Prompt plus answer. Default: the base's limit.")
     ] = _D.max_model_len,
@@ -89,6 +93,8 @@ def serve(
             base_name=base_name,
             dtype=dtype,
             device=device,
+            quantization=quantization,
+            kv_dtype=kv_dtype,
             max_model_len=max_model_len,
             max_running=max_running,
             max_waiting=max_waiting,
@@ -159,10 +165,15 @@ def _load(settings: ServerSettings) -> InProcessEngine:
         return build_engine(settings, report)
 
 
+def _formats(info: EngineInfo) -> str:
+    weights = f", weights {info.quantization}" if info.quantization else ""
+    return f"{info.dtype}{weights}" + (f", KV {info.kv_dtype}" if info.kv_dtype else "")
+
+
 def _greet(settings: ServerSettings, info: EngineInfo, secrets: SecretFiles) -> None:
     memory = ", ".join(f"{key} {size / MIB:.0f} MiB" for key, size in info.memory_bytes.items())
     lines = [
-        f"model           {info.base_name}  ({info.dtype} on {info.device})",
+        f"model           {info.base_name}  ({_formats(info)} on {info.device})",
         f"max_model_len   {info.max_model_len}",
         f"memory          {memory}",
         f"data            {settings.data_dir}",

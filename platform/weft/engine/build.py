@@ -13,6 +13,7 @@ from weft.engine.config import (
     MemoryPlan,
     resolve_device,
     resolve_dtype,
+    resolve_kv_dtype,
     resolve_memory,
 )
 from weft.engine.engine import Engine
@@ -67,6 +68,7 @@ def build_engine(
     weights = load_weights(
         config.base_dir, model, dtype, device,
         on_layer=lambda i: on_progress("load the base", i + 1, model.num_layers),
+        quantization=config.quantization,
     )  # fmt: skip
     base = BaseSpec.from_config(raw, digest)
     pool = PagePool(base, config.adapter_bytes, dtype, device)
@@ -75,10 +77,11 @@ def build_engine(
         on_change=on_adapter_change,
     )  # fmt: skip
     kv_shape = (config.block_size, model.num_kv_heads, model.head_dim)
-    kv = create_kv_cache(model.num_layers, memory.num_blocks, kv_shape, dtype, device)
+    kv_dtype = resolve_kv_dtype(config.kv_dtype, dtype)
+    kv = create_kv_cache(model.num_layers, memory.num_blocks, kv_shape, kv_dtype, device)
     host = torch.device("cpu")
     host_kv = (
-        create_kv_cache(model.num_layers, memory.num_host_blocks, kv_shape, dtype, host)
+        create_kv_cache(model.num_layers, memory.num_host_blocks, kv_shape, kv_dtype, host)
         if memory.num_host_blocks
         else None
     )
@@ -95,9 +98,7 @@ def build_engine(
         max_model_len=memory.max_model_len,
         vocab_size=model.vocab_size,
         eos_token_ids=tokenizer.eos_token_ids,
-        prefix_roots=PrefixRoots(digest, str(dtype), config.share_base_prefix)
-        if config.prefix_cache
-        else None,
+        prefix_roots=_prefix_roots(config, digest, dtype, kv_dtype),
     )  # fmt: skip
     info = EngineInfo(
         base_name=config.base_name or config.base_dir.resolve().name,
@@ -107,11 +108,24 @@ def build_engine(
         max_adapter_rank=config.max_adapter_rank,
         dtype=str(dtype).removeprefix("torch."),
         device=str(device),
+        quantization=config.quantization,
+        kv_dtype=None if kv_dtype is dtype else str(kv_dtype).removeprefix("torch."),
         memory_bytes={
-            "weights": memory.weight_bytes, "kv": memory.kv_bytes, "adapters": memory.adapter_bytes,
+            "weights": weights.num_bytes, "kv": memory.kv_bytes, "adapters": memory.adapter_bytes,
         },
     )  # fmt: skip
     return BuiltEngine(engine, decoder, info, memory, pool, tiers, tokenizer, base)
+
+
+def _prefix_roots(
+    config: EngineConfig, digest: str, dtype: torch.dtype, kv_dtype: torch.dtype
+) -> PrefixRoots | None:
+    """None without a prefix cache. Values depend on how the weights are rounded as well."""
+    if not config.prefix_cache:
+        return None
+    computed = f"{dtype}, {config.quantization}" if config.quantization else str(dtype)
+    kv_format = computed if kv_dtype is dtype else f"int8 of {computed}"
+    return PrefixRoots(digest, kv_format, config.share_base_prefix)
 
 
 def warm_up(engine: Engine) -> None:

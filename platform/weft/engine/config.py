@@ -13,8 +13,10 @@ from pathlib import Path
 import torch
 
 from weft.engine.model.config import ModelConfig
+from weft_kernels.quantized import QUANTIZATIONS, group_size, quantized_bytes
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+KV_DTYPES = ("auto", "int8")
 MIB = 1024 * 1024
 
 
@@ -25,6 +27,9 @@ class EngineConfig:
     `max_model_len`: prompt plus answer, None = the base's own limit. `kv_bytes`: None = room for
     `max_running` requests of full length, at most a quarter of the free memory.
     `max_waiting`: requests beyond this are refused. `num_threads`: 0 leaves torch's own choice.
+    `quantization` rounds projections and experts to "int8" or "int4" at load; embedding, head,
+    norms and router stay. `kv_dtype`: "int8" rounds keys and values by token and head, "auto" keeps
+    them in the dtype.
     `max_running_per_tenant` caps what one tenant runs at once, besides its own share's cap.
     `prefix_cache` keeps blocks of finished requests for others of the same tenant and adapter that
     begin alike; `share_base_prefix` also between tenants, for the base model alone. `swap_bytes`:
@@ -39,6 +44,8 @@ class EngineConfig:
     base_name: str | None = None
     dtype: str = "auto"
     device: str = "auto"
+    quantization: str | None = None
+    kv_dtype: str = "auto"
     max_model_len: int | None = None
     max_running: int = 64
     max_waiting: int = 256
@@ -61,6 +68,12 @@ class EngineConfig:
     def __post_init__(self) -> None:
         if self.dtype not in ("auto", *DTYPES):
             raise ValueError(f"dtype must be one of auto, {', '.join(DTYPES)}, not {self.dtype!r}")
+        if self.quantization not in (None, *QUANTIZATIONS):
+            names = " or ".join(QUANTIZATIONS)
+            raise ValueError(f"quantization must be {names} or none, not {self.quantization!r}")
+        if self.kv_dtype not in KV_DTYPES:
+            names = " or ".join(KV_DTYPES)
+            raise ValueError(f"kv_dtype must be {names}, not {self.kv_dtype!r}")
         counts = {
             "max_running": self.max_running,
             "max_waiting": self.max_waiting,
@@ -107,10 +120,14 @@ def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
 
 @dataclass(frozen=True, slots=True)
 class MemoryPlan:
-    """Bytes by purpose on the engine's device, and the number of KV blocks they pay for."""
+    """Bytes by purpose on the engine's device, and the number of KV blocks they pay for.
+
+    `scratch_bytes`: the largest matrix that quantized weights are dequantized to at a time.
+    """
 
     max_model_len: int
     weight_bytes: int
+    scratch_bytes: int
     kv_bytes: int
     num_blocks: int
     num_host_blocks: int
@@ -124,18 +141,85 @@ def _free_bytes(device: torch.device) -> int:
     return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
-def num_parameters(model: ModelConfig) -> int:
-    """Parameters as laid out in memory, the tied head's own copy included."""
-    attention = model.hidden_size * (2 * model.q_size + 2 * model.kv_size)
-    dense = 3 * model.hidden_size * model.intermediate_size
-    sparse = model.num_experts * (
-        3 * model.hidden_size * model.moe_intermediate_size + model.hidden_size
-    ) + (3 * model.shared_intermediate_size * model.hidden_size)
-    num_sparse = len(model.moe_layers)
-    layers = model.num_layers * attention + num_sparse * sparse
-    return (
-        layers + (model.num_layers - num_sparse) * dense + 2 * model.vocab_size * model.hidden_size
+@dataclass(frozen=True, slots=True)
+class _Projections:
+    """Matrices that may be rounded, alike in `count` layers: `num_stacked` side by side.
+
+    `width` is the config's name for their inputs.
+    """
+
+    width: str
+    count: int
+    num_in: int
+    num_out: int
+    num_stacked: int = 1
+
+
+def _projections(model: ModelConfig) -> list[_Projections]:
+    num_sparse, hidden = len(model.moe_layers), model.hidden_size
+    num_dense, num_experts = model.num_layers - num_sparse, model.num_experts
+    inner, shared = model.intermediate_size, model.shared_intermediate_size
+    expert = model.moe_intermediate_size
+    matrices = [
+        _Projections("hidden_size", model.num_layers, hidden, model.q_size + 2 * model.kv_size),
+        _Projections("num_attention_heads * head_dim", model.num_layers, model.q_size, hidden),
+        _Projections("hidden_size", num_dense, hidden, 2 * inner),
+        _Projections("intermediate_size", num_dense, inner, hidden),
+        _Projections("hidden_size", num_sparse, hidden, 2 * expert, num_experts),
+        _Projections("moe_intermediate_size", num_sparse, expert, hidden, num_experts),
+        _Projections("hidden_size", num_sparse, hidden, 2 * shared),
+        _Projections("shared_expert_intermediate_size", num_sparse, shared, hidden),
+    ]
+    return [p for p in matrices if p.count and p.num_in and p.num_out and p.num_stacked]
+
+
+def _check_quantization(config: EngineConfig, model: ModelConfig) -> None:
+    for p in _projections(model) if config.quantization == "int4" else ():
+        try:
+            group_size(p.num_in)
+        except ValueError as error:
+            raise ValueError(
+                f"quantization='int4' does not fit the base: {p.width}={p.num_in}, and {error}"
+            ) from error
+
+
+def weight_bytes(model: ModelConfig, dtype: torch.dtype, quantization: str | None) -> int:
+    """Bytes as laid out in memory, the tied head's own copy included; norms and biases are left
+    out."""
+    router = model.num_experts * model.hidden_size * len(model.moe_layers)
+    total = (2 * model.vocab_size * model.hidden_size + router) * dtype.itemsize
+    for p in _projections(model):
+        if quantization is None:
+            each = p.num_in * p.num_out * dtype.itemsize
+        else:
+            each = quantized_bytes(p.num_in, p.num_out, dtype, quantization)
+        total += p.count * p.num_stacked * each
+    return total
+
+
+def _scratch_bytes(
+    model: ModelConfig, dtype: torch.dtype, quantization: str | None, device: torch.device
+) -> int:
+    """Experts of a layer are dequantized together, linears on a CPU by slices of no account."""
+    if quantization is None:
+        return 0
+    sizes = (
+        p.num_stacked * p.num_in * p.num_out
+        for p in _projections(model)
+        if p.num_stacked > 1 or device.type != "cpu"
     )
+    return max(sizes, default=0) * dtype.itemsize
+
+
+def resolve_kv_dtype(name: str, dtype: torch.dtype) -> torch.dtype:
+    """The dtype of keys and values: "auto" is the model's."""
+    return torch.int8 if name == "int8" else dtype
+
+
+def kv_token_bytes(model: ModelConfig, kv_dtype: torch.dtype) -> int:
+    """Bytes of one token's keys and values in all layers, and of their scales in int8."""
+    scales = 4 * model.num_kv_heads if kv_dtype is torch.int8 else 0
+    return 2 * model.num_layers * (model.kv_size * kv_dtype.itemsize + scales)
 
 
 def resolve_memory(
@@ -148,7 +232,9 @@ def resolve_memory(
             f"max_model_len={max_model_len} is more than the base's "
             f"max_position_embeddings={model.max_position_embeddings}"
         )
-    block_bytes = 2 * model.num_layers * config.block_size * model.kv_size * dtype.itemsize
+    _check_quantization(config, model)
+    kv_dtype = resolve_kv_dtype(config.kv_dtype, dtype)
+    block_bytes = config.block_size * kv_token_bytes(model, kv_dtype)
     per_req = -(-max_model_len // config.block_size)
     free = _free_bytes(device)
     if config.kv_bytes is None:
@@ -163,7 +249,8 @@ def resolve_memory(
         )
     plan = MemoryPlan(
         max_model_len=max_model_len,
-        weight_bytes=num_parameters(model) * dtype.itemsize,
+        weight_bytes=weight_bytes(model, dtype, config.quantization),
+        scratch_bytes=_scratch_bytes(model, dtype, config.quantization, device),
         kv_bytes=num_blocks * block_bytes,
         num_blocks=num_blocks,
         num_host_blocks=config.swap_bytes // block_bytes,
@@ -172,12 +259,13 @@ def resolve_memory(
     )
     # the packed working copy of the adapters in use: about as large as the pool, more where an
     # adapter touches only some experts or sites that others do not
-    needed = plan.weight_bytes + plan.kv_bytes + 2 * plan.adapter_bytes
+    for_weights = plan.weight_bytes + plan.scratch_bytes
+    needed = for_weights + plan.kv_bytes + 2 * plan.adapter_bytes
     if device.type == "cpu":
         needed += config.swap_bytes
     if needed > free:
         raise ValueError(
-            f"weights ({plan.weight_bytes}), KV cache ({plan.kv_bytes}) and adapters "
+            f"weights ({for_weights}), KV cache ({plan.kv_bytes}) and adapters "
             f"(2 x {plan.adapter_bytes}) need {needed} bytes, but only {free} are free on {device}"
         )
     return plan

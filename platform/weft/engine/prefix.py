@@ -23,9 +23,9 @@ _VERSION = 1
 class PrefixRoots:
     """Roots of the chains of one engine.
 
-    `kv_format` names how keys and values are stored. `shares_base`: prompts to the base model
-    itself may be shared between tenants (an operator's choice: it lets one tenant measure whether
-    another has sent a prompt).
+    `kv_format` names how keys and values are computed and stored. `shares_base`: prompts to the
+    base model itself may be shared between tenants (an operator's choice: it lets one tenant
+    measure whether another has sent a prompt).
     """
 
     base_digest: str

@@ -15,20 +15,22 @@ from weft.engine.plan import BlockMoves, ScheduledReq, StepPlan
 from weft.engine.req import Req
 from weft.engine.sampler import Sampled, sample
 from weft_adapters.pool import PooledAdapter
-from weft_kernels.attention import create_attention_buckets
+from weft_kernels.attention import Int8Cache, create_attention_buckets
 
 
 def create_kv_cache(
     num_layers: int, num_blocks: int, shape: tuple[int, int, int], dtype: torch.dtype,
     device: torch.device,
 ) -> KVCache:  # fmt: skip
-    """Zeroed caches; `shape` = (block_size, num_kv_heads, head_dim)."""
-    k, v = (
-        tuple(
-            torch.zeros(num_blocks, *shape, dtype=dtype, device=device) for _ in range(num_layers)
-        )
-        for _ in range(2)
-    )
+    """Zeroed caches; `shape` = (block_size, num_kv_heads, head_dim); int8 brings its scales."""
+
+    def create() -> torch.Tensor | Int8Cache:
+        data = torch.zeros(num_blocks, *shape, dtype=dtype, device=device)
+        if dtype is not torch.int8:
+            return data
+        return Int8Cache(data, torch.zeros(num_blocks, *shape[:2], 1, device=device))
+
+    k, v = (tuple(create() for _ in range(num_layers)) for _ in range(2))
     return KVCache(k, v)
 
 
@@ -37,7 +39,7 @@ def _copy_blocks(source: KVCache, target: KVCache, pairs: Sequence[tuple[int, in
     if not pairs:
         return
     from_blocks, to_blocks = (torch.tensor(side) for side in zip(*pairs, strict=True))
-    for old, new in zip((*source.k, *source.v), (*target.k, *target.v), strict=True):
+    for old, new in zip(source.tensors(), target.tensors(), strict=True):
         read = old.index_select(0, from_blocks.to(old.device))
         new.index_copy_(0, to_blocks.to(new.device), read.to(new.device))
 
@@ -57,7 +59,7 @@ class Runner:
         self._decoder, self._kv, self._active = decoder, kv, active
         self._host_kv, self._eos_token_ids = host_kv, eos_token_ids
         self._block_size = block_size
-        self._device = kv.k[0].device
+        self._device = kv.tensors()[0].device
 
     def run(self, plan: StepPlan, adapters: Mapping[str, PooledAdapter]) -> dict[Req, Sampled]:
         """Compute the plan's tokens; the next token of each req that samples, and a failure for
@@ -102,7 +104,7 @@ class Runner:
     def clean(self, blocks: list[int]) -> None:
         """Zero blocks that may hold non-finite values: 0 x NaN would reach their next owner."""
         index = torch.tensor(blocks, dtype=torch.int64, device=self._device)
-        for cache in (*self._kv.k, *self._kv.v):
+        for cache in self._kv.tensors():
             cache.index_fill_(0, index, 0)
 
     def _create_batch(self, items: Sequence[ScheduledReq]) -> Batch:

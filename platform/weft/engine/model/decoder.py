@@ -16,7 +16,7 @@ from torch import Tensor
 from weft.engine.model.config import ModelConfig
 from weft.engine.model.weights import DenseWeights, LayerWeights, ModelWeights, SharedExpert
 from weft_kernels.activation import silu_mul
-from weft_kernels.attention import AttentionBucket, paged_attention, write_kv
+from weft_kernels.attention import AttentionBucket, Int8Cache, paged_attention, write_kv
 from weft_kernels.lora import LoraBatch, PackedSites, adapted_linear
 from weft_kernels.moe import moe
 from weft_kernels.norm import rms_norm
@@ -31,8 +31,15 @@ SHARED_MLP = ("shared_gate_proj", "shared_up_proj", "shared_down_proj")
 class KVCache:
     """Per layer: k and v `[num_blocks, block_size, N, D]`; block 0 is the null block, all zero."""
 
-    k: tuple[Tensor, ...]
-    v: tuple[Tensor, ...]
+    k: tuple[Tensor | Int8Cache, ...]
+    v: tuple[Tensor | Int8Cache, ...]
+
+    def tensors(self) -> list[Tensor]:
+        """All tensors that hold something for each block, which is their first dimension."""
+        tensors: list[Tensor] = []
+        for cache in (*self.k, *self.v):
+            tensors += [cache.data, cache.scale] if isinstance(cache, Int8Cache) else [cache]
+        return tensors
 
 
 @dataclass(frozen=True, slots=True)
