@@ -149,3 +149,22 @@ def test_giving_twice_gives_nothing_twice(stop: tuple[str, ...]) -> None:
     assert text.give(final=False) == "abc"
     assert text.give(final=False) == ""
     assert text.give(final=True) == ""
+
+
+def test_stop_strings_count_from_the_least_length_on() -> None:
+    text = Detokenizer(lambda ids: bytes(ids).decode(), ["ab"], min_tokens=3)
+    for token in b"abxa":
+        text.add(token)
+    assert not text.stopped
+    assert text.give(final=False) == "abx"
+    text.add(ord("b"))
+    assert text.stopped
+    assert text.give(final=True) == ""
+
+
+def test_a_stop_string_may_begin_before_the_least_length() -> None:
+    text = Detokenizer(lambda ids: bytes(ids).decode(), ["abc"], min_tokens=2)
+    for token in b"abc":
+        text.add(token)
+    assert text.stopped
+    assert text.give(final=True) == ""
