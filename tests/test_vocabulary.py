@@ -44,7 +44,9 @@ def test_added_tokens_are_their_own_text_and_gaps_are_empty() -> None:
     vocabulary = Vocabulary.of(tokenizer)
     by_id = dict(enumerate(vocabulary.token_bytes))
     assert (by_id[0], by_id[1], by_id[5]) == (b"a", b"", b"b")
-    assert by_id[tokenizer.token_to_id("new \u00e9")] == "new \u00e9".encode()
+    added = tokenizer.token_to_id("new \u00e9")
+    assert added is not None
+    assert by_id[added] == "new \u00e9".encode()
     assert vocabulary.control_ids == {tokenizer.token_to_id("<|end|>")}
 
 
