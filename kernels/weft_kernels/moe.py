@@ -20,7 +20,8 @@ import torch
 from torch import Tensor
 
 from weft_kernels.activation import silu_mul
-from weft_kernels.lora import LoraBatch, PackedSites, grouped_mm
+from weft_kernels.grouped import grouped_mm
+from weft_kernels.lora import LoraBatch, PackedSites
 from weft_kernels.quantized import QuantizedMatrix
 
 
@@ -107,8 +108,7 @@ def _add_expert_lora_(
 ) -> None:
     """Add the adapters' part to pair rows, in place.
 
-    ys[k] `[P, O_k]`; x_PI `[P, I]`; sites[k] by rank: a `[S, E, R, I]`, b `[S, E, R, O_k]`,
-    scale `[S, E]`.
+    ys[k] `[P, O_k]`; x_PI `[P, I]`; sites[k] by rank: a `[S, E, R, I]`, b `[S, E, R, O_k]`.
     """
     for group in batch.groups:
         touched = [(y, s[group.rank]) for y, s in zip(ys, sites, strict=True) if group.rank in s]
@@ -125,14 +125,12 @@ def _add_expert_lora_(
         x_QI = x_PI.index_select(0, position_Q)
         for y, site in touched:
             a, b = (t[: group.num_slots].flatten(0, 1) for t in (site.a_SRI, site.b_SRO))
-            scale_Q = site.scale_S[: group.num_slots].flatten().index_select(0, unit_Q)
             if unit_Q.numel() <= num_units:
                 # about one pair per unit: gathering reads what a grouped GEMM would read
                 h_QR = torch.bmm(a.index_select(0, unit_Q), x_QI[:, :, None])[:, :, 0]
-                h_QR = h_QR * scale_Q[:, None]
                 delta = torch.bmm(h_QR[:, None], b.index_select(0, unit_Q))[:, 0]
             else:
-                h_QR = grouped_mm(x_QI, a.transpose(1, 2), ends) * scale_Q[:, None]
+                h_QR = grouped_mm(x_QI, a.transpose(1, 2), ends)
                 delta = grouped_mm(h_QR, b, ends)
             y.index_add_(0, position_Q, delta)
 

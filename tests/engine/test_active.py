@@ -84,7 +84,7 @@ def seen(batch: AdapterBatch, row: int, site: Site) -> np.ndarray[tuple[int, int
         slot = int(group.slots_N[group.rows_N.tolist().index(row)])
         assert slot < group.num_slots <= len(packed.a_SRI)
         at = (slot,) if site.expert is None else (slot, site.expert)
-        total += packed.scale_S[at] * (packed.a_SRI[at].T @ packed.b_SRO[at])
+        total += packed.a_SRI[at].T @ packed.b_SRO[at]
     return total.numpy()
 
 
@@ -169,7 +169,8 @@ def test_rows_in_the_order_of_the_key_lie_side_by_side() -> None:
     rows: list[str | None] = ["a", "b", None, "c", "d", "a", None, "b"]
     batch = adapters.active.create_batch(sorted(rows, key=adapters.active.order_key))
     for group in batch.lora.groups:
-        assert group.span is not None
+        [grid] = group.grids
+        assert grid.span is not None
         assert group.slots_N.tolist() == sorted(group.slots_N.tolist())
 
 
@@ -195,16 +196,34 @@ def test_any_sequence_of_sets_shows_each_adapter_and_nothing_else(
 
 
 @pytest.mark.parametrize("scale", [1e-3, 1e3])
-def test_the_scale_stays_beside_the_weights(scale: float) -> None:
+def test_the_scale_is_in_the_packed_copy_and_not_in_the_pages(scale: float) -> None:
     adapters = Adapters({})
     weights = {Q0: SiteWeights(np.ones((8, 16), np.float32), np.ones((8, 24), np.float32), scale)}
     pooled = adapters.pool.try_load("a", weights)
     assert pooled is not None
     adapters.pooled["a"] = pooled
     site = adapters.use("a").sites[0, "q_proj"][8]
-    assert site.scale_S[0] == pytest.approx(scale)
     assert (site.a_SRI[0] == 1).all()
-    assert (site.b_SRO[0] == 1).all()
+    assert site.b_SRO[0] == pytest.approx(scale)
+    assert all((page == 1).all() for page in adapters.pool.read("a", Q0))
+
+
+def test_sites_that_share_an_input_are_packed_side_by_side() -> None:
+    adapters = Adapters({"a": {V0: 8}, "b": {Q0: 8, V0: 8, DOWN0: 8}})
+    adapters.use("a")
+    sites = adapters.use("a", "b").sites
+    q, v, down = (sites[0, name][8] for name in ("q_proj", "v_proj", "down_proj"))
+    assert q.joint_SKI is v.joint_SKI
+    assert down.joint_SKI is not q.joint_SKI
+    assert {q.first, v.first} == {0, 8}
+
+
+def test_a_batch_of_the_same_rows_is_made_once() -> None:
+    adapters = Adapters({"a": {Q0: 8}, "b": {Q0: 8}})
+    first = adapters.use("a")
+    assert adapters.use("a") is first
+    assert adapters.use("b") is not first
+    adapters.assert_used(adapters.use("a"), "a")
 
 
 def test_an_adapter_that_comes_back_is_not_packed_again() -> None:

@@ -16,8 +16,6 @@ from weft_kernels.lora import (
     adapted_linear,
     add_lora_,
     create_rank_group,
-    grouped_mm,
-    grouped_mm_in_calls,
 )
 from weft_kernels.popularity import POPULARITIES, assign_adapters
 from weft_kernels.reference import Lora
@@ -45,15 +43,18 @@ class Case:
         loras = [nothing if a == BASE_ONLY else self.adapters[a] for a in self.rows]
         return twin(self.x, self.w, self.bias, self.widths, loras)
 
-    def run(self, device: torch.device, batch: LoraBatch | None = None) -> torch.Tensor:
+    def run(
+        self, device: torch.device, batch: LoraBatch | None = None, *, is_joint: bool = False
+    ) -> torch.Tensor:
+        sites = [
+            {rank: to_device(site, device) for rank, site in by_rank.items()}
+            for by_rank in self.pack()
+        ]
         return adapted_linear(
             self.x.to(device),
             create_linear_weight(self.w.to(device)),
             None if self.bias is None else self.bias.to(device),
-            [
-                {rank: to_device(site, device) for rank, site in sites.items()}
-                for sites in self.pack()
-            ],
+            join(sites) if is_joint else sites,
             self.widths,
             batch or self.batch(device),
         ).cpu()
@@ -78,17 +79,15 @@ class Case:
             for k, width in enumerate(self.widths):
                 a = torch.zeros(len(adapters) + 2, rank, self.x.shape[1])
                 b = torch.zeros(len(adapters) + 2, rank, width)
-                scale = torch.zeros(len(adapters) + 2)
-                for tensor in (a, b, scale):
+                for tensor in (a, b):
                     tensor[len(adapters) :] = float("nan")
                 touched = [(s, self.adapters[i][k]) for s, i in enumerate(adapters)]
                 for slot, lora in touched:
                     if lora is not None:
                         a[slot, : len(lora.a_RI)] = lora.a_RI
-                        b[slot, : len(lora.a_RI)] = lora.b_OR.T
-                        scale[slot] = lora.scale
+                        b[slot, : len(lora.a_RI)] = lora.scale * lora.b_OR.T
                 if any(lora is not None for _, lora in touched):
-                    packed[k][rank] = PackedSite(a, b, scale)
+                    packed[k][rank] = PackedSite(a, b)
         return packed
 
     def groups(self, device: torch.device) -> list[RankGroup]:
@@ -105,11 +104,18 @@ class Case:
 
 
 def to_device(site: PackedSite, device: torch.device) -> PackedSite:
-    return PackedSite(site.a_SRI.to(device), site.b_SRO.to(device), site.scale_S.to(device))
+    return PackedSite(site.a_SRI.to(device), site.b_SRO.to(device))
 
 
-def ragged(group: RankGroup) -> RankGroup:
-    return replace(group, grid_rows=None, cells_N=None)
+def join(sites: Sequence[dict[int, PackedSite]]) -> list[dict[int, PackedSite]]:
+    """The same sites with their A side by side."""
+    joined: list[dict[int, PackedSite]] = [{} for _ in sites]
+    for rank in {rank for by_rank in sites for rank in by_rank}:
+        parts = [(k, by_rank[rank]) for k, by_rank in enumerate(sites) if rank in by_rank]
+        joint = torch.cat([site.a_SRI for _, site in parts], dim=1)
+        for place, (k, site) in enumerate(parts):
+            joined[k][rank] = replace(site, joint_SKI=joint, first=place * rank)
+    return joined
 
 
 def create_case(
@@ -151,58 +157,55 @@ def assert_near(got: torch.Tensor, want: torch.Tensor) -> None:
     torch.testing.assert_close(got.double(), want, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("is_joint", [False, True])
 @pytest.mark.parametrize("num_rows", [1, 7, 133])
 @pytest.mark.parametrize("popularity", POPULARITIES)
-def test_mixed_ranks_are_the_twins(popularity: str, num_rows: int, device: torch.device) -> None:
-    case = create_case(assign_adapters(popularity, num_rows, NUM_ADAPTERS, seed=0))
-    assert_near(case.run(device), case.twin())
-
-
-@pytest.mark.parametrize("layout", ["grid or ragged", "ragged"])
-@pytest.mark.parametrize("popularity", POPULARITIES)
-def test_rows_that_lie_side_by_side_are_the_twins(
-    popularity: str, layout: str, device: torch.device
+def test_mixed_ranks_are_the_twins(
+    popularity: str, num_rows: int, is_joint: bool, device: torch.device
 ) -> None:
+    case = create_case(assign_adapters(popularity, num_rows, NUM_ADAPTERS, seed=0))
+    assert_near(case.run(device, is_joint=is_joint), case.twin())
+
+
+@pytest.mark.parametrize("popularity", POPULARITIES)
+def test_rows_that_lie_side_by_side_are_the_twins(popularity: str, device: torch.device) -> None:
     case = create_case([])
     rows = assign_adapters(popularity, 40, NUM_ADAPTERS, seed=3)
     order = [a for adapters in case.slots().values() for a in adapters]
     case = create_case([BASE_ONLY] * 3 + sorted(rows, key=order.index))
-    groups = case.groups(device)
-    assert all(group.span is not None for group in groups)
-    if layout == "ragged":
-        groups = [ragged(group) for group in groups]
-    assert_near(case.run(device, LoraBatch(tuple(groups))), case.twin())
+    grids = [grid for group in case.groups(device) for grid in group.grids]
+    assert any(grid.span is not None for grid in grids)
+    assert_near(case.run(device), case.twin())
 
 
-@pytest.mark.parametrize("popularity", POPULARITIES)
-def test_both_layouts_of_a_rank_group_are_the_twins(popularity: str, device: torch.device) -> None:
-    rows = assign_adapters(popularity, 40, NUM_ADAPTERS, seed=2)
+@pytest.mark.parametrize("seed", range(4))
+def test_prompts_beside_decoding_rows_are_the_twins(seed: int, device: torch.device) -> None:
+    # three prompts of very different lengths among rows of their own kind
+    rows = assign_adapters("uniform", 20, NUM_ADAPTERS, seed) + [1] * 90 + [2] * 70 + [7] * 17
     case = create_case(rows, ranks=[16])
-    group = case.groups(device)[0]
-    cells = torch.arange(40)
-    assert_near(case.run(device, LoraBatch((ragged(group),))), case.twin())
-    ends = [0, *group.ends_S.tolist()]
-    fullest = max(b - a for a, b in zip(ends, ends[1:], strict=False))
-    slots = group.slots_N.cpu()
-    cells = slots * fullest + cells - torch.tensor(ends)[slots]
-    grid_rows = torch.zeros(group.num_slots * fullest, dtype=torch.int64)
-    grid_rows[cells] = group.rows_N.cpu()
-    grid = replace(group, grid_rows=grid_rows.to(device), cells_N=cells.to(device))
-    assert_near(case.run(device, LoraBatch((grid,))), case.twin())
+    grids = case.groups(device)[0].grids
+    assert len(grids) == 3, "few rows, about 17, and 70 to 90"
+    assert sum(len(grid.grid_rows) for grid in grids) < 3 * len(rows)
+    assert_near(case.run(device), case.twin())
 
 
-def test_evenly_filled_slots_get_a_grid_and_skewed_ones_do_not(device: torch.device) -> None:
+def test_evenly_filled_slots_get_one_grid(device: torch.device) -> None:
     even = create_rank_group(8, 4, range(8), [3, 1, 0, 2, 1, 3, 2, 0], device)
-    assert even.grid_rows is not None
-    assert even.cells_N is not None
     assert even.rows_N.tolist() == [2, 7, 1, 4, 3, 6, 0, 5]
     assert even.slots_N.tolist() == [0, 0, 1, 1, 2, 2, 3, 3]
-    assert even.ends_S.tolist() == [2, 4, 6, 8]
-    assert torch.equal(even.grid_rows[even.cells_N], even.rows_N)
-    skewed = create_rank_group(8, 8, range(20), [5] * 19 + [2], device)
-    assert skewed.grid_rows is None
-    assert skewed.cells_N is None
-    assert skewed.ends_S.tolist() == [0, 0, 1, 1, 1, 20, 20, 20]
+    [grid] = even.grids
+    assert grid.is_even
+    assert grid.slots is None
+    assert grid.grid_rows.tolist() == even.rows_N.tolist()
+
+
+def test_a_few_used_slots_of_many_are_taken_out(device: torch.device) -> None:
+    skewed = create_rank_group(8, 9, range(20), [5] * 18 + [2] * 2, device)
+    few, many = sorted(skewed.grids, key=lambda grid: len(grid.rows_N))
+    for grid, slot, num_rows in ((few, 2, 2), (many, 5, 18)):
+        assert grid.slots is not None
+        assert grid.slots.tolist() == [slot]
+        assert len(grid.rows_N) == len(grid.grid_rows) == num_rows
 
 
 @pytest.mark.parametrize("rank", [4, 8, 12, 24, 64])
@@ -248,11 +251,10 @@ def test_nan_in_slots_that_no_row_uses_does_not_leak(device: torch.device) -> No
     sites = case.pack()
     for by_rank in sites:
         for site in by_rank.values():
-            for tensor in (site.a_SRI, site.b_SRO, site.scale_S):
+            for tensor in (site.a_SRI, site.b_SRO):
                 tensor[:3] = tensor[4:] = float("nan")
-    group = case.groups(device)[0]
-    even = create_rank_group(16, 4, [0, 1, 2, 3, 4], [3] * 5, device)
-    for used in (group, ragged(group), even, ragged(even)):
+    for num_slots in (10, 4):
+        used = create_rank_group(16, num_slots, [0, 1, 2, 3, 4], [3] * 5, device)
         on_device = [{r: to_device(s, device) for r, s in by_rank.items()} for by_rank in sites]
         assert case.bias is not None
         got = adapted_linear(
@@ -303,36 +305,6 @@ def test_inputs_may_be_a_slice_of_something_wider(device: torch.device) -> None:
     wide = torch.zeros(9, 300)
     wide[:, 50:183] = case.x
     assert_near(replace(case, x=wide[:, 50:183]).run(device), case.twin())
-
-
-def test_grouped_mm_multiplies_each_group_by_its_own_matrix(
-    device: torch.device, generator: torch.Generator
-) -> None:
-    ends = [0, 3, 3, 10, 11]
-    x, w = torch.randn(11, 8, generator=generator), torch.randn(5, 8, 16, generator=generator)
-    got = grouped_mm(x.to(device), w.to(device), torch.tensor(ends, dtype=torch.int32).to(device))
-    group = [next(g for g, end in enumerate(ends) if row < end) for row in range(11)]
-    want = torch.stack([x[row].double() @ w[group[row]].double() for row in range(11)])
-    torch.testing.assert_close(got.cpu().double(), want, rtol=1e-5, atol=1e-5)
-
-
-@pytest.mark.parametrize("popularity", POPULARITIES)
-@pytest.mark.parametrize("num_groups_per_call", [1, 3, 7])
-def test_more_groups_than_one_call_takes(
-    popularity: str, num_groups_per_call: int, device: torch.device, generator: torch.Generator
-) -> None:
-    counts = torch.bincount(torch.tensor(assign_adapters(popularity, 19, 16, seed=0)), minlength=16)
-    ends = counts.cumsum(0).to(device, torch.int32)
-    x = torch.randn(19, 8, generator=generator).to(device)
-    w = torch.randn(16, 8, 16, generator=generator).to(device)
-    got = grouped_mm_in_calls(x, w, ends, num_groups_per_call)
-    torch.testing.assert_close(got, grouped_mm(x, w, ends), rtol=1e-6, atol=1e-6)
-
-
-def test_more_groups_than_one_call_takes_without_any_row(device: torch.device) -> None:
-    ends = torch.zeros(4, dtype=torch.int32, device=device)
-    w = torch.ones(4, 8, 16, device=device)
-    assert grouped_mm_in_calls(torch.ones(0, 8, device=device), w, ends, 3).shape == (0, 16)
 
 
 def test_over_1023_slots_are_the_twins(device: torch.device) -> None:

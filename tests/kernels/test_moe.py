@@ -75,20 +75,18 @@ class Case:
         packed = {}
         for rank, adapters in slots.items():
             lead = (len(adapters) + 2, num_experts)
-            a, b, scale = torch.zeros(*lead, rank, num_in), torch.zeros(*lead, rank, num_out), \
-                torch.zeros(lead)  # fmt: skip
-            for tensor in (a, b, scale):
+            a, b = torch.zeros(*lead, rank, num_in), torch.zeros(*lead, rank, num_out)
+            for tensor in (a, b):
                 tensor[len(adapters) :] = float("nan")
             is_touched = False
             for slot, i in enumerate(adapters):
                 for (name, expert), lora in self.adapters[i].items():
                     if name == projection and padded(lora) == rank:
                         a[slot, expert, : len(lora.a_RI)] = lora.a_RI
-                        b[slot, expert, : len(lora.a_RI)] = lora.b_OR.T
-                        scale[slot, expert] = lora.scale
+                        b[slot, expert, : len(lora.a_RI)] = lora.scale * lora.b_OR.T
                         is_touched = True
             if is_touched:
-                packed[rank] = PackedSite(a.to(device), b.to(device), scale.to(device))
+                packed[rank] = PackedSite(a.to(device), b.to(device))
         return packed
 
 

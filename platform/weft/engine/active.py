@@ -10,7 +10,8 @@ Legend: S slots, R padded rank, I in, O out, E experts.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -23,6 +24,27 @@ from weft_kernels.lora import LoraBatch, PackedSite, create_rank_group
 _FIRST_CAPACITY = 4
 
 
+# projections that read the same rows: their A lie side by side
+_SHARED_INPUTS = (
+    ("q_proj", "k_proj", "v_proj"),
+    ("gate_proj", "up_proj"),
+    ("shared_gate_proj", "shared_up_proj"),
+)
+_INPUT_OF = {name: names[0] for names in _SHARED_INPUTS for name in names}
+
+
+@dataclass(slots=True)
+class _Input:
+    """Packed tensors of the sites that share an input, those that some adapter touches: joint A
+    `[S, (E,) K, I]`, and of each projection its place in K and its B `[S, (E,) R, O]`."""
+
+    joint: Tensor
+    b: dict[str, Tensor]
+
+    def tensors(self) -> list[Tensor]:
+        return [self.joint, *self.b.values()]
+
+
 class _RankSlots:
     """The slots of one padded rank, and packed tensors of every site that some adapter touches."""
 
@@ -31,11 +53,15 @@ class _RankSlots:
         self._base, self._dtype, self._device = base, dtype, device
         self._capacity = _FIRST_CAPACITY
         self.holders: list[str | None] = []
-        self.sites: dict[tuple[int, str], PackedSite] = {}
+        self._inputs: dict[tuple[int, str], _Input] = {}
 
     @property
     def slot_of(self) -> dict[str, int]:
         return {digest: slot for slot, digest in enumerate(self.holders) if digest is not None}
+
+    def _tensors(self) -> Iterator[Tensor]:
+        for shared in self._inputs.values():
+            yield from shared.tensors()
 
     def take_slot(self, digest: str) -> int:
         """A zeroed slot for `digest`: a free one, or a new one at the end."""
@@ -47,9 +73,8 @@ class _RankSlots:
             self.holders.append(digest)
             if slot >= self._capacity:
                 self._grow(2 * self._capacity)
-        for site in self.sites.values():
-            for tensor in (site.a_SRI, site.b_SRO, site.scale_S):
-                tensor[slot].zero_()
+        for tensor in self._tensors():
+            tensor[slot].zero_()
         return slot
 
     def drop(self, digest: str) -> None:
@@ -63,45 +88,64 @@ class _RankSlots:
             self.holders.pop()
         while None in self.holders:
             hole, last = self.holders.index(None), len(self.holders) - 1
-            for site in self.sites.values():
-                for tensor in (site.a_SRI, site.b_SRO, site.scale_S):
-                    tensor[hole] = tensor[last]
+            for tensor in self._tensors():
+                tensor[hole] = tensor[last]
             self.holders[hole] = self.holders.pop()
             while self.holders and self.holders[-1] is None:
                 self.holders.pop()
 
+    def make_room(self, sites: Iterable[Site]) -> None:
+        """Have packed tensors for all of `sites`, before any of them is written."""
+        wanted: dict[tuple[int, str], list[Site]] = {}
+        for site in sites:
+            key = (site.layer, _INPUT_OF.get(site.projection, site.projection))
+            wanted.setdefault(key, []).append(site)
+        for key, own in wanted.items():
+            self._widen(key, own)
+
+    def _widen(self, key: tuple[int, str], sites: Sequence[Site]) -> None:
+        old = self._inputs.get(key)
+        b = {} if old is None else old.b
+        for site in sites:
+            if site.projection not in b:
+                b[site.projection] = self._zeros(site, self.rank, self._base.shape(site)[1])
+        num_in = self._base.shape(sites[0])[0]
+        joint = self._zeros(sites[0], len(b) * self.rank, num_in)
+        if old is not None and old.joint.shape == joint.shape:
+            return
+        if old is not None:
+            joint[..., : old.joint.shape[-2], :] = old.joint
+        self._inputs[key] = _Input(joint, b)
+
     def write(self, slot: int, site: Site, a: Tensor, b: Tensor, scale: float) -> None:
-        packed = self.sites.get((site.layer, site.projection))
-        if packed is None:
-            packed = self._create_site(site)
-            self.sites[site.layer, site.projection] = packed
+        """`a` `[R, I]` and `b` `[R, O]` of one site; ask `make_room` first."""
+        shared = self._inputs[site.layer, _INPUT_OF.get(site.projection, site.projection)]
+        first = list(shared.b).index(site.projection) * self.rank
         index = (slot,) if site.expert is None else (slot, site.expert)
-        packed.a_SRI[index] = a
-        packed.b_SRO[index] = b
-        packed.scale_S[index] = scale
+        shared.joint[index][first : first + self.rank] = a
+        torch.mul(b, scale, out=shared.b[site.projection][index])
 
-    def _create_site(self, site: Site) -> PackedSite:
-        num_in, num_out = self._base.shape(site)
+    def sites(self) -> Iterator[tuple[tuple[int, str], PackedSite]]:
+        """Every packed site by layer and projection."""
+        for (layer, _), shared in self._inputs.items():
+            for place, (projection, b) in enumerate(shared.b.items()):
+                first = place * self.rank
+                a = shared.joint[..., first : first + self.rank, :]
+                yield (layer, projection), PackedSite(a, b, shared.joint, first)
+
+    def _zeros(self, site: Site, *shape: int) -> Tensor:
         lead = [self._capacity] if site.expert is None else [self._capacity, self._base.num_experts]
-        return PackedSite(
-            a_SRI=self._zeros(*lead, self.rank, num_in),
-            b_SRO=self._zeros(*lead, self.rank, num_out),
-            scale_S=self._zeros(*lead),
-        )
-
-    def _zeros(self, *shape: int) -> Tensor:
-        return torch.zeros(shape, dtype=self._dtype, device=self._device)
+        return torch.zeros(*lead, *shape, dtype=self._dtype, device=self._device)
 
     def _grow(self, capacity: int) -> None:
         def grown(old: Tensor) -> Tensor:
-            new = self._zeros(capacity, *old.shape[1:])
+            new = old.new_zeros(capacity, *old.shape[1:])
             new[: old.shape[0]] = old
             return new
 
-        self.sites = {
-            key: PackedSite(grown(site.a_SRI), grown(site.b_SRO), grown(site.scale_S))
-            for key, site in self.sites.items()
-        }
+        for shared in self._inputs.values():
+            shared.joint = grown(shared.joint)
+            shared.b = {projection: grown(b) for projection, b in shared.b.items()}
         self._capacity = capacity
 
 
@@ -113,6 +157,8 @@ class ActiveSet:
         self._device = torch.device(pool.device)
         self._groups: dict[int, _RankSlots] = {}
         self._ranks_of: dict[str, tuple[int, ...]] = {}
+        self._sites: dict[tuple[int, str], dict[int, PackedSite]] = {}
+        self._last: tuple[list[str | None], AdapterBatch] | None = None
 
     def order_key(self, digest: str | None) -> tuple[int, int]:
         """Rows sorted by this key have those of a rank group side by side, in slot order."""
@@ -123,6 +169,8 @@ class ActiveSet:
 
     def create_batch(self, row_digests: Sequence[str | None]) -> AdapterBatch:
         """Group the rows; `row_digests[t]` is row t's adapter, packed by `update` before."""
+        if self._last is not None and self._last[0] == row_digests:
+            return self._last[1]  # most steps decode what the step before did
         rows_of: dict[str, list[int]] = {}
         for row, digest in enumerate(row_digests):
             if digest is not None:
@@ -136,14 +184,9 @@ class ActiveSet:
                 groups.append(
                     create_rank_group(rank, len(slots.holders), rows, row_slots, self._device)
                 )
-        return AdapterBatch(sites=self._sites(), lora=LoraBatch(tuple(groups)))
-
-    def _sites(self) -> dict[tuple[int, str], dict[int, PackedSite]]:
-        sites: dict[tuple[int, str], dict[int, PackedSite]] = {}
-        for rank, slots in self._groups.items():
-            for key, site in slots.sites.items():
-                sites.setdefault(key, {})[rank] = site
-        return sites
+        batch = AdapterBatch(sites=self._sites, lora=LoraBatch(tuple(groups)))
+        self._last = (list(row_digests), batch)
+        return batch
 
     def update(self, adapters: Mapping[str, PooledAdapter]) -> None:
         """Pack what is missing: `adapters` are all that running requests hold.
@@ -157,6 +200,15 @@ class ActiveSet:
             self._drop(idle)
         for digest in sorted(missing):
             self._pack(adapters[digest])
+        if missing:
+            self._note_change()
+
+    def _note_change(self) -> None:
+        self._last = None
+        self._sites = {}
+        for rank, slots in self._groups.items():
+            for key, site in slots.sites():
+                self._sites.setdefault(key, {})[rank] = site
 
     def _drop(self, digests: Iterable[str]) -> None:
         for digest in digests:
@@ -166,6 +218,7 @@ class ActiveSet:
             slots.compact()
             if not slots.holders:
                 del self._groups[rank]
+        self._note_change()
 
     def _pack(self, adapter: PooledAdapter) -> None:
         ranks = sorted({site.padded_rank for site in adapter.sites.values()})
@@ -174,6 +227,8 @@ class ActiveSet:
             if rank not in self._groups:
                 self._groups[rank] = _RankSlots(rank, self._base, self._dtype, self._device)
             slot_of[rank] = self._groups[rank].take_slot(adapter.digest)
+            own = (site for site, pooled in adapter.sites.items() if pooled.padded_rank == rank)
+            self._groups[rank].make_room(own)
         for site, pooled in adapter.sites.items():
             a, b = self._pool.read(adapter.digest, site)
             rank = pooled.padded_rank
