@@ -215,7 +215,8 @@ class EngineInfo:
 class EngineStats:
     """A snapshot of the engine, cheap enough to take on every scrape.
 
-    `histograms` maps a metric to observations made since the last snapshot was taken with
+    `num_cached_prompt_tokens` of the prompt tokens came from the prefix cache. `histograms` maps a
+    metric to observations made since the last snapshot was taken with
     `drain=True`: "time_to_first_token", "inter_token_latency", "queue_time" (all seconds).
     """
 
@@ -228,6 +229,7 @@ class EngineStats:
     num_prompt_tokens: int
     num_generation_tokens: int
     num_preemptions: int
+    num_cached_prompt_tokens: int = 0
     running_adapters: tuple[str, ...] = ()
     waiting_adapters: tuple[str, ...] = ()
     adapter_states: Mapping[str, str] = field(default_factory=dict)

@@ -21,7 +21,9 @@ class ServerSettings:
     """One server process: gateway, control plane and engine.
 
     `None` leaves a choice to the engine, which reports what it chose at start. Sizes are bytes,
-    times seconds. `adapters_dir`, `database_file` and `uploads_dir` follow from `data_dir`.
+    times seconds. A request that was not started within `queue_timeout_s`, or is not over within
+    `request_timeout_s`, is ended (None: never). `adapters_dir`, `database_file` and `uploads_dir`
+    follow from `data_dir`.
     """
 
     base_dir: Path
@@ -53,6 +55,8 @@ class ServerSettings:
     max_stream_backlog_bytes: int = MIB
     keepalive_s: float = 15.0
     stall_timeout_s: float = 60.0
+    queue_timeout_s: float | None = None
+    request_timeout_s: float | None = None
     drain_deadline_s: float = 30.0
 
     def __post_init__(self) -> None:
@@ -135,4 +139,6 @@ _POSITIVE = (
     "max_stream_backlog_bytes",
     "keepalive_s",
     "stall_timeout_s",
+    "queue_timeout_s",
+    "request_timeout_s",
 )

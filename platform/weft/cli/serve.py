@@ -79,6 +79,12 @@ def serve(
     max_upload_mib: Annotated[
         int, typer.Option(help="MiB of one adapter's tensors.")
     ] = _D.max_upload_bytes // MIB,
+    queue_timeout: Annotated[
+        float | None, typer.Option(help="Seconds that a request may wait to start. Default: any.")
+    ] = _D.queue_timeout_s,
+    request_timeout: Annotated[
+        float | None, typer.Option(help="Seconds that a request may take in all. Default: any.")
+    ] = _D.request_timeout_s,
     drain_deadline: Annotated[
         float, typer.Option(help="Seconds that running requests get at shutdown.")
     ] = _D.drain_deadline_s,
@@ -110,6 +116,8 @@ def serve(
             share_base_prefix=share_base_prefix,
             num_threads=threads,
             max_upload_bytes=max_upload_mib * MIB,
+            queue_timeout_s=queue_timeout,
+            request_timeout_s=request_timeout,
             drain_deadline_s=drain_deadline,
         )
     except ValueError as error:

@@ -76,6 +76,7 @@ class EngineCounters:
 
     num_prompt_tokens: int = 0
     num_generation_tokens: int = 0
+    num_cached_prompt_tokens: int = 0
     num_steps: int = 0
     time_to_first_token: list[float] = field(default_factory=list)
     inter_token_latency: list[float] = field(default_factory=list)
@@ -189,6 +190,7 @@ class Engine:
             item.req.started_s = now
             if item.req.index == 0:
                 self.counters.num_prompt_tokens += item.req.num_prompt_tokens
+                self.counters.num_cached_prompt_tokens += item.req.num_cached_tokens
                 _observe(self.counters.queue_time, now - item.req.arrived_s)
 
     def _refuse(self, plan: StepPlan) -> list[EngineOutput]:

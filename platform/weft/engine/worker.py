@@ -159,6 +159,7 @@ class InProcessEngine:
             num_prompt_tokens=counters.num_prompt_tokens,
             num_generation_tokens=counters.num_generation_tokens,
             num_preemptions=scheduler.num_preemptions,
+            num_cached_prompt_tokens=counters.num_cached_prompt_tokens,
             running_adapters=tuple(sorted({r.adapter_digest for r in running if r.adapter_digest})),
             waiting_adapters=tuple(sorted({r.adapter_digest for r in waiting if r.adapter_digest})),
             adapter_states={d: str(s) for d, s in self._built.tiers.states().items()},

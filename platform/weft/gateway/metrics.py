@@ -85,6 +85,12 @@ class _StatsCollector(Collector):
             ("vllm:prompt_tokens", "Prompt tokens.", stats.num_prompt_tokens),
             ("vllm:generation_tokens", "Generated tokens.", stats.num_generation_tokens),
             ("vllm:num_preemptions", "Preempted requests.", stats.num_preemptions),
+            ("vllm:prefix_cache_queries", "Prompt tokens looked up.", stats.num_prompt_tokens),
+            (
+                "vllm:prefix_cache_hits",
+                "Prompt tokens found in the prefix cache.",
+                stats.num_cached_prompt_tokens,
+            ),
         ):
             counter = CounterMetricFamily(name, text, labels=("model_name",))
             counter.add_metric((base,), value)

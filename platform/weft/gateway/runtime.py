@@ -94,7 +94,7 @@ class Gateway:
         if len(work.prompts) > 1:
             ids = [f"{work.request_id}-{i}" for i in range(len(work.prompts))]
         jobs = [
-            _job(principal, work, request_id, prompt, sampling)
+            self._job(principal, work, request_id, prompt, sampling)
             for request_id, prompt, sampling in zip(ids, work.prompts, work.sampling, strict=True)
         ]
         return await self._generations.start(jobs)
@@ -119,31 +119,34 @@ class Gateway:
     def served_base(engine: EngineClient) -> ServedBase:
         return ServedBase(engine.info.base_name, engine.info.base_digest)
 
-
-def _job(
-    principal: Principal,
-    work: Work,
-    request_id: str,
-    prompt: tuple[int, ...],
-    sampling: SamplingParams,
-) -> Job:
-    model = work.model
-    request = EngineRequest(
-        request_id, principal.tenant_id, prompt, sampling, model.digest,
-        priority=work.priority, cache_salt=work.cache_salt,
-    )  # fmt: skip
-    metered = MeteredRequest(
-        event_id=request_id,
-        tenant_id=principal.tenant_id,
-        project_id=principal.project_id,
-        api_key_id=principal.key_id,
-        model=model.name,
-        base_model=model.base_name,
-        adapter_id=model.adapter_id,
-        adapter_version=model.version,
-        adapter_digest=model.digest,
-    )
-    return Job(request, metered)
+    def _job(
+        self,
+        principal: Principal,
+        work: Work,
+        request_id: str,
+        prompt: tuple[int, ...],
+        sampling: SamplingParams,
+    ) -> Job:
+        model = work.model
+        request = EngineRequest(
+            request_id, principal.tenant_id, prompt, sampling, model.digest,
+            priority=work.priority,
+            queue_timeout_s=self.settings.queue_timeout_s,
+            timeout_s=self.settings.request_timeout_s,
+            cache_salt=work.cache_salt,
+        )  # fmt: skip
+        metered = MeteredRequest(
+            event_id=request_id,
+            tenant_id=principal.tenant_id,
+            project_id=principal.project_id,
+            api_key_id=principal.key_id,
+            model=model.name,
+            base_model=model.base_name,
+            adapter_id=model.adapter_id,
+            adapter_version=model.version,
+            adapter_digest=model.digest,
+        )
+        return Job(request, metered)
 
 
 def get_gateway(request: Request) -> Gateway:
