@@ -268,6 +268,8 @@ def settings(tmp_path: Path, migrated: Path) -> ServerSettings:
         data_dir=tmp_path / "data",
         port=0,
         keepalive_s=0.2,
+        queue_timeout_s=30.0,
+        request_timeout_s=60.0,
         max_upload_bytes=200_000,
         max_body_bytes=100_000,
     )

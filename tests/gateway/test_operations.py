@@ -53,6 +53,12 @@ def test_metrics_have_vllms_names(site: Any, acme: str) -> None:
     assert "tnt_" not in text
 
 
+def test_the_operators_timeouts_reach_the_engine(site: Any, acme: str) -> None:
+    site.client(acme).completions.create(model="tiny", prompt="abc")
+    request = site.engine.requests[-1]
+    assert (request.queue_timeout_s, request.timeout_s) == (30.0, 60.0)
+
+
 def test_the_operator_manages_tenants_and_keys(site: Any) -> None:
     created = site.operator("POST", "/admin/v1/tenants", json={"name": "acme"})
     assert created.status_code == 201
