@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -167,7 +168,8 @@ def test_rows_in_the_order_of_the_key_lie_side_by_side() -> None:
     adapters = Adapters({"a": {Q0: 16}, "b": {Q0: 8}, "c": {Q0: 16}, "d": {Q0: 8}})
     adapters.use("a", "b", "c", "d")
     rows: list[str | None] = ["a", "b", None, "c", "d", "a", None, "b"]
-    batch = adapters.active.create_batch(sorted(rows, key=adapters.active.order_key))
+    key = partial(adapters.active.order_key, num_rows=1)
+    batch = adapters.active.create_batch(sorted(rows, key=key))
     for group in batch.lora.groups:
         [grid] = group.grids
         assert grid.span is not None

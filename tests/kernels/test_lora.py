@@ -16,6 +16,7 @@ from weft_kernels.lora import (
     adapted_linear,
     add_lora_,
     create_rank_group,
+    create_terms,
 )
 from weft_kernels.popularity import POPULARITIES, assign_adapters
 from weft_kernels.reference import Lora
@@ -54,9 +55,8 @@ class Case:
             self.x.to(device),
             create_linear_weight(self.w.to(device)),
             None if self.bias is None else self.bias.to(device),
-            join(sites) if is_joint else sites,
+            create_terms(join(sites) if is_joint else sites, batch or self.batch(device)),
             self.widths,
-            batch or self.batch(device),
         ).cpu()
 
     def rank(self, adapter: int) -> int:
@@ -184,28 +184,40 @@ def test_prompts_beside_decoding_rows_are_the_twins(seed: int, device: torch.dev
     rows = assign_adapters("uniform", 20, NUM_ADAPTERS, seed) + [1] * 90 + [2] * 70 + [7] * 17
     case = create_case(rows, ranks=[16])
     grids = case.groups(device)[0].grids
-    assert len(grids) == 3, "few rows, about 17, and 70 to 90"
-    assert sum(len(grid.grid_rows) for grid in grids) < 3 * len(rows)
+    assert len(grids) == 4, "few rows, and each length of the prompts"
+    assert all(grid.is_even and grid.span is not None for grid in grids[1:])
     assert_near(case.run(device), case.twin())
 
 
 def test_evenly_filled_slots_get_one_grid(device: torch.device) -> None:
-    even = create_rank_group(8, 4, range(8), [3, 1, 0, 2, 1, 3, 2, 0], device)
-    assert even.rows_N.tolist() == [2, 7, 1, 4, 3, 6, 0, 5]
-    assert even.slots_N.tolist() == [0, 0, 1, 1, 2, 2, 3, 3]
+    even = create_rank_group(8, 4, range(8), [0, 0, 1, 1, 2, 2, 3, 3], device)
     [grid] = even.grids
     assert grid.is_even
     assert grid.slots is None
-    assert grid.grid_rows.tolist() == even.rows_N.tolist()
+    assert grid.span == (0, 8)
+    mixed = create_rank_group(8, 4, range(8), [3, 1, 0, 2, 1, 3, 2, 0], device)
+    [grid] = mixed.grids
+    assert grid.is_even
+    assert grid.span is None
+    assert grid.grid_rows.tolist() == [2, 7, 1, 4, 3, 6, 0, 5]
 
 
 def test_a_few_used_slots_of_many_are_taken_out(device: torch.device) -> None:
-    skewed = create_rank_group(8, 9, range(20), [5] * 18 + [2] * 2, device)
-    few, many = sorted(skewed.grids, key=lambda grid: len(grid.rows_N))
-    for grid, slot, num_rows in ((few, 2, 2), (many, 5, 18)):
-        assert grid.slots is not None
-        assert grid.slots.tolist() == [slot]
-        assert len(grid.rows_N) == len(grid.grid_rows) == num_rows
+    few = create_rank_group(8, 9, range(4), [5, 5, 2, 2], device).grids[0]
+    assert few.slots is not None
+    assert few.slots.tolist() == [2, 5]
+    assert few.grid_rows.tolist() == [2, 3, 0, 1]
+    most = create_rank_group(8, 6, range(4), [5, 5, 2, 2], device).grids[0]
+    assert most.slots is None
+    assert most.num_slots == 6
+
+
+def test_prompts_of_one_length_share_a_grid_also_for_one_adapter(device: torch.device) -> None:
+    slots = [4] * 20 + [1] * 20 + [4] * 20
+    [grid] = create_rank_group(8, 9, [*range(40), *range(50, 70)], slots, device).grids
+    assert grid.slots is not None
+    assert grid.slots.tolist() == [4, 1, 4]
+    assert grid.is_even
 
 
 @pytest.mark.parametrize("rank", [4, 8, 12, 24, 64])
@@ -259,7 +271,7 @@ def test_nan_in_slots_that_no_row_uses_does_not_leak(device: torch.device) -> No
         assert case.bias is not None
         got = adapted_linear(
             case.x.to(device), create_linear_weight(case.w.to(device)), case.bias.to(device),
-            on_device, case.widths, LoraBatch((used,)),
+            create_terms(on_device, LoraBatch((used,))), case.widths,
         )  # fmt: skip
         assert_near(got.cpu(), case.twin())
 
@@ -291,9 +303,9 @@ def test_the_same_batch_gives_the_same_bits(popularity: str, device: torch.devic
 def test_outputs_may_be_slices_of_something_wider(device: torch.device) -> None:
     case = create_case(assign_adapters("uniform", 9, NUM_ADAPTERS, seed=9), with_bias=False)
     wide = torch.zeros(9, 500, device=device)
-    parts = torch.split(wide[:, 100:241], list(case.widths), dim=1)
     sites = [{r: to_device(s, device) for r, s in by_rank.items()} for by_rank in case.pack()]
-    add_lora_(parts, case.x.to(device), sites, case.batch(device))
+    terms = create_terms(sites, case.batch(device))
+    add_lora_(wide[:, 100:241], case.x.to(device), terms, case.widths)
     want = replace(case, w=torch.zeros_like(case.w)).twin()
     assert_near(wide[:, 100:241].cpu(), want)
     assert not wide[:, :100].any()

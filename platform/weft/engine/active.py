@@ -10,7 +10,7 @@ Legend: S slots, R padded rank, I in, O out, E experts.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -19,7 +19,7 @@ from torch import Tensor
 from weft.engine.model.decoder import AdapterBatch
 from weft_adapters.pool import PagePool, PooledAdapter
 from weft_adapters.sites import BaseSpec, Site
-from weft_kernels.lora import LoraBatch, PackedSite, create_rank_group
+from weft_kernels.lora import FEW_ROWS, LoraBatch, PackedSite, create_rank_group
 
 _FIRST_CAPACITY = 4
 
@@ -64,18 +64,32 @@ class _RankSlots:
             yield from shared.tensors()
 
     def take_slot(self, digest: str) -> int:
-        """A zeroed slot for `digest`: a free one, or a new one at the end."""
+        """A slot for `digest`: a free one, or a new one at the end. What it holds is left over from
+        another adapter until `write` and `clear_rest`."""
         if None in self.holders:
             slot = self.holders.index(None)
             self.holders[slot] = digest
-        else:
-            slot = len(self.holders)
-            self.holders.append(digest)
-            if slot >= self._capacity:
-                self._grow(2 * self._capacity)
-        for tensor in self._tensors():
-            tensor[slot].zero_()
-        return slot
+            return slot
+        self.holders.append(digest)
+        if len(self.holders) > self._capacity:
+            self._grow(2 * self._capacity)
+        return len(self.holders) - 1
+
+    def clear_rest(self, slot: int, written: Collection[Site]) -> None:
+        """Zero a slot at every site but those that were written."""
+        experts = range(self._base.num_experts)
+        for (layer, _), shared in self._inputs.items():
+            for place, (projection, b) in enumerate(shared.b.items()):
+                rows = slice(place * self.rank, (place + 1) * self.rank)
+                if b.dim() == 3:
+                    if Site(layer, projection) not in written:
+                        shared.joint[slot, rows].zero_()
+                        b[slot].zero_()
+                    continue
+                idle = [e for e in experts if Site(layer, projection, e) not in written]
+                if idle:
+                    shared.joint[slot, idle, rows] = 0
+                    b[slot, idle] = 0
 
     def drop(self, digest: str) -> None:
         self.holders[self.holders.index(digest)] = None
@@ -160,25 +174,22 @@ class ActiveSet:
         self._sites: dict[tuple[int, str], dict[int, PackedSite]] = {}
         self._last: tuple[list[str | None], AdapterBatch] | None = None
 
-    def order_key(self, digest: str | None) -> tuple[int, int]:
-        """Rows sorted by this key have those of a rank group side by side, in slot order."""
+    def order_key(self, digest: str | None, num_rows: int) -> tuple[int, bool, int]:
+        """Rows of requests sorted by this key have those of a rank group side by side: first those
+        that bring few rows, in slot order, then the others."""
         if digest is None:
-            return (0, 0)
+            return (0, False, 0)
         rank = self._ranks_of[digest][0]
-        return (rank, self._groups[rank].holders.index(digest))
+        return (rank, num_rows > FEW_ROWS, self._groups[rank].holders.index(digest))
 
     def create_batch(self, row_digests: Sequence[str | None]) -> AdapterBatch:
         """Group the rows; `row_digests[t]` is row t's adapter, packed by `update` before."""
         if self._last is not None and self._last[0] == row_digests:
             return self._last[1]  # most steps decode what the step before did
-        rows_of: dict[str, list[int]] = {}
-        for row, digest in enumerate(row_digests):
-            if digest is not None:
-                rows_of.setdefault(digest, []).append(row)
         groups = []
         for rank, slots in sorted(self._groups.items()):
             slot_of = slots.slot_of
-            pairs = [(r, slot_of[d]) for d, rows in rows_of.items() if d in slot_of for r in rows]
+            pairs = [(r, slot_of[d]) for r, d in enumerate(row_digests) if d in slot_of]
             if pairs:
                 rows, row_slots = zip(*pairs, strict=True)
                 groups.append(
@@ -223,6 +234,7 @@ class ActiveSet:
     def _pack(self, adapter: PooledAdapter) -> None:
         ranks = sorted({site.padded_rank for site in adapter.sites.values()})
         slot_of = {}
+        written: dict[int, set[Site]] = {rank: set() for rank in ranks}
         for rank in ranks:
             if rank not in self._groups:
                 self._groups[rank] = _RankSlots(rank, self._base, self._dtype, self._device)
@@ -233,4 +245,7 @@ class ActiveSet:
             a, b = self._pool.read(adapter.digest, site)
             rank = pooled.padded_rank
             self._groups[rank].write(slot_of[rank], site, a, b, pooled.scale)
+            written[rank].add(site)
+        for rank, sites in written.items():
+            self._groups[rank].clear_rest(slot_of[rank], sites)
         self._ranks_of[adapter.digest] = tuple(ranks)

@@ -98,8 +98,8 @@ class Runner:
         if self._host_kv is not None:
             _copy_blocks(self._host_kv, self._kv, moves.back)
 
-    def _order_key(self, item: ScheduledReq) -> tuple[int, int]:
-        return self._active.order_key(item.req.adapter_digest)
+    def _order_key(self, item: ScheduledReq) -> tuple[int, bool, int]:
+        return self._active.order_key(item.req.adapter_digest, item.num_new)
 
     def clean(self, blocks: list[int]) -> None:
         """Zero blocks that may hold non-finite values: 0 x NaN would reach their next owner."""

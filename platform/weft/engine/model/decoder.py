@@ -8,7 +8,7 @@ Legend: T rows, H hidden, N KV heads, D head dim, V vocabulary.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -17,13 +17,14 @@ from weft.engine.model.config import ModelConfig
 from weft.engine.model.weights import DenseWeights, LayerWeights, ModelWeights, SharedExpert
 from weft_kernels.activation import silu_mul
 from weft_kernels.attention import AttentionBucket, Int8Cache, paged_attention, write_kv
-from weft_kernels.lora import LoraBatch, PackedSites, adapted_linear
+from weft_kernels.lora import LoraBatch, PackedSites, Term, adapted_linear, create_terms
 from weft_kernels.moe import moe
 from weft_kernels.norm import rms_norm
 from weft_kernels.rotary import apply_rotary, create_rotary_table
 
 QKV = ("q_proj", "k_proj", "v_proj")
 MLP = ("gate_proj", "up_proj", "down_proj")
+Names = tuple[str, ...]
 SHARED_MLP = ("shared_gate_proj", "shared_up_proj", "shared_down_proj")
 
 
@@ -48,9 +49,20 @@ class AdapterBatch:
 
     sites: Mapping[tuple[int, str], PackedSites]
     lora: LoraBatch
+    _terms: dict[tuple[int, tuple[str, ...]], tuple[Term, ...]] = field(default_factory=dict)
 
-    def at(self, layer: int, projections: Sequence[str]) -> list[PackedSites]:
+    def at(self, layer: int, projections: tuple[str, ...]) -> list[PackedSites]:
         return [self.sites.get((layer, projection), {}) for projection in projections]
+
+    def terms(self, layer: int, projections: tuple[str, ...]) -> tuple[Term, ...]:
+        """What the batch adds at sites that share an input; worked out once."""
+        if not self.lora.groups:
+            return ()
+        terms = self._terms.get((layer, projections))
+        if terms is None:
+            terms = create_terms(self.at(layer, projections), self.lora)
+            self._terms[layer, projections] = terms
+        return terms
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,9 +119,7 @@ class Decoder:
     ) -> Tensor:
         config, adapters = self.config, batch.adapters
         widths = [config.q_size, config.kv_size, config.kv_size]
-        qkv = adapted_linear(
-            x_TH, layer.qkv, layer.qkv_bias, adapters.at(i, QKV), widths, adapters.lora
-        )
+        qkv = adapted_linear(x_TH, layer.qkv, layer.qkv_bias, adapters.terms(i, QKV), widths)
         q, k, v = self._split_heads(layer, torch.split(qkv, widths, dim=1))
         q, k = apply_rotary(q, rotary), apply_rotary(k, rotary)
         write_kv(kv.k[i], k, batch.kv_slots_T)
@@ -118,9 +128,8 @@ class Decoder:
             q, kv.k[i], kv.v[i], batch.attention, self._scale, self._windows[i]
         ).flatten(1)
         return adapted_linear(
-            o, layer.o, layer.o_bias, adapters.at(i, ("o_proj",)), (config.hidden_size,),
-            adapters.lora,
-        )  # fmt: skip
+            o, layer.o, layer.o_bias, adapters.terms(i, ("o_proj",)), (config.hidden_size,)
+        )
 
     def _split_heads(
         self, layer: LayerWeights, parts: Sequence[Tensor]
@@ -158,20 +167,20 @@ class Decoder:
         return y_TH
 
     def _dense(
-        self, i: int, mlp: DenseWeights, names: Sequence[str], x_TH: Tensor, adapters: AdapterBatch
+        self, i: int, mlp: DenseWeights, names: Names, x_TH: Tensor, adapters: AdapterBatch
     ) -> Tensor:
         """`down(silu(gate(x)) * up(x))`; `names` are the sites of gate, up and down."""
-        inner, lora = mlp.down.num_in, adapters.lora
+        inner = mlp.down.num_in
         gate_up = adapted_linear(
-            x_TH, mlp.gate_up, mlp.gate_up_bias, adapters.at(i, names[:2]), (inner, inner), lora
+            x_TH, mlp.gate_up, mlp.gate_up_bias, adapters.terms(i, names[:2]), (inner, inner)
         )
         return adapted_linear(
-            silu_mul(gate_up), mlp.down, mlp.down_bias, adapters.at(i, names[2:]),
-            (mlp.down.num_out,), lora,
+            silu_mul(gate_up), mlp.down, mlp.down_bias, adapters.terms(i, names[2:]),
+            (mlp.down.num_out,),
         )  # fmt: skip
 
     def _shared(self, i: int, shared: SharedExpert, x_TH: Tensor, adapters: AdapterBatch) -> Tensor:
         """`sigmoid(gate(x)) * mlp(x)`: the expert that every token passes."""
-        sites = adapters.at(i, ("shared_expert_gate",))
-        gate_T1 = adapted_linear(x_TH, shared.gate, None, sites, (1,), adapters.lora)
+        terms = adapters.terms(i, ("shared_expert_gate",))
+        gate_T1 = adapted_linear(x_TH, shared.gate, None, terms, (1,))
         return gate_T1.sigmoid() * self._dense(i, shared.mlp, SHARED_MLP, x_TH, adapters)
