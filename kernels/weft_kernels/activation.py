@@ -12,4 +12,4 @@ def silu_mul(gate_up: Tensor) -> Tensor:
     gate_up: `[T, 2 I]`; y: `[T, I]`, the same dtype.
     """
     gate, up = gate_up.chunk(2, dim=-1)
-    return functional.silu(gate) * up
+    return functional.silu(gate).mul_(up)

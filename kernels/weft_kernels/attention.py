@@ -15,7 +15,7 @@ KV head, D head dim.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -30,7 +30,8 @@ class AttentionBucket:
     hold a query, and valid_rows their batch rows; block_tables int64 `[B, num_blocks]` (block 0,
     the null block, where a table is shorter); masks by window (None: all before): bool
     `[B, 1, Q, L]`, True where a query may look. An empty cell looks at key 0 alone, so that its
-    softmax is finite.
+    softmax is finite. `bias` gives the masks as the layers of a step add them to the scores, worked
+    out by the first that does.
     """
 
     rows: Tensor
@@ -38,6 +39,20 @@ class AttentionBucket:
     valid_rows: Tensor
     block_tables: Tensor
     masks: Mapping[int | None, Tensor]
+    _biases: dict[tuple[int | None, int, torch.dtype], Tensor] = field(default_factory=dict)
+
+    def bias(self, window: int | None, groups: int, dtype: torch.dtype) -> Tensor:
+        """0 where a query may look and -inf elsewhere: `[B, 1, G Q, L]`, or `[B, 1, 1, L]` where
+        there is one query."""
+        key = (window, groups, dtype)
+        bias = self._biases.get(key)
+        if bias is None:
+            mask = self.masks[window]
+            bias = torch.zeros_like(mask, dtype=dtype).masked_fill_(~mask, -torch.inf)
+            if mask.shape[2] > 1:
+                bias = bias.repeat(1, 1, groups, 1)
+            self._biases[key] = bias
+        return bias
 
 
 def create_attention_buckets(
@@ -142,7 +157,8 @@ def _gather(cache: Tensor | Int8Cache, block_tables: Tensor, dtype: torch.dtype)
     """The blocks of tables `[B, num_blocks]`: `[B, num_blocks * block_size, N, D]` of `dtype`."""
     if isinstance(cache, Int8Cache):
         return cache.gather(block_tables, dtype).flatten(1, 2)
-    return cache[block_tables].flatten(1, 2)
+    blocks = cache.index_select(0, block_tables.flatten())  # faster than cache[block_tables]
+    return blocks.view(len(block_tables), -1, *cache.shape[2:])
 
 
 def paged_attention(
@@ -168,10 +184,8 @@ def paged_attention(
         q = q.view(num_reqs, -1, num_kv_heads, groups, head_dim)
         # the query heads of a KV head become query rows, so keys are never repeated
         q_BNQD = q.permute(0, 2, 3, 1, 4).flatten(2, 3)
-        mask = bucket.masks[window]
-        if groups > 1:
-            mask = mask.repeat(1, 1, groups, 1)
-        o = functional.scaled_dot_product_attention(q_BNQD, k, v, attn_mask=mask, scale=scale)
+        bias = bucket.bias(window, groups, q_TND.dtype)
+        o = functional.scaled_dot_product_attention(q_BNQD, k, v, attn_mask=bias, scale=scale)
         o = o.view(num_reqs, num_kv_heads, groups, -1, head_dim).permute(0, 3, 1, 2, 4)
         o = o.reshape(-1, *q_TND.shape[1:])
         out_TND.index_copy_(0, bucket.valid_rows, o.index_select(0, bucket.valid))

@@ -109,9 +109,9 @@ def create_rank_group(
             few.setdefault(slot, []).extend(range(first, first + size))
     grids = []
     if few:
-        # unused slots are computed along while they are not twice as many as the used ones:
-        # leaving them out copies the others
-        own = sorted(few) if 3 * len(few) < num_slots else range(num_slots)
+        # unused slots are computed along while they are not more than the used ones: leaving them
+        # out copies the others
+        own = sorted(few) if 2 * len(few) < num_slots else range(num_slots)
         grids.append(_create_grid(num_slots, own, [few.get(s, []) for s in own], device))
     for size, runs in many.items():
         own_rows = [list(range(first, first + size)) for first, _ in runs]

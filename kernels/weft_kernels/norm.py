@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 from torch.nn import functional
 
@@ -12,4 +13,9 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     x: `[..., D]` any float dtype; weight: `[D]`, the same dtype; y: as x.
     The mean is taken in float32 or better.
     """
-    return functional.rms_norm(x, (x.shape[-1],), weight, eps)
+    if x.device.type != "cpu" or x.dtype is not torch.float32:
+        return functional.rms_norm(x, (x.shape[-1],), weight, eps)
+    # torch composes it on a CPU, of twice as many passes
+    norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+    inverse: Tensor = norm.square_().div_(x.shape[-1]).add_(eps).rsqrt_()
+    return (x * inverse).mul_(weight)

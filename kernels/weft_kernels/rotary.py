@@ -87,5 +87,8 @@ def apply_rotary(x: Tensor, table: Tensor) -> Tensor:
     `create_rotary_table` at each token's position, in x's dtype; y: as x.
     """
     cos, sin = table[:, None, 0], table[:, None, 1]
-    x1, x2 = x.chunk(2, dim=-1)
-    return torch.cat((x1 * cos - x2 * sin, x2 * cos + x1 * sin), dim=-1)
+    y = torch.empty_like(x)
+    (x1, x2), (y1, y2) = x.chunk(2, dim=-1), y.chunk(2, dim=-1)
+    torch.mul(x1, cos, out=y1).addcmul_(x2, sin, value=-1)
+    torch.mul(x2, cos, out=y2).addcmul_(x1, sin)
+    return y

@@ -166,8 +166,11 @@ class _RankSlots:
 class ActiveSet:
     """Packs the adapters of each batch and says which row uses which slot."""
 
-    def __init__(self, base: BaseSpec, pool: PagePool, dtype: torch.dtype) -> None:
+    def __init__(
+        self, base: BaseSpec, pool: PagePool, dtype: torch.dtype, max_adapters: int = 32
+    ) -> None:
         self._base, self._pool, self._dtype = base, pool, dtype
+        self._max_adapters = max_adapters
         self._device = torch.device(pool.device)
         self._groups: dict[int, _RankSlots] = {}
         self._ranks_of: dict[str, tuple[int, ...]] = {}
@@ -202,17 +205,21 @@ class ActiveSet:
     def update(self, adapters: Mapping[str, PooledAdapter]) -> None:
         """Pack what is missing: `adapters` are all that running requests hold.
 
-        The others stay packed while they cost little, in case they come back: they go when a slot
-        is wanted, or when the batched GEMMs would read more idle adapters than used ones.
+        The others stay packed in case they come back, as long as there are no more than fit a
+        batch; the least recently used go first.
         """
         missing = adapters.keys() - self._ranks_of.keys()
-        idle = self._ranks_of.keys() - adapters.keys()
-        if missing or len(idle) > len(adapters) > 0:
-            self._drop(idle)
+        if not missing:
+            return
+        for digest in adapters.keys() - missing:  # the order of the dict is that of their last use
+            self._ranks_of[digest] = self._ranks_of.pop(digest)
+        idle = [digest for digest in self._ranks_of if digest not in adapters]
+        num_over = len(self._ranks_of) + len(missing) - self._max_adapters
+        if num_over > 0:
+            self._drop(idle[:num_over])
         for digest in sorted(missing):
             self._pack(adapters[digest])
-        if missing:
-            self._note_change()
+        self._note_change()
 
     def _note_change(self) -> None:
         self._last = None
@@ -229,7 +236,6 @@ class ActiveSet:
             slots.compact()
             if not slots.holders:
                 del self._groups[rank]
-        self._note_change()
 
     def _pack(self, adapter: PooledAdapter) -> None:
         ranks = sorted({site.padded_rank for site in adapter.sites.values()})

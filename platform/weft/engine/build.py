@@ -86,10 +86,8 @@ def build_engine(
         else None
     )
     decoder = Decoder(model, weights, memory.max_model_len)
-    runner = Runner(
-        decoder, kv, ActiveSet(base, pool, dtype), config.block_size, host_kv,
-        tokenizer.eos_token_ids,
-    )  # fmt: skip
+    active = ActiveSet(base, pool, dtype, config.max_adapters_in_batch)
+    runner = Runner(decoder, kv, active, config.block_size, host_kv, tokenizer.eos_token_ids)
     engine = Engine(
         config, runner, tiers, tokenizer.decode,
         Grammars(lambda: tokenizer.vocabulary, model.vocab_size, tokenizer.eos_token_ids),

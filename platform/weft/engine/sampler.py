@@ -81,8 +81,8 @@ def sample(
     logits_NV float32 `[N, V]`, left as it is. Rows without parameters cost nothing but their
     argmax.
     """
-    finite = torch.isfinite(logits_NV).all(dim=1)
-    tokens = logits_NV.argmax(dim=1)
+    finite = _finite_rows(logits_NV)
+    tokens = logits_NV.max(dim=1).indices  # several times as fast as argmax on a CPU
     wanted = range(len(reqs)) if samples is None else [i for i, s in enumerate(samples) if s]
     changed = [i for i in wanted if is_processed(reqs[i])]
     drawn = [i for i in wanted if reqs[i].request.sampling.temperature > 0]
@@ -107,6 +107,15 @@ def sample(
         failure = failure if is_finite else NON_FINITE
         results.append(Sampled(None if failure else token_id, failure, logprobs.get(i)))
     return results
+
+
+def _finite_rows(logits_NV: Tensor) -> Tensor:
+    """Which rows hold finite values only: bool `[N]`. A finite sum has finite terms, and costs a
+    fraction of looking at each."""
+    finite = torch.isfinite(logits_NV.sum(dim=1))
+    if not finite.all():
+        finite = torch.isfinite(logits_NV).all(dim=1)
+    return finite
 
 
 def _draw(logits_NV: Tensor, reqs: Sequence[Req]) -> Tensor:

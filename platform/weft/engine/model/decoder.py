@@ -25,6 +25,7 @@ from weft_kernels.rotary import apply_rotary, create_rotary_table
 QKV = ("q_proj", "k_proj", "v_proj")
 MLP = ("gate_proj", "up_proj", "down_proj")
 Names = tuple[str, ...]
+Terms = tuple[Term, ...]
 SHARED_MLP = ("shared_gate_proj", "shared_up_proj", "shared_down_proj")
 
 
@@ -49,12 +50,12 @@ class AdapterBatch:
 
     sites: Mapping[tuple[int, str], PackedSites]
     lora: LoraBatch
-    _terms: dict[tuple[int, tuple[str, ...]], tuple[Term, ...]] = field(default_factory=dict)
+    _terms: dict[tuple[int, tuple[str, ...]], Terms] = field(default_factory=dict)
 
     def at(self, layer: int, projections: tuple[str, ...]) -> list[PackedSites]:
         return [self.sites.get((layer, projection), {}) for projection in projections]
 
-    def terms(self, layer: int, projections: tuple[str, ...]) -> tuple[Term, ...]:
+    def terms(self, layer: int, projections: tuple[str, ...]) -> Terms:
         """What the batch adds at sites that share an input; worked out once."""
         if not self.lora.groups:
             return ()
