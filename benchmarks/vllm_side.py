@@ -17,6 +17,7 @@ import json
 import os
 import sys
 import time
+from pathlib import Path
 from typing import Any, TextIO
 
 
@@ -62,7 +63,11 @@ def run(llm: Any, request: dict[str, Any], numbers: dict[str, int]) -> dict[str,
 
 def environment() -> dict[str, str]:
     wanted = ("VLLM_", "OMP_", "KMP_", "LD_PRELOAD", "TORCHINDUCTOR_")
-    return {key: value for key, value in sorted(os.environ.items()) if key.startswith(wanted)}
+    chosen = {k: v for k, v in sorted(os.environ.items()) if k.startswith(wanted)}
+    # of files only the names, which say what was loaded; their folders are the machine's business
+    return {
+        key: ":".join(Path(part).name for part in value.split(":")) for key, value in chosen.items()
+    }
 
 
 def reply(stream: TextIO, message: dict[str, object]) -> None:
