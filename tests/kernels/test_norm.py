@@ -47,3 +47,19 @@ def test_a_row_of_zeros_stays_zero_and_a_bad_row_stays_alone(device: torch.devic
     got = rms_norm(x, torch.ones(8, device=device), 1e-6)
     assert (got[[0, 2]] == 0).all()
     assert got[1].isnan().all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_each_head_may_have_weights_of_its_own(
+    dtype: torch.dtype, device: torch.device, generator: torch.Generator
+) -> None:
+    x = torch.randn(7, 4, 8, generator=generator).to(dtype)
+    weight = torch.randn(4, 8, generator=generator).to(dtype)
+    got = rms_norm(x.to(device), weight.to(device), 1e-6)
+    assert got.dtype is dtype
+    tolerance = 1e-5 if dtype is torch.float32 else 2e-2
+    for head in range(4):
+        want = reference.rms_norm(x[:, head], weight[head], 1e-6)
+        torch.testing.assert_close(
+            got[:, head].cpu().double(), want, rtol=tolerance, atol=tolerance
+        )

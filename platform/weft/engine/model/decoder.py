@@ -97,6 +97,7 @@ class Decoder:
         )
         self._rotary_table = table.to(weights.embed_VH.dtype)
         self._scale = config.head_dim**-0.5
+        self._qk_norms = [self._qk_norm(layer) for layer in weights.layers]
         # a window that no context outgrows is none
         self._windows = [w if w is not None and w < max_model_len else None for w in config.windows]
         self.windows = tuple(dict.fromkeys(self._windows))
@@ -121,8 +122,8 @@ class Decoder:
         config, adapters = self.config, batch.adapters
         widths = [config.q_size, config.kv_size, config.kv_size]
         qkv = adapted_linear(x_TH, layer.qkv, layer.qkv_bias, adapters.terms(i, QKV), widths)
-        q, k, v = self._split_heads(layer, torch.split(qkv, widths, dim=1))
-        q, k = apply_rotary(q, rotary), apply_rotary(k, rotary)
+        qk, v = self._split_heads(i, layer, qkv)
+        q, k = apply_rotary(qk, rotary).split_with_sizes([config.num_heads, config.num_kv_heads], 1)
         write_kv(kv.k[i], k, batch.kv_slots_T)
         write_kv(kv.v[i], v, batch.kv_slots_T)
         o = paged_attention(
@@ -132,28 +133,35 @@ class Decoder:
             o, layer.o, layer.o_bias, adapters.terms(i, ("o_proj",)), (config.hidden_size,)
         )
 
-    def _split_heads(
-        self, layer: LayerWeights, parts: Sequence[Tensor]
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """q, k, v `[T, heads * D]` to `[T, heads, D]`, normalised and clipped as the flags say."""
+    def _split_heads(self, i: int, layer: LayerWeights, qkv: Tensor) -> tuple[Tensor, Tensor]:
+        """`[T, q + k + v]` to q and k together `[T, heads, D]`, normalised and clipped as the flags
+        say, and v `[T, KV heads, D]`."""
         config = self.config
-        (q, k, v), norms = parts, (layer.q_norm, layer.k_norm)
+        widths = [config.q_size, config.kv_size, config.kv_size]
         if config.qk_norm == "whole":
-            q, k = self._norm_each((q, k), norms)
+            q, k, v = qkv.split_with_sizes(widths, 1)
+            assert layer.q_norm is not None
+            assert layer.k_norm is not None
+            q = rms_norm(q, layer.q_norm, config.rms_norm_eps)
+            qkv = torch.cat((q, rms_norm(k, layer.k_norm, config.rms_norm_eps), v), dim=1)
         if config.clip_qkv is not None:
-            q, k, v = (x.clamp(-config.clip_qkv, config.clip_qkv) for x in (q, k, v))
-        q, k, v = (x.view(len(x), -1, config.head_dim) for x in (q, k, v))
-        if config.qk_norm == "head":
-            q, k = self._norm_each((q, k), norms)
-        return q, k, v
+            qkv = qkv.clamp(-config.clip_qkv, config.clip_qkv)
+        num_qk = config.num_heads + config.num_kv_heads
+        qk, v = qkv.view(len(qkv), -1, config.head_dim).split_with_sizes(
+            [num_qk, config.num_kv_heads], 1
+        )
+        norm = self._qk_norms[i]
+        return (qk if norm is None else rms_norm(qk, norm, config.rms_norm_eps)), v
 
-    def _norm_each(
-        self, xs: tuple[Tensor, Tensor], norms: tuple[Tensor | None, Tensor | None]
-    ) -> tuple[Tensor, Tensor]:
-        (q, k), (q_norm, k_norm), eps = xs, norms, self.config.rms_norm_eps
-        assert q_norm is not None
-        assert k_norm is not None
-        return rms_norm(q, q_norm, eps), rms_norm(k, k_norm, eps)
+    def _qk_norm(self, layer: LayerWeights) -> Tensor | None:
+        """The weights of the norms of all heads of q and k, one under the other: `[heads, D]`."""
+        config = self.config
+        if config.qk_norm != "head":
+            return None
+        assert layer.q_norm is not None
+        assert layer.k_norm is not None
+        q_norm = layer.q_norm.expand(config.num_heads, -1)
+        return torch.cat((q_norm, layer.k_norm.expand(config.num_kv_heads, -1)))
 
     def _mlp(self, i: int, layer: LayerWeights, x_TH: Tensor, adapters: AdapterBatch) -> Tensor:
         config, mlp = self.config, layer.mlp
