@@ -17,6 +17,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -30,8 +31,8 @@ class AttentionBucket:
     hold a query, and valid_rows their batch rows; block_tables int64 `[B, num_blocks]` (block 0,
     the null block, where a table is shorter); masks by window (None: all before): bool
     `[B, 1, Q, L]`, True where a query may look. An empty cell looks at key 0 alone, so that its
-    softmax is finite. `bias` gives the masks as the layers of a step add them to the scores, worked
-    out by the first that does.
+    softmax is finite. `is_in_order`: no cell is empty, and they are the batch's first rows.
+    `bias` gives the masks as layers add them to the scores, worked out by the first that does.
     """
 
     rows: Tensor
@@ -39,6 +40,7 @@ class AttentionBucket:
     valid_rows: Tensor
     block_tables: Tensor
     masks: Mapping[int | None, Tensor]
+    is_in_order: bool
     _biases: dict[tuple[int | None, int, torch.dtype], Tensor] = field(default_factory=dict)
 
     def bias(self, window: int | None, groups: int, dtype: torch.dtype) -> Tensor:
@@ -87,29 +89,29 @@ def _create_bucket(
     device: torch.device,
     windows: Sequence[int | None],
 ) -> AttentionBucket:
-    first, new, total = (torch.tensor(column) for column in zip(*spans, strict=True))
-    num_blocks = (int(total.max()) + block_size - 1) // block_size
-    table = torch.zeros(len(spans), num_blocks, dtype=torch.int64)
+    # numpy, as these are many operations on a few numbers each
+    first, new, total = (np.array(column) for column in zip(*spans, strict=True))
+    num_blocks = -(-int(total.max()) // block_size)
+    table = np.zeros((len(spans), num_blocks), dtype=np.int64)
     for i, blocks in enumerate(tables):
         used = blocks[:num_blocks]
-        table[i, : len(used)] = torch.tensor(used, dtype=torch.int64)
-    query = torch.arange(int(new.max()))
+        table[i, : len(used)] = used
+    query = np.arange(new.max())
     is_query = query[None] < new[:, None]
-    rows = torch.where(is_query, first[:, None] + query[None], 0)
-    last_key = torch.where(is_query, (total - new)[:, None] + query[None], 0)
-    key = torch.arange(num_blocks * block_size)
-    before = key[None, None, :] <= last_key[:, :, None]
-    masks = {
-        window: before if window is None else before & (key > last_key[:, :, None] - window)
-        for window in windows
-    }
-    valid = is_query.flatten().nonzero()[:, 0]
+    rows = np.where(is_query, first[:, None] + query[None], 0)
+    last_key = np.where(is_query, (total - new)[:, None] + query[None], 0)[:, :, None]
+    key = np.arange(num_blocks * block_size)
+    before = key <= last_key
+    masks = {w: before if w is None else before & (key > last_key - w) for w in windows}
+    valid = is_query.ravel().nonzero()[0]
+    valid_rows = rows.ravel()[valid]
     return AttentionBucket(
-        rows=rows.flatten().to(device),
-        valid=valid.to(device),
-        valid_rows=rows.flatten()[valid].to(device),
-        block_tables=table.to(device),
-        masks={window: mask[:, None].to(device) for window, mask in masks.items()},
+        rows=torch.from_numpy(rows.ravel()).to(device),
+        valid=torch.from_numpy(valid).to(device),
+        valid_rows=torch.from_numpy(valid_rows).to(device),
+        block_tables=torch.from_numpy(table).to(device),
+        masks={w: torch.from_numpy(mask[:, None]).to(device) for w, mask in masks.items()},
+        is_in_order=bool(is_query.all() and (np.diff(valid_rows, prepend=-1) == 1).all()),
     )
 
 
@@ -180,13 +182,16 @@ def paged_attention(
             _gather(cache, bucket.block_tables, q_TND.dtype).transpose(1, 2)
             for cache in (k_cache, v_cache)
         )
-        q = q_TND.index_select(0, bucket.rows)
-        q = q.view(num_reqs, -1, num_kv_heads, groups, head_dim)
+        is_whole = bucket.is_in_order and len(bucket.rows) == len(q_TND)
+        q = q_TND if is_whole else q_TND.index_select(0, bucket.rows)
+        q = q.reshape(num_reqs, -1, num_kv_heads, groups, head_dim)
         # the query heads of a KV head become query rows, so keys are never repeated
         q_BNQD = q.permute(0, 2, 3, 1, 4).flatten(2, 3)
         bias = bucket.bias(window, groups, q_TND.dtype)
         o = functional.scaled_dot_product_attention(q_BNQD, k, v, attn_mask=bias, scale=scale)
         o = o.view(num_reqs, num_kv_heads, groups, -1, head_dim).permute(0, 3, 1, 2, 4)
         o = o.reshape(-1, *q_TND.shape[1:])
+        if is_whole:
+            return o
         out_TND.index_copy_(0, bucket.valid_rows, o.index_select(0, bucket.valid))
     return out_TND
