@@ -21,7 +21,7 @@ from torch import Tensor
 
 from weft_kernels.activation import silu_mul
 from weft_kernels.grouped import grouped_mm
-from weft_kernels.lora import LoraBatch, PackedSites
+from weft_kernels.lora import LoraBatch, PackedSites, RankGroup
 from weft_kernels.quantized import QuantizedMatrix
 
 
@@ -99,40 +99,67 @@ def expert_mm(x_PI: Tensor, w_EIO: Tensor | QuantizedMatrix, ends_E: Tensor) -> 
     return grouped_mm(x_PI, w_EIO.select(used_U).dense(), ends_U)
 
 
+@dataclass(frozen=True, slots=True)
+class _Units:
+    """The pairs of a rank group's rows: unit_Q int64, (slot, expert) of each as slot * E + expert,
+    and position_Q int64, its place among the pairs. Sorted by unit where `ends_U` says where each
+    unit ends; None: about one pair per unit, and their weights are gathered instead."""
+
+    rank: int
+    num_slots: int
+    unit_Q: Tensor
+    position_Q: Tensor
+    ends_U: Tensor | None
+
+    def select(self, packed: Tensor) -> Tensor:
+        """`[S, E, ...]` by unit, of the pairs or of all units."""
+        units = packed[: self.num_slots].flatten(0, 1)
+        return units if self.ends_U is not None else units.index_select(0, self.unit_Q)
+
+    def multiply(self, x_QI: Tensor, w: Tensor) -> Tensor:
+        """Each pair by its unit's matrix `[I, O]`, of those that `select` gives: `[Q, O]`."""
+        if self.ends_U is not None:
+            return grouped_mm(x_QI, w, self.ends_U)
+        return torch.bmm(x_QI[:, None], w)[:, 0]
+
+
+def _create_units(group: RankGroup, pairs: _Pairs, num_experts: int) -> _Units:
+    expert_NK = pairs.expert_TK.index_select(0, group.rows_N)
+    unit_Q = (group.slots_N[:, None] * num_experts + expert_NK).flatten()
+    position_Q = pairs.position_TK.index_select(0, group.rows_N).flatten()
+    num_units = group.num_slots * num_experts
+    if unit_Q.numel() <= num_units:
+        return _Units(group.rank, group.num_slots, unit_Q, position_Q, None)
+    order_Q = unit_Q.argsort(stable=True)
+    unit_Q, position_Q = unit_Q[order_Q], position_Q[order_Q]
+    ends_U = _count_ends(unit_Q, num_units)
+    return _Units(group.rank, group.num_slots, unit_Q, position_Q, ends_U)
+
+
 def _add_expert_lora_(
-    ys: Sequence[Tensor],
-    x_PI: Tensor,
-    sites: Sequence[PackedSites],
-    pairs: _Pairs,
-    batch: LoraBatch,
+    ys: Sequence[Tensor], x_PI: Tensor, sites: Sequence[PackedSites], groups: Sequence[_Units]
 ) -> None:
     """Add the adapters' part to pair rows, in place.
 
-    ys[k] `[P, O_k]`; x_PI `[P, I]`; sites[k] by rank: a `[S, E, R, I]`, b `[S, E, R, O_k]`.
+    ys[k] `[P, O_k]`; x_PI `[P, I]`; sites[k] by rank: a `[S, E, R, I]`, b `[S, E, R, O_k]`, all
+    parts of one joint tensor or none.
     """
-    for group in batch.groups:
-        touched = [(y, s[group.rank]) for y, s in zip(ys, sites, strict=True) if group.rank in s]
+    for units in groups:
+        rank = units.rank
+        touched = [(y, s[rank]) for y, s in zip(ys, sites, strict=True) if rank in s]
         if not touched:
             continue
-        num_experts = touched[0][1].a_SRI.shape[1]
-        expert_NK = pairs.expert_TK.index_select(0, group.rows_N)
-        unit_Q = (group.slots_N[:, None] * num_experts + expert_NK).flatten()
-        position_Q = pairs.position_TK.index_select(0, group.rows_N).flatten()
-        num_units = group.num_slots * num_experts
-        order_Q = unit_Q.argsort(stable=True)
-        unit_Q, position_Q = unit_Q[order_Q], position_Q[order_Q]
-        ends = _count_ends(unit_Q, num_units)
-        x_QI = x_PI.index_select(0, position_Q)
+        x_QI = x_PI.index_select(0, units.position_Q)
+        joint = touched[0][1].joint_SKI
+        if joint is not None:
+            h_QK = units.multiply(x_QI, units.select(joint).transpose(1, 2))
         for y, site in touched:
-            a, b = (t[: group.num_slots].flatten(0, 1) for t in (site.a_SRI, site.b_SRO))
-            if unit_Q.numel() <= num_units:
-                # about one pair per unit: gathering reads what a grouped GEMM would read
-                h_QR = torch.bmm(a.index_select(0, unit_Q), x_QI[:, :, None])[:, :, 0]
-                delta = torch.bmm(h_QR[:, None], b.index_select(0, unit_Q))[:, 0]
+            if joint is None:
+                h_QR = units.multiply(x_QI, units.select(site.a_SRI).transpose(1, 2))
             else:
-                h_QR = grouped_mm(x_QI, a.transpose(1, 2), ends)
-                delta = grouped_mm(h_QR, b, ends)
-            y.index_add_(0, position_Q, delta)
+                h_QR = h_QK[:, site.first : site.first + rank]
+            delta = units.multiply(h_QR, units.select(site.b_SRO))
+            y.index_add_(0, units.position_Q, delta)  # no place is there twice
 
 
 def moe(
@@ -149,14 +176,20 @@ def moe(
     """
     weights_TK, experts_TK = route(x_TH @ weights.router_HE, top_k, renormalize)
     pairs = _sort_pairs(experts_TK, weights.router_HE.shape[1])
+    ranks = {rank for site in sites for rank in site}
+    groups = [
+        _create_units(group, pairs, weights.router_HE.shape[1])
+        for group in batch.groups
+        if group.rank in ranks
+    ]
     x_PH = x_TH.index_select(0, pairs.token_P)
     gate_up_PF = expert_mm(x_PH, weights.gate_up_EHF, pairs.ends_E)
-    if batch.groups and any(sites[:2]):
-        _add_expert_lora_(gate_up_PF.chunk(2, dim=1), x_PH, sites[:2], pairs, batch)
+    if groups and any(sites[:2]):
+        _add_expert_lora_(gate_up_PF.chunk(2, dim=1), x_PH, sites[:2], groups)
     act_PF = silu_mul(gate_up_PF)
     out_PH = expert_mm(act_PF, weights.down_EFH, pairs.ends_E)
-    if batch.groups and sites[2]:
-        _add_expert_lora_([out_PH], act_PF, sites[2:], pairs, batch)
+    if groups and sites[2]:
+        _add_expert_lora_([out_PH], act_PF, sites[2:], groups)
     picked_PH = out_PH.index_select(0, pairs.position_TK.flatten())
     picked_TKH = picked_PH.view(*experts_TK.shape, x_TH.shape[1])
     return (picked_TKH * weights_TK[:, :, None].to(out_PH.dtype)).sum(1)

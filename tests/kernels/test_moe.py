@@ -40,7 +40,9 @@ class Case:
             [{} if a == BASE_ONLY else self.adapters[a] for a in self.rows],
         )  # fmt: skip
 
-    def run(self, device: torch.device, *, reverse_groups: bool = False) -> torch.Tensor:
+    def run(
+        self, device: torch.device, *, reverse_groups: bool = False, is_joint: bool = False
+    ) -> torch.Tensor:
         weights = ExpertWeights(
             self.weights.router_HE.to(device),
             self.weights.gate_up_EHF.to(device),
@@ -48,6 +50,8 @@ class Case:
         )
         slots = self.slots()
         sites = [self.pack(name, slots, device) for name in PROJECTIONS]
+        if is_joint:
+            join(*sites[:2])
         groups = []
         for rank, adapters in slots.items():
             pairs = [(r, adapters.index(a)) for r, a in enumerate(self.rows) if a in adapters]
@@ -88,6 +92,17 @@ class Case:
             if is_touched:
                 packed[rank] = PackedSite(a.to(device), b.to(device))
         return packed
+
+
+def join(gate: dict[int, PackedSite], up: dict[int, PackedSite]) -> None:
+    """Put the A of sites that share an input side by side, where both are there."""
+    for rank in gate.keys() & up.keys():
+        joint = torch.cat((up[rank].a_SRI, gate[rank].a_SRI), dim=2)
+        up[rank] = replace(up[rank], joint_SKI=joint)
+        gate[rank] = replace(gate[rank], joint_SKI=joint, first=rank)
+    for sites in (gate, up):
+        for rank in sites.keys() - (gate.keys() & up.keys()):
+            sites[rank] = replace(sites[rank], joint_SKI=sites[rank].a_SRI)
 
 
 def padded(lora: Lora) -> int:
@@ -156,6 +171,12 @@ def test_routing_is_the_twins(
     want_weights, want_experts = reference.route(logits, top_k, renormalize)
     assert torch.equal(experts.cpu(), want_experts)
     torch.testing.assert_close(weights.cpu().double(), want_weights, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("num_rows", [1, 7, 60])
+def test_sites_with_their_a_side_by_side_are_the_twins(num_rows: int, device: torch.device) -> None:
+    case = create_case(assign_adapters("uniform", num_rows, NUM_ADAPTERS, seed=4))
+    assert_near(case.run(device, is_joint=True), case.twin())
 
 
 def test_renormalized_weights_sum_to_one_and_raw_ones_do_not(
