@@ -247,7 +247,9 @@ class AdapterTiers:
             digest = min(idle)[1]
             entry = self._entries[digest]
             entry.pooled = None
-            entry.state = AdapterState.HOST if digest in self._host else AdapterState.ABSENT
+            entry.state = AdapterState.HOST
+            if digest not in self._host:
+                self._leave(digest)
             self._pool.free(digest)
             return True
 
@@ -256,7 +258,14 @@ class AdapterTiers:
             for evicted in self._host.put(digest, weights):
                 entry = self._entries.get(evicted)
                 if entry is not None and entry.state is AdapterState.HOST:
-                    entry.state = AdapterState.ABSENT
+                    self._leave(evicted)
+
+    def _leave(self, digest: str) -> None:
+        """It is on neither tier any more: what nobody asks for is forgotten."""
+        if digest in self._queue or digest in self._blocked:
+            self._entries[digest].state = AdapterState.ABSENT
+        else:
+            del self._entries[digest]
 
     def integrity(self) -> None:
         """AssertionError when states, references or pages contradict each other."""

@@ -23,6 +23,8 @@ from weft.messages import EngineOutput, EngineRequest, FinishReason, TokenLogpro
 from weft_adapters.pool import PooledAdapter
 from weft_adapters.tiers import AdapterTiers
 
+# remembered; a load that was forgotten is charged again to the next who uses the adapter
+MAX_PAID_LOADS = 4096
 # those that no scrape has taken; more are dropped
 MAX_OBSERVATIONS = 100_000
 
@@ -62,6 +64,8 @@ class TierResidency:
         adapter = self.held[digest]
         if self._paid_loads.get(digest) == adapter.load_number:
             return 0.0
+        if len(self._paid_loads) >= MAX_PAID_LOADS:
+            self._paid_loads = {d: n for d, n in self._paid_loads.items() if d in self.held}
         self._paid_loads[digest] = adapter.load_number
         return self._cost_per_mib * adapter.num_bytes / MIB
 
