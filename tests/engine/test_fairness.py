@@ -221,3 +221,26 @@ def test_a_low_priority_waits_no_longer_than_its_priority_is_worth(simulate: Sim
         simulation.step()
         assert simulation.now < 100
     assert simulation.now > 25
+
+
+def test_a_light_tenant_gets_a_place_though_decoding_takes_the_whole_budget(
+    simulate: Simulate,
+) -> None:
+    simulation = simulate(num_blocks=600, max_running=8, max_step_tokens=8)
+    for _ in range(20):
+        simulation.add("flood", prompt=1, max_tokens=60)
+    for _ in range(12):
+        simulation.step()
+    light = simulation.add("light", prompt=1, max_tokens=4)
+    simulation.step()
+    assert light.request_id in simulation.first_token_at
+
+
+def test_a_request_that_waits_again_brings_no_old_share_back(simulate: Simulate) -> None:
+    simulation = simulate(num_blocks=9, has_prefix_cache=False)
+    for weight in (1.0, 8.0):
+        simulation.add("t", prompt=12, max_tokens=16, share=TenantShare(weight))
+    while simulation.scheduler.num_preemptions == 0:
+        simulation.step()
+    assert simulation.scheduler.waiting.tenants["t"].share.weight == 8.0
+    simulation.run()

@@ -199,3 +199,24 @@ def test_without_room_on_the_host_it_is_computed_again(simulate: Simulate) -> No
     simulation.run()
     assert last.num_preemptions > 0
     assert {len(answer) for answer in simulation.answers.values()} == {16}
+
+
+@pytest.mark.parametrize("has_prefix_cache", [True, False])
+@pytest.mark.parametrize(("prompt", "n"), [(8, 2), (7, 3)])
+def test_forks_that_hold_all_blocks_between_them_do_not_wait_for_ever(
+    simulate: Simulate, has_prefix_cache: bool, prompt: int, n: int
+) -> None:
+    simulation = simulate(num_blocks=5, has_prefix_cache=has_prefix_cache)
+    for _ in range(2):
+        simulation.add(prompt=prompt, n=n, max_tokens=1)
+    simulation.run(max_steps=100)
+    assert len(simulation.answers) == 2 * n
+
+
+def test_a_fork_behind_a_request_that_finds_no_blocks_gives_its_own_up(simulate: Simulate) -> None:
+    simulation = simulate(num_blocks=11)
+    simulation.add(prompt=16, n=2, max_tokens=1)
+    simulation.step()
+    simulation.add(prompt=30, max_tokens=2, priority=-5)
+    simulation.run(max_steps=100)
+    assert len(simulation.answers) == 3

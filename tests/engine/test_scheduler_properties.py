@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Any
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from weft.messages import TenantShare
+from weft.engine.expiries import Expiries
+from weft.engine.req import Req, ReqState
+from weft.messages import EngineRequest, SamplingParams, TenantShare
 
 if TYPE_CHECKING:
     from tests.engine.conftest import Simulation
@@ -118,3 +120,26 @@ def test_an_adapter_that_is_on_its_way_holds_up_nobody_else(simulate: Simulate) 
     simulation.run()
     assert simulation.first_token_at["warm"] == simulation.first_token_at["other"] == 1
     assert simulation.first_token_at["cold"] == 6
+
+
+def test_requests_that_ended_in_time_are_not_kept_until_their_deadline() -> None:
+    expiries, reqs = Expiries(), []
+    for i in range(1000):
+        request = EngineRequest(str(i), "t", (1,), SamplingParams(1), timeout_s=1e6)
+        reqs.append(Req(request, 0.0))
+        expiries.add(reqs[-1])
+        if i >= 5:
+            reqs[i - 5].state = ReqState.FINISHED
+    assert expiries.num_noted < 100
+    assert set(expiries.pop(2e6)) == set(reqs[-5:])
+
+
+def test_who_came_later_does_not_take_the_oldest_prompts_blocks_for_ever(
+    simulate: Simulate,
+) -> None:
+    # a prompt of many chunks beside one of a tenant that is always served first
+    simulation = simulate(num_blocks=13, max_running=3, max_step_tokens=10, has_prefix_cache=False)
+    for tenant in ("a", "c", "b", "a", "c"):
+        simulation.add(tenant, prompt=19 if tenant == "a" else 29, max_tokens=14)
+        simulation.step()
+    simulation.run(max_steps=1000)

@@ -215,17 +215,21 @@ class Engine:
         tokens = {req: row.token for req, row in sampled.items() if row.token is not None}
         failed = {req: row.failure for req, row in sampled.items() if row.failure is not None}
         self.scheduler.apply(plan, tokens, list(failed))
+        # before any of them gives its blocks back
+        bad = [b for req in failed for b in self.scheduler.blocks.private(req.blocks)]
+        if bad:
+            self._runner.clean(bad)
         now = time.monotonic()
         for req, token in tokens.items():
             if req.state is not ReqState.RUNNING:
                 continue
-            self._count_token(req, now)
             if req.grammar is not None and not req.grammar.accept(token):
-                outputs += self._fail(req, NO_TOKEN_ALLOWED)
+                req.token_ids.pop()  # neither delivered nor counted
+                failed[req] = NO_TOKEN_ALLOWED
                 continue
+            self._count_token(req, now)
             outputs.append(self._advance(req, token, sampled[req].logprobs))
-        for req, failure in failed.items():
-            self._runner.clean(self.scheduler.blocks.private(req.blocks))
+        for req, failure in failed.items():  # ends the other choices, too: they had their tokens
             outputs += self._fail(req, failure)
         return outputs
 

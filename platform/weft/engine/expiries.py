@@ -9,6 +9,8 @@ from weft.engine.req import Req, ReqState
 
 _QUEUE = Refusal("queue_timeout", "The request waited too long to be started.")
 _DEADLINE = Refusal("deadline_exceeded", "The request took longer than it may.")
+# times noted before it is worth looking for requests that are over
+_LEAST_PRUNED = 64
 
 
 class Expiries:
@@ -17,6 +19,7 @@ class Expiries:
     def __init__(self) -> None:
         self._due: list[tuple[float, int, bool, Req]] = []
         self._num_added = 0
+        self._prune_at = _LEAST_PRUNED
 
     def add(self, req: Req) -> None:
         """Note the timeouts of a request, if it has any."""
@@ -26,6 +29,18 @@ class Expiries:
                 self._num_added += 1
                 due = (req.arrived_s + timeout_s, self._num_added, is_queue, req)
                 heapq.heappush(self._due, due)
+        if len(self._due) >= self._prune_at:
+            self._prune()
+
+    def _prune(self) -> None:
+        """Let go of requests that ended in time."""
+        self._due = [due for due in self._due if any(not c.is_finished for c in due[3].choices)]
+        heapq.heapify(self._due)
+        self._prune_at = max(_LEAST_PRUNED, 2 * len(self._due))
+
+    @property
+    def num_noted(self) -> int:
+        return len(self._due)
 
     def pop(self, now: float) -> dict[Req, Refusal]:
         """The unfinished choices of requests whose time is over."""

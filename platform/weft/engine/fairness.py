@@ -7,8 +7,9 @@ that comes back after a pause is lifted to the least counter of those that wait,
 saves up nothing. The same counters order tenants, and the adapters of one tenant.
 
 Bound. Let R be the most sequences of one tenant that run at once, P and L the longest prompt and
-answer, B the tokens of one step and w the smaller weight of two tenants. While both always have
-requests waiting that could run, their weighted service over any interval differs by at most
+answer, B the tokens of one step and w the smaller weight of two tenants. While both always have a
+request waiting that could start (its adapter is on the device, a block and an adapter place are
+free or can be had), their weighted service over any interval differs by at most
 
     2 (B + R (P + 2 L)) / w
 
@@ -18,6 +19,10 @@ tokens and 2 per running sequence. From then on the other is served first, and n
 leader is admitted before one of the other's that could run; what the leader still gets is what its
 running requests have left, R (P + 2 L) at most. So neither counter is ever ahead by more than half
 of the bound, and the service over an interval is the difference of two such leads.
+
+A request at the head of its queue that finds no block or adapter place is overtaken meanwhile, for
+`MAX_PASSED_OVER` steps at most (see `scheduler`); where blocks are that scarce the bound does not
+hold for its tenant.
 """
 
 from __future__ import annotations

@@ -76,7 +76,7 @@ class WaitingQueues:
         return req in self._waiting
 
     def tenant(self, req: Req) -> TenantQueue:
-        """The tenant's queue, with the share that its latest request came with."""
+        """The tenant's queue; a new one has the share that `req` came with."""
         queue = self.tenants.get(req.tenant_id)
         if queue is None:
             queue = self.tenants[req.tenant_id] = TenantQueue(
@@ -86,7 +86,6 @@ class WaitingQueues:
 
     def add(self, req: Req) -> None:
         queue = self.tenant(req)
-        queue.share = req.request.share
         self._waiting[req] = None
         insort(queue.adapters.setdefault(req.adapter_digest, []), req, key=_rank)
         queue.counters.enter(req.adapter_digest)

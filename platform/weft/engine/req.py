@@ -89,6 +89,10 @@ class Req:
         return len(self.token_ids) - self.num_computed
 
     @property
+    def is_finished(self) -> bool:
+        return self.state is ReqState.FINISHED
+
+    @property
     def is_decoding(self) -> bool:
         """One token at the end is all that is left to compute, and it was sampled."""
         return len(self.token_ids) - self.num_computed == 1 and self.num_output_tokens > 0

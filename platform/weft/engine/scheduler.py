@@ -37,11 +37,14 @@ MAX_PASSED_OVER = 100
 
 @dataclass(slots=True)
 class _Step:
-    """A plan in the making. `num_reserved` blocks and one token each are kept for `decoding`."""
+    """A plan in the making. `num_reserved` blocks and one token each are kept for `decoding`, and
+    `num_kept` blocks for the prompt of the oldest running request: who came later would take them
+    again and again, and give them back computing nothing new."""
 
     budget: int
     decoding: dict[Req, int]
     num_reserved: int
+    num_kept: int = 0
     scheduled: list[ScheduledReq] = field(default_factory=list)
     refused: dict[Req, Refusal] = field(default_factory=dict)
     is_closed: bool = False  # a request has waited for blocks too long: nothing may start
@@ -99,8 +102,9 @@ class Scheduler:
 
     def add(self, req: Req) -> None:
         """Queue a request; choices that fork from another are queued when that one's prompt is
-        computed."""
+        computed. Its tenant has from now on the share that it came with."""
         self.waiting.add(req)
+        self.waiting.tenant(req).share = req.request.share
         self._expiries.add(req)
 
     # ---- planning a step ----
@@ -110,10 +114,13 @@ class Scheduler:
         refused = self._expiries.pop(now)
         while True:
             step = self._plan(now, refused)
-            is_idle = all(req in refused for req in self.running)
-            # otherwise all that run are prompts that wait for each other's blocks
-            if step.scheduled or is_idle or not self._reclaim():
-                return StepPlan(tuple(step.scheduled), self.memory.take_moves(), refused)
+            if not step.scheduled:
+                # nothing runs while forks hold blocks that others wait for, or all that run are
+                # prompts that wait for each other's
+                is_idle = all(req in refused for req in self.running)
+                if self._drop_forks() if is_idle else self._reclaim():
+                    continue
+            return StepPlan(tuple(step.scheduled), self.memory.take_moves(), refused)
 
     def _plan(self, now: float, refused: dict[Req, Refusal]) -> _Step:
         self._relieve(refused)
@@ -128,6 +135,10 @@ class Scheduler:
             num_reserved=sum(decoding.values()),
             refused=refused,
         )
+        if self.running and self.running[0] not in decoding and self.running[0] not in refused:
+            oldest = self.running[0]
+            num_new = min(oldest.num_uncomputed, self._max_step_tokens)
+            step.num_kept = self.memory.num_missing(oldest, num_new)
         self._schedule_prompts(step, now)
         prompts, step.scheduled = step.scheduled, []
         for req in step.decoding:
@@ -175,16 +186,19 @@ class Scheduler:
             if queue.adapters or queue.tenant_id in begun
         }
         counters = self.waiting.counters
-        while step.budget > 0 and open_tenants:
+        # a full batch may have spent the budget, but who yields a place gives its token back
+        while open_tenants and (step.budget > 0 or self._running.is_full):
             tenant_id = min(open_tenants, key=lambda t: (counters[t], open_tenants[t].num_running))
             queue = open_tenants[tenant_id]
-            if begun.get(tenant_id):
+            if step.budget > 0 and begun.get(tenant_id):
                 self._continue_prompt(step, begun[tenant_id].pop(0))
             elif not self._start_one(step, queue, now):
                 del open_tenants[tenant_id]
 
     def _continue_prompt(self, step: _Step, req: Req) -> None:
-        room = self.memory.room_for(req, step.num_reserved)
+        if req is self.running[0]:
+            step.num_kept = 0
+        room = self.memory.room_for(req, step.num_reserved + step.num_kept)
         num_new = min(req.num_uncomputed, step.budget, room)
         if num_new > 0:
             self.memory.grow(req, num_new)
@@ -231,19 +245,20 @@ class Scheduler:
         is_held = bool(req.blocks or req.host_blocks)
         if not is_held:
             self.memory.adopt_prefix(req)
-        num_new = min(req.num_uncomputed, step.budget)
         running = self._running
-        while (lack := running.lack(req, num_new, step.num_reserved)) is not None:
-            victim = running.yielding(queue, lack, step.decoding)
+        while True:
+            num_new = min(req.num_uncomputed, max(1, step.budget))
+            lack = running.lack(req, num_new, step.num_reserved + step.num_kept)
+            victim = None if lack is None else running.yielding(queue, lack, step.decoding)
             if victim is None:
                 break
             self._make_yield(step, victim)
-        else:
+        if lack is None and num_new <= step.budget:
             self._start(step, req, num_new)
             return True
         if not is_held:
             self.memory.free(req)
-        if lack.is_passed_over:
+        if lack is not None and lack.is_passed_over:
             req.num_passed_over += 1
             if req.num_passed_over > MAX_PASSED_OVER:
                 step.is_closed_to_adapters = True
