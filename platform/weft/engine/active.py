@@ -2,8 +2,8 @@
 
 Pages in the pool are the adapters' home; this is a working copy of those in use, grouped by padded
 rank and indexed by slot, changed only when the set in use changes. An adapter of several ranks has
-a slot in the group of each. A slot given to another adapter is zeroed first at every site, so that
-nothing of the one before can show through where the next one touches nothing.
+a slot in the group of each. A slot given to another adapter is zeroed wherever that one touches
+nothing, so that nothing of the one before can show through.
 
 Legend: S slots, R padded rank, I in, O out, E experts.
 """
@@ -119,14 +119,14 @@ class _RankSlots:
 
     def _widen(self, key: tuple[int, str], sites: Sequence[Site]) -> None:
         old = self._inputs.get(key)
-        b = {} if old is None else old.b
+        b = {} if old is None else dict(old.b)
         for site in sites:
             if site.projection not in b:
                 b[site.projection] = self._zeros(site, self.rank, self._base.shape(site)[1])
+        if old is not None and len(b) == len(old.b):
+            return
         num_in = self._base.shape(sites[0])[0]
         joint = self._zeros(sites[0], len(b) * self.rank, num_in)
-        if old is not None and old.joint.shape == joint.shape:
-            return
         if old is not None:
             joint[..., : old.joint.shape[-2], :] = old.joint
         self._inputs[key] = _Input(joint, b)
@@ -206,12 +206,12 @@ class ActiveSet:
         """Pack what is missing: `adapters` are all that running requests hold.
 
         The others stay packed in case they come back, as long as there are no more than fit a
-        batch; the least recently used go first.
+        batch; those go first that were in no batch for the most changes of the set.
         """
         missing = adapters.keys() - self._ranks_of.keys()
         if not missing:
             return
-        for digest in adapters.keys() - missing:  # the order of the dict is that of their last use
+        for digest in sorted(adapters.keys() - missing):  # the dict's order is that of their use
             self._ranks_of[digest] = self._ranks_of.pop(digest)
         idle = [digest for digest in self._ranks_of if digest not in adapters]
         num_over = len(self._ranks_of) + len(missing) - self._max_adapters
