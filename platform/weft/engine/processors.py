@@ -6,6 +6,7 @@ frequency and presence; a grammar's mask could stand anywhere, since -inf stays 
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Sequence
 
 import numpy as np
@@ -104,8 +105,8 @@ def _counts_of(req: Req) -> TokenCounts:
     return req.counts
 
 
-def _joined(arrays: Sequence[object]) -> Tensor:
-    return torch.from_numpy(np.frombuffer(bytearray().join(arrays), dtype=np.int64))  # type: ignore[arg-type]
+def _joined(arrays: Sequence[array[int]]) -> Tensor:
+    return torch.from_numpy(np.frombuffer(bytearray().join(arrays), dtype=np.int64))
 
 
 def _apply_grammars(logits_MV: Tensor, reqs: Sequence[Req]) -> None:
