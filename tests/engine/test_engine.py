@@ -16,6 +16,9 @@ from safetensors.torch import load_file, save_file
 from weft.engine.build import BuiltEngine, build_engine, warm_up
 from weft.engine.config import EngineConfig
 from weft.engine.offline import load_adapters, register_folder, run_requests
+from weft.engine.plan import StepPlan
+from weft.engine.req import Req
+from weft.engine.sampler import NON_FINITE, Sampled
 from weft.messages import EngineOutput, EngineRequest, SamplingParams
 from weft_adapters.store import TENSORS_NAME, FolderStore
 
@@ -348,3 +351,28 @@ def test_what_cannot_be_built_is_refused_by_name(
 ) -> None:
     with pytest.raises(ValueError, match=message):
         dense.build(**options)
+
+
+def test_blocks_of_every_choice_that_fails_in_a_step_are_cleaned(
+    roomy: tuple[BuiltEngine, dict[str, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = roomy[0].engine
+    engine.add(create_request(n=3))
+    while len(engine.scheduler.running) < 3:
+        engine.step()
+    plan_blocks: set[int] = set()
+    cleaned: list[int] = []
+
+    def fail_all(plan: StepPlan, adapters: object) -> dict[Req, Sampled]:
+        for req in engine.scheduler.running:
+            plan_blocks.update(engine.scheduler.blocks.private(req.blocks))
+        return {item.req: Sampled(None, NON_FINITE) for item in plan.scheduled}
+
+    monkeypatch.setattr(engine._runner, "run", fail_all)
+    monkeypatch.setattr(engine._runner, "clean", cleaned.extend)
+    outputs = engine.step()
+    assert [output.finish_reason for output in outputs] == ["error"] * 3
+    assert [output.is_last for output in outputs] == [False, False, True]
+    assert len(plan_blocks) >= 3
+    assert set(cleaned) == plan_blocks
+    assert not engine.has_work
