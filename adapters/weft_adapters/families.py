@@ -1,7 +1,7 @@
 """The families of base models that are served: one table, plain data, one entry per `model_type`.
 
 The sites of adapters and the engine's decoder are both read from it, so a family that fits the
-flags takes an entry here and a line in `tests/engine/test_families.py`. Every key of a config is
+flags takes an entry here and a line in `tests/engine/families.py`. Every key of a config is
 understood, known to change nothing, or refused by name. Source: the configuration and modelling
 files of transformers 5; their defaults stand in for absent keys.
 """

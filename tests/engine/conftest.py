@@ -1,13 +1,15 @@
-"""A scheduler with pretended adapters and tokens: what it decides, without any tensor."""
+"""A scheduler with pretended adapters and tokens, and a tiny base of every family."""
 
 from __future__ import annotations
 
+import functools
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
+from tests.engine.families import CASES, create_model
 
 from weft.engine.blocks import BlockManager
 from weft.engine.plan import StepPlan
@@ -15,6 +17,9 @@ from weft.engine.prefix import PrefixRoots
 from weft.engine.req import Req, create_choices
 from weft.engine.scheduler import Scheduler
 from weft.messages import EngineRequest, SamplingParams, TenantShare
+
+if TYPE_CHECKING:
+    from tests.conftest import Bench
 
 BLOCK_SIZE = 4
 
@@ -170,3 +175,21 @@ def simulate() -> Callable[..., Simulation]:
         return Simulation(scheduler, adapters, max_step_tokens)
 
     return create
+
+
+@pytest.fixture(scope="session")
+def get_family_bench(
+    tmp_path_factory: pytest.TempPathFactory, create_bench: Callable[..., Bench]
+) -> Callable[[str], Bench]:
+    """The bench of one of `CASES` by its name; made once, so its oracle remembers what it said."""
+
+    @functools.cache
+    def get(name: str) -> Bench:
+        case = CASES[name]
+        root = tmp_path_factory.mktemp(case.model_type)
+        bench = create_bench(root, create_model(case), case.adapters, **case.save)
+        is_sharded = (bench.base_dir / "model.safetensors.index.json").is_file()
+        assert is_sharded == bool(case.save)
+        return bench
+
+    return get

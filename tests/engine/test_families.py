@@ -1,218 +1,34 @@
-"""Every family of `weft_adapters.families` against transformers + PEFT, at two sizes each.
-
-A new family takes a line in `CASES`; the sizes differ in what the family's flags can be.
-"""
+"""Every family of `weft_adapters.families` against transformers + PEFT: logits, and what is
+refused."""
 
 from __future__ import annotations
 
-import random
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from tests.engine.families import ALL_LINEAR, CASES, adapter_of, create_model, create_requests
 
-from weft.engine.offline import AdapterRefusedError, load_adapters, run_requests
-from weft.messages import EngineRequest, SamplingParams
+from weft.engine.offline import AdapterRefusedError, load_adapters
 from weft_adapters.families import FAMILIES
 
 if TYPE_CHECKING:
-    from tests.conftest import Bench, NearTies
-
-NUM_TOKENS = 64
-# beyond the windows, and with the tokens beyond the lengths before scaling; one that is neither
-PROMPT_LENGTHS = (2, 37, 75)
-BOTH = ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]
-ATTENTION = ["q_proj", "k_proj", "v_proj", "o_proj"]
-
-Lora = dict[str, Any]
-ALL_LINEAR: dict[str, Lora] = {"all-linear": {"r": 12, "target_modules": "all-linear"}}
-EXPERTS: dict[str, Lora] = {
-    "modules": {"r": 4, "target_modules": [*ATTENTION, "down_proj"], "lora_alpha": 6},
-    "parameters": {"r": 4, "target_modules": ["v_proj"], "target_parameters": BOTH},
-}
-
-LLAMA3 = {
-    "rope_type": "llama3", "rope_theta": 10000.0, "factor": 8.0, "low_freq_factor": 1.0,
-    "high_freq_factor": 4.0, "original_max_position_embeddings": 32,
-}  # fmt: skip
-LINEAR = {"rope_type": "linear", "rope_theta": 10000.0, "factor": 3.0}
-YARN = {
-    "rope_type": "yarn", "rope_theta": 1e6, "factor": 4.0,
-    "original_max_position_embeddings": 64,
-}  # fmt: skip
-FINE_YARN = {
-    **YARN, "beta_fast": 8.0, "beta_slow": 0.5, "truncate": False, "mscale": 0.7,
-    "mscale_all_dim": 1.3,
-}  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Case:
-    """A model of `model_type`; `sizes` go to transformers' config on top of `SIZES`."""
-
-    model_type: str
-    sizes: dict[str, Any]
-    adapters: dict[str, Lora] = field(default_factory=lambda: ALL_LINEAR)
-    save: dict[str, Any] = field(default_factory=dict)
-
-
-SIZES: dict[str, Any] = {
-    "vocab_size": 320,
-    "hidden_size": 64,
-    "intermediate_size": 96,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 256,
-}
-WIDE = {"hidden_size": 96, "num_hidden_layers": 3, "num_attention_heads": 6}
-SHARDED = {"max_shard_size": "60KB"}
-
-CASES = {
-    "llama, biases, llama3": Case(
-        "llama",
-        {"attention_bias": True, "mlp_bias": True, "rope_parameters": LLAMA3},
-    ),
-    "llama, tied, wide heads, linear": Case(
-        "llama",
-        {**WIDE, "head_dim": 24, "tie_word_embeddings": True, "rope_parameters": LINEAR},
-        save=SHARDED,
-    ),
-    "mistral, window": Case("mistral", {"sliding_window": 24, "num_key_value_heads": 1}),
-    "mistral, yarn": Case(
-        "mistral",
-        {**WIDE, "sliding_window": None, "head_dim": 32, "rope_parameters": YARN},
-        save=SHARDED,
-    ),
-    "qwen2, window from a layer on": Case(
-        "qwen2",
-        {**WIDE, "use_sliding_window": True, "sliding_window": 16, "max_window_layers": 1,
-         "tie_word_embeddings": True},
-    ),
-    "qwen2, yarn": Case("qwen2", {"rope_parameters": FINE_YARN}, save=SHARDED),
-    "qwen3, window by layer": Case(
-        "qwen3",
-        {**WIDE, "head_dim": 24, "use_sliding_window": True, "sliding_window": 20,
-         "layer_types": ["sliding_attention", "full_attention", "sliding_attention"]},
-    ),
-    "qwen3, biases, tied, yarn": Case(
-        "qwen3",
-        {"head_dim": 32, "attention_bias": True, "tie_word_embeddings": True,
-         "rope_parameters": {**YARN, "attention_factor": 1.3}},
-        save=SHARDED,
-    ),
-    "mixtral": Case("mixtral", {"num_local_experts": 4, "num_experts_per_tok": 2}, EXPERTS),
-    "mixtral, window": Case(
-        "mixtral",
-        {**WIDE, "num_local_experts": 6, "num_experts_per_tok": 3, "sliding_window": 20,
-         "tie_word_embeddings": True, "num_key_value_heads": 1},
-        EXPERTS,
-        SHARDED,
-    ),
-    "olmoe": Case(
-        "olmoe", {"num_experts": 6, "num_experts_per_tok": 2, "num_key_value_heads": 4}, EXPERTS
-    ),
-    "olmoe, clipped, normalised": Case(
-        "olmoe",
-        {**WIDE, "num_experts": 8, "num_experts_per_tok": 3, "norm_topk_prob": True,
-         "clip_qkv": 0.7, "attention_bias": True, "rope_parameters": LINEAR},
-        EXPERTS,
-        SHARDED,
-    ),
-    "qwen2_moe": Case(
-        "qwen2_moe",
-        {**WIDE, "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 40,
-         "mlp_only_layers": [1], "shared_expert_intermediate_size": 56},
-        EXPERTS | ALL_LINEAR,
-    ),
-    "qwen2_moe, window, normalised": Case(
-        "qwen2_moe",
-        {"num_hidden_layers": 4, "num_experts": 6, "num_experts_per_tok": 3,
-         "moe_intermediate_size": 24, "norm_topk_prob": True, "qkv_bias": False,
-         "shared_expert_intermediate_size": 40, "decoder_sparse_step": 2,
-         "use_sliding_window": True, "sliding_window": 16, "max_window_layers": 3},
-        EXPERTS | ALL_LINEAR,
-        SHARDED,
-    ),
-    "qwen3_moe": Case(
-        "qwen3_moe",
-        {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 40,
-         "head_dim": 24, "rope_parameters": LLAMA3},
-        EXPERTS,
-    ),
-    "qwen3_moe, window, normalised": Case(
-        "qwen3_moe",
-        {**WIDE, "num_experts": 8, "num_experts_per_tok": 3, "moe_intermediate_size": 32,
-         "norm_topk_prob": True, "attention_bias": True, "tie_word_embeddings": True,
-         "use_sliding_window": True, "sliding_window": 20},
-        EXPERTS,
-        SHARDED,
-    ),
-}  # fmt: skip
-
-
-def create_model(case: Case) -> PreTrainedModel:
-    config = AutoConfig.for_model(case.model_type, **SIZES | case.sizes)
-    auto: Any = AutoModelForCausalLM
-    model: PreTrainedModel = auto.from_config(config)
-    return model
-
-
-@pytest.fixture(scope="module", params=CASES)
-def bench(
-    request: pytest.FixtureRequest,
-    tmp_path_factory: pytest.TempPathFactory,
-    create_bench: Callable[..., Bench],
-) -> Bench:
-    case = CASES[request.param]
-    root = tmp_path_factory.mktemp(case.model_type)
-    bench = create_bench(root, create_model(case), case.adapters, **case.save)
-    is_sharded = (bench.base_dir / "model.safetensors.index.json").is_file()
-    assert is_sharded == bool(case.save)
-    return bench
-
-
-def create_requests(bench: Bench, digests: dict[str, str]) -> Iterator[EngineRequest]:
-    """Greedy requests of each length for the base and each adapter, as `<adapter>:<length>`."""
-    rng = random.Random(0)
-    sampling = SamplingParams(NUM_TOKENS, temperature=0, ignore_eos=True)
-    for name in ("", *bench.oracle.adapter_dirs):
-        for length in PROMPT_LENGTHS:
-            prompt = tuple(rng.randrange(256) for _ in range(length))
-            yield EngineRequest(f"{name}:{length}", "tenant", prompt, sampling, digests.get(name))
-
-
-def adapter_of(request: EngineRequest) -> str | None:
-    return request.request_id.partition(":")[0] or None
+    from tests.conftest import Bench
 
 
 @pytest.mark.slow
-def test_logits_are_the_oracles(bench: Bench) -> None:
+@pytest.mark.parametrize("name", CASES)
+def test_logits_are_the_oracles(name: str, get_family_bench: Callable[[str], Bench]) -> None:
+    bench = get_family_bench(name)
     built, digests = bench.build()
     load_adapters(built, digests.values())
-    requests = list(create_requests(bench, digests))
+    requests = list(create_requests(digests))
     got = bench.first_step_logits(built, requests)
     for request in requests:
         want = bench.oracle.logits(adapter_of(request), request.prompt_token_ids)[-1]
         error = (got[request.request_id] - want).abs().max() / max(1.0, float(want.abs().max()))
         assert error < 1e-4, f"{request.request_id}: {error:.2e}"
-    built.tiers.close()
-
-
-@pytest.mark.slow
-def test_tokens_of_chunked_prompts_are_the_oracles(bench: Bench, near_ties: NearTies) -> None:
-    built, digests = bench.build(max_running=13, max_step_tokens=13)
-    requests = list(create_requests(bench, digests))
-    completions = run_requests(built, requests)
-    for request in requests:
-        adapter, prompt = adapter_of(request), request.prompt_token_ids
-        want = bench.oracle.greedy(adapter, prompt, NUM_TOKENS)
-        got = completions[request.request_id].token_ids
-        near_ties.assert_equal_tokens(bench.oracle, adapter, prompt, got, want)
-    near_ties.assert_rare()
     built.tiers.close()
 
 
