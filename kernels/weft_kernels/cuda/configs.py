@@ -35,9 +35,9 @@ class OperatorConfigs:
 
 @dataclass(frozen=True, slots=True)
 class TuningSpace:
-    """What the tuning command may try for an operator.
+    """What the tuning command may try for an operator, bound to `TUNING` in the operator's module.
 
-    An operator's module binds one to `TUNING`. shapes: those to list in the table. candidates: the
+    shapes: those to list in the table. candidates: the
     configurations to time for a shape. create_launch: random inputs for a shape on a device and a
     function that gives, for a configuration, a call that launches the operator once on them. It is
     called several times per shape, so that timing can go round several sets of inputs.
@@ -55,17 +55,17 @@ def get_config(operator: str, /, **shape: int) -> Config:
     Nearest in the sum over the keys of |log2(asked) - log2(listed)|; of equals, the one listed
     first. KeyError for an operator without entries, ValueError for other keys than its own.
     """
-    return _nearest(operator, tuple(shape.items()))
+    return _nearest(PATH, operator, tuple(shape.items()))
 
 
 def listed_configs(operator: str) -> Sequence[tuple[Shape, Config]]:
     """Every shape and configuration that the table holds for the operator."""
-    return _find(operator).entries
+    return _find(PATH, operator).entries
 
 
 @lru_cache(maxsize=4096)
-def _nearest(operator: str, shape: tuple[tuple[str, int], ...]) -> Config:
-    entries = _find(operator).entries
+def _nearest(path: Path, operator: str, shape: tuple[tuple[str, int], ...]) -> Config:
+    entries = _find(path, operator).entries
     asked = dict(shape)
     keys = entries[0][0].keys()
     if asked.keys() != keys:
@@ -82,16 +82,16 @@ def _distance(asked: Shape, listed: Shape) -> float:
     )
 
 
-def _find(operator: str) -> OperatorConfigs:
-    table = _table()
+def _find(path: Path, operator: str) -> OperatorConfigs:
+    table = _table(path)
     if operator not in table:
-        raise KeyError(f"{PATH.name} has no configurations for the operator {operator!r}")
+        raise KeyError(f"{path.name} has no configurations for the operator {operator!r}")
     return table[operator]
 
 
 @cache
-def _table() -> Mapping[str, OperatorConfigs]:
-    return read_table(PATH)
+def _table(path: Path) -> Mapping[str, OperatorConfigs]:
+    return read_table(path)
 
 
 def read_table(path: Path) -> dict[str, OperatorConfigs]:
