@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -13,8 +13,12 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 
 from weft.engine.build import BuiltEngine
-from weft.engine.offline import Completion, run_requests
+from weft.engine.offline import Completion, load_adapters, run_requests
+from weft.engine.plan import StepPlan
+from weft.engine.req import Req
+from weft.engine.sampler import NON_FINITE, Sampled
 from weft.messages import EngineRequest, Grammar, SamplingParams
+from weft_adapters.pool import PooledAdapter
 
 if TYPE_CHECKING:
     from tests.conftest import Bench
@@ -166,6 +170,40 @@ def test_a_dead_end_fails_that_request_alone(built: tuple[BuiltEngine, dict[str,
     assert (done["dead"].text, done["dead"].finish_reason) == ("abc", "error")
     assert done["dead"].error is not None
     assert "No next token satisfies" in done["dead"].error
+
+
+@pytest.mark.parametrize("dead", [0, 1, 2])
+def test_choices_that_fail_in_one_step_leave_clean_blocks_whichever_fails_first(
+    built: tuple[BuiltEngine, dict[str, str]], monkeypatch: pytest.MonkeyPatch, dead: int
+) -> None:
+    engine, digests = built[0].engine, built[1]
+    digest = next(iter(digests.values()))
+    load_adapters(built[0], [digest])
+    engine.add(create_request("r", Grammar("regex", "[a-z]{50}"), n=3, adapter=digest))
+    while len(engine.scheduler.running) < 3:
+        engine.step()
+    choices = sorted(engine.scheduler.running, key=lambda req: req.index)
+    run = engine._runner.run
+
+    def run_badly(plan: StepPlan, adapters: Mapping[str, PooledAdapter]) -> dict[Req, Sampled]:
+        """One choice gets a token that its grammar forbids, the others turn non-finite."""
+        run(plan, adapters)
+        bad = [req for req in choices if req.index != dead]
+        blocks = [b for req in bad for b in engine.scheduler.blocks.private(req.blocks)]
+        assert len(blocks) >= 2
+        for cache in engine._runner._kv.tensors():
+            cache[blocks] = torch.nan
+        return {req: Sampled(None, NON_FINITE) for req in bad} | {choices[dead]: Sampled(ord("1"))}
+
+    monkeypatch.setattr(engine._runner, "run", run_badly)
+    outputs = engine.step()
+    assert [output.finish_reason for output in outputs] == ["error"] * 3
+    assert outputs[-1].is_last
+    assert outputs[-1].usage.num_completion_tokens == sum(r.num_output_tokens for r in choices)
+    assert all(bool(torch.isfinite(cache).all()) for cache in engine._runner._kv.tensors())
+    assert not engine.has_work
+    assert not engine.adapters.held
+    assert engine.scheduler.blocks.num_free == engine.scheduler.blocks.num_usable
 
 
 @pytest.mark.slow
