@@ -6,6 +6,7 @@ import asyncio
 import json
 import re
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Annotated, Literal
@@ -194,6 +195,31 @@ async def test_preparing_does_not_block_the_event_loop(grammars: Grammars) -> No
     assert grammar in grammars._compiled
     with pytest.raises(ValueError, match="not closed"):
         await grammars.prepare(Grammar("regex", "("))
+    grammars.close()
+
+
+async def test_reading_the_vocabulary_keeps_nobody_from_asking_for_a_grammar() -> None:
+    is_reading, may_end, num_read = threading.Event(), threading.Event(), 0
+
+    def read() -> Vocabulary:
+        nonlocal num_read
+        num_read += 1
+        is_reading.set()
+        assert may_end.wait(timeout=10), "the event loop waited for the vocabulary"
+        return VOCABULARY
+
+    grammars = Grammars(read, 300, frozenset({257}))
+    first, second = Grammar("regex", "a"), Grammar("regex", "b")
+    preparing = asyncio.create_task(grammars.prepare(first))
+    assert await asyncio.to_thread(is_reading.wait, 10)
+    # looks it up on the event loop, where it must not wait
+    asking = asyncio.create_task(grammars.prepare(second))
+    await asyncio.sleep(0)
+    may_end.set()
+    await asyncio.gather(preparing, asking)
+    assert num_read == 1
+    assert allowed(grammars, first, "a")
+    assert allowed(grammars, second, "b")
     grammars.close()
 
 

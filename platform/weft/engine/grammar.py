@@ -67,6 +67,8 @@ class Grammars:
         self._lock = threading.Lock()
         self._compiled: OrderedDict[Grammar, CompiledGrammar] = OrderedDict()
         self._num_bytes = 0
+        # a large vocabulary takes seconds to read: who only looks up what is compiled must not wait
+        self._compiler_lock = threading.Lock()
         self._compiler: GrammarCompiler | None = None
         # one at a time: a hard schema takes seconds, and the engine needs the other cores
         self._pool = ThreadPoolExecutor(1, "weft-grammar")
@@ -128,7 +130,7 @@ class Grammars:
             raise ValueError(f"The {what} cannot be used: {reason}") from error
 
     def _create_compiler(self) -> GrammarCompiler:
-        with self._lock:
+        with self._compiler_lock:
             if self._compiler is None:
                 self._compiler = self._build_compiler()
             return self._compiler
