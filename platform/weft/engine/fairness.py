@@ -21,7 +21,7 @@ running requests have left, R (P + 2 L) at most. So neither counter is ever ahea
 of the bound, and the service over an interval is the difference of two such leads.
 
 A request at the head of its queue that finds no block or adapter place is overtaken meanwhile, for
-`MAX_PASSED_OVER` steps at most (see `scheduler`); where blocks are that scarce the bound does not
+`MAX_PASSED_OVER` steps at most (see `admission`); where blocks are that scarce the bound does not
 hold for its tenant.
 """
 

@@ -18,38 +18,18 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
 
+from weft.engine.admission import Admission
 from weft.engine.blocks import BlockManager
+from weft.engine.draft import StepDraft
 from weft.engine.expiries import Expiries
-from weft.engine.fairness import ANSWER_TOKEN_COST, PROMPT_TOKEN_COST
 from weft.engine.memory import SequenceMemory
-from weft.engine.plan import Refusal, ScheduledReq, StepPlan
+from weft.engine.plan import Refusal, StepPlan
 from weft.engine.prefix import PrefixRoots
-from weft.engine.queues import TenantQueue, WaitingQueues
+from weft.engine.queues import WaitingQueues
 from weft.engine.req import Req, ReqState
 from weft.engine.running import AdapterResidency, RunningSet
 from weft.messages import FinishReason
-
-# so many steps may a request find no room before it is its turn
-MAX_PASSED_OVER = 100
-
-
-@dataclass(slots=True)
-class _Step:
-    """A plan in the making. `num_reserved` blocks and one token each are kept for `decoding`, and
-    `num_kept` blocks for the prompt of the oldest running request: who came later would take them
-    again and again, and give them back computing nothing new."""
-
-    budget: int
-    decoding: dict[Req, int]
-    num_reserved: int
-    num_kept: int = 0
-    scheduled: list[ScheduledReq] = field(default_factory=list)
-    refused: dict[Req, Refusal] = field(default_factory=dict)
-    is_closed: bool = False  # a request has waited for blocks too long: nothing may start
-    is_closed_to_adapters: bool = False
-    tried: set[Req] = field(default_factory=set)
 
 
 class Scheduler:
@@ -75,13 +55,13 @@ class Scheduler:
             )
         self.blocks = blocks
         self.memory = SequenceMemory(blocks, prefix_roots, num_host_blocks)
-        self._adapters = adapters
         self._max_step_tokens = max_step_tokens
         self._eos_token_ids = eos_token_ids
         self.waiting = WaitingQueues(max_running_per_tenant)
         self._running = RunningSet(
             self.waiting, self.memory, adapters, max_running, max_adapters_in_batch
         )
+        self._admission = Admission(self.waiting, self._running, self.memory, adapters)
         self._expiries = Expiries()
 
     @property
@@ -122,14 +102,15 @@ class Scheduler:
                     continue
             return StepPlan(tuple(step.scheduled), self.memory.take_moves(), refused)
 
-    def _plan(self, now: float, refused: dict[Req, Refusal]) -> _Step:
+    def _plan(self, now: float, refused: dict[Req, Refusal]) -> StepDraft:
         self._relieve(refused)
         decoding = {
             req: self.memory.num_missing(req, 1)
             for req in self.running
             if req.is_decoding and req not in refused
         }
-        step = _Step(
+        step = StepDraft(
+            self.waiting,
             budget=self._max_step_tokens - len(decoding),
             decoding=decoding,
             num_reserved=sum(decoding.values()),
@@ -143,7 +124,7 @@ class Scheduler:
         prompts, step.scheduled = step.scheduled, []
         for req in step.decoding:
             self.memory.grow(req, 1)
-            self._take(step, req, 1)
+            step.take(req, 1)
         step.scheduled += prompts
         return step
 
@@ -174,7 +155,7 @@ class Scheduler:
             self.memory.free(req)
         return bool(forks)
 
-    def _schedule_prompts(self, step: _Step, now: float) -> None:
+    def _schedule_prompts(self, step: StepDraft, now: float) -> None:
         """Spend the budget on prompts, tenant by tenant, the least served one first."""
         begun: dict[str, list[Req]] = {}
         for req in self.running:
@@ -192,106 +173,20 @@ class Scheduler:
             queue = open_tenants[tenant_id]
             if step.budget > 0 and begun.get(tenant_id):
                 self._continue_prompt(step, begun[tenant_id].pop(0))
-            elif not self._start_one(step, queue, now):
+            elif not self._admission.start_one(step, queue, now):
                 del open_tenants[tenant_id]
 
-    def _continue_prompt(self, step: _Step, req: Req) -> None:
+    def _continue_prompt(self, step: StepDraft, req: Req) -> None:
         if req is self.running[0]:
             step.num_kept = 0
         room = self.memory.room_for(req, step.num_reserved + step.num_kept)
         num_new = min(req.num_uncomputed, step.budget, room)
         if num_new > 0:
             self.memory.grow(req, num_new)
-            self._take(step, req, num_new)
+            step.take(req, num_new)
             step.budget -= num_new
         else:
             step.is_closed = True  # who starts now would take blocks that this one waits for
-
-    def _start_one(self, step: _Step, queue: TenantQueue, now: float) -> bool:
-        """Start one waiting request of the tenant; False when none can."""
-        if not queue.adapters or not queue.may_start:
-            return False
-        if self._running.is_full and not self._running.may_claim(queue):
-            return False
-        for req in queue.heads(now):
-            if req not in step.tried and req not in step.refused:
-                step.tried.add(req)
-                if self._try_start(step, queue, req):
-                    return True
-        return False
-
-    def _try_start(self, step: _Step, queue: TenantQueue, req: Req) -> bool:
-        digest = req.adapter_digest
-        if digest is None:
-            return not step.is_closed and self._find_room(step, queue, req)
-        reason = self._adapters.failure(digest)
-        if reason is not None:
-            refusal = Refusal("adapter_unavailable", reason)
-            step.refused.update(dict.fromkeys(queue.adapters[digest], refusal))
-            return False
-        # asked also when there is no room, so that the adapter is there when there is
-        if not self._adapters.try_acquire(digest):
-            return False
-        self.waiting.charge(req, self._adapters.take_load_cost(digest))
-        is_closed = step.is_closed or step.is_closed_to_adapters
-        if not is_closed and self._find_room(step, queue, req):
-            return True
-        self._adapters.release(digest)
-        return False
-
-    def _find_room(self, step: _Step, queue: TenantQueue, req: Req) -> bool:
-        """Start `req` if a place, an adapter place and blocks can be had; its reference to the
-        adapter is taken already."""
-        is_held = bool(req.blocks or req.host_blocks)
-        if not is_held:
-            self.memory.adopt_prefix(req)
-        running = self._running
-        while True:
-            num_new = min(req.num_uncomputed, max(1, step.budget))
-            lack = running.lack(req, num_new, step.num_reserved + step.num_kept)
-            victim = None if lack is None else running.yielding(queue, lack, step.decoding)
-            if victim is None:
-                break
-            self._make_yield(step, victim)
-        if lack is None and num_new <= step.budget:
-            self._start(step, req, num_new)
-            return True
-        if not is_held:
-            self.memory.free(req)
-        if lack is not None and lack.is_passed_over:
-            req.num_passed_over += 1
-            if req.num_passed_over > MAX_PASSED_OVER:
-                step.is_closed_to_adapters = True
-                step.is_closed |= lack.num_blocks > 0
-        return False
-
-    def _start(self, step: _Step, req: Req, num_new: int) -> None:
-        self._running.start(req)
-        if req.host_blocks:
-            self.memory.swap_in(req)
-        self.memory.grow(req, num_new)
-        if req.index > 0:
-            req.num_charged = req.num_prompt_tokens  # the first choice has paid for the prompt
-        elif req.num_preemptions == 0:
-            req.num_charged = req.num_cached_tokens = req.num_computed
-        self._take(step, req, num_new)
-        step.budget -= num_new
-
-    def _take(self, step: _Step, req: Req, num_new: int) -> None:
-        stop = req.num_computed + num_new
-        samples = stop == len(req.token_ids)
-        step.scheduled.append(ScheduledReq(req, req.num_computed, num_new, samples))
-        # what was computed once, or came from the cache, is not charged again
-        num_prompt = max(0, min(stop, req.num_prompt_tokens) - req.num_charged)
-        req.num_charged += num_prompt
-        cost = PROMPT_TOKEN_COST * num_prompt + (ANSWER_TOKEN_COST if samples else 0.0)
-        self.waiting.charge(req, cost)
-
-    def _make_yield(self, step: _Step, req: Req) -> None:
-        step.num_reserved -= step.decoding.pop(req)
-        step.budget += 1
-        req.num_yields += 1
-        self._running.preempt(req)
 
     # ---- after the step ----
 
