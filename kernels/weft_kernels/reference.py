@@ -214,6 +214,27 @@ def rounded_kv(cache: Tensor) -> Tensor:
     return torch.stack(rows).view(cache.shape)
 
 
+def rounded_fp8(cache: Tensor) -> Tensor:
+    """Each token and head to the nearest of `s q`, `s = max |x| / 448`, q a number of 4 exponent
+    and 3 mantissa bits: `q = m 2^e`, m a multiple of 1/8 below 2, e >= -6.
+
+    cache `[num_blocks, block_size, N, D]`; a row that is not finite comes out as NaN.
+    """
+    rows = []
+    for x_D in _wide(cache).reshape(-1, cache.shape[-1]):
+        most = float(x_D.abs().max())
+        if not math.isfinite(most):
+            rows.append(torch.full_like(x_D, math.nan))
+        elif most == 0:
+            rows.append(x_D)
+        else:
+            q_D = x_D / most * 448
+            exponent_D = q_D.abs().clamp_min(2.0**-6).log2().floor()
+            step_D = 2.0 ** (exponent_D - 3)
+            rows.append((q_D / step_D).round() * step_D * most / 448)
+    return torch.stack(rows).view(cache.shape)
+
+
 def paged_attention(
     q_TND: Tensor,
     k_cache: Tensor,
