@@ -41,10 +41,13 @@ class Way:
     def options(self, block_bytes: int) -> dict[str, Any]:
         """A tight pool holds one request of full length and little more; host memory has room for
         one that is preempted early, others are computed again."""
-        options: dict[str, Any] = {"prefix_cache": self.has_prefix_cache}
-        if self.is_tight:
-            options["max_model_len"] = max(PROMPT_LENGTHS) + NUM_TOKENS
-            options |= {"kv_bytes": 17 * block_bytes, "swap_bytes": 6 * block_bytes}
+        num_blocks, num_host_blocks = (17, 6) if self.is_tight else (128, 0)
+        options: dict[str, Any] = {
+            "prefix_cache": self.has_prefix_cache,
+            "max_model_len": max(PROMPT_LENGTHS) + NUM_TOKENS,
+            "kv_bytes": num_blocks * block_bytes,
+            "swap_bytes": num_host_blocks * block_bytes,
+        }
         if self.chunk is not None:
             # to be preempted takes two: one has chunks of 1 beside the tokens of the other's answer
             running = max(2 if self.is_tight else 1, min(self.chunk, 8))
