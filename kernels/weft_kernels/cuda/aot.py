@@ -17,7 +17,7 @@ import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cache
 from importlib import import_module
 from typing import Any
@@ -182,6 +182,22 @@ def find_variants() -> Mapping[str, AotVariant]:
     return variants
 
 
+def machine_code_key(variant: AotVariant) -> str:
+    """Equal for variants that compile to the same machine code."""
+    return repr(
+        (
+            variant.kernel.__module__,
+            variant.kernel.__name__,
+            sorted(variant.signature.items()),
+            sorted((name, str(value)) for name, value in variant.constants.items()),
+            sorted(variant.divisible_by_16),
+            variant.num_warps,
+            variant.num_stages,
+            variant.launch_pdl,
+        )
+    )
+
+
 def report(name: str) -> AotReport:
     """`compile_variant` of a variant by name, with what it raises as the report's error."""
     variant = find_variants()[name]
@@ -200,12 +216,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
     unknown = set(options.names) - variants.keys()
     if unknown:
         parser.error(f"no variants are called {', '.join(sorted(unknown))}")
+    alike: dict[str, list[AotVariant]] = {}
+    for name in options.names or variants:
+        alike.setdefault(machine_code_key(variants[name]), []).append(variants[name])
     # LLVM does not survive a fork
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(options.workers, mp_context=context) as pool:
-        for result in pool.map(report, options.names or variants):
-            line = {**asdict(result), "faults": result.faults(variants[result.name])}
-            sys.stdout.write(json.dumps(line) + "\n")
+        results = pool.map(report, [group[0].name for group in alike.values()])
+        for result, group in zip(results, alike.values(), strict=True):
+            for variant in group:
+                line = asdict(replace(result, name=variant.name))
+                line["faults"] = result.faults(variant)
+                sys.stdout.write(json.dumps(line) + "\n")
             sys.stdout.flush()
 
 
