@@ -8,21 +8,19 @@ the shared expert's gate stay as they are: small, and what is lost there is lost
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
 from torch import Tensor
 
+from weft.engine.model.checkpoint import Checkpoint
 from weft.engine.model.config import ModelConfig
-from weft_kernels.linear import LinearWeight, create_linear_weight
+from weft_kernels.linear import LinearWeight
 from weft_kernels.moe import ExpertWeights, QuantizedExperts
-from weft_kernels.quantized import QuantizedMatrix, quantize
+from weft_kernels.quantized import QuantizedMatrix
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,95 +87,6 @@ def _num_bytes(weights: Any) -> int:
     return sum(_num_bytes(getattr(weights, field.name)) for field in fields(weights))
 
 
-class _Checkpoint:
-    """Takes each tensor of a (sharded) checkpoint exactly once."""
-
-    def __init__(
-        self, base_dir: Path, dtype: torch.dtype, device: torch.device, quantization: str | None
-    ) -> None:
-        self._dtype = dtype
-        self._device = device
-        self._quantization = quantization
-        self._files = {path: safe_open(path, "pt") for path in _shard_paths(base_dir)}
-        self._file_of = {key: path for path, file in self._files.items() for key in _keys_of(file)}
-        self._left = set(self._file_of)
-
-    def has(self, key: str) -> bool:
-        return key in self._file_of
-
-    def take(self, key: str, *shape: int) -> Tensor:
-        if key not in self._left:
-            raise ValueError(f"the checkpoint has no tensor {key!r}")
-        self._left.remove(key)
-        tensor = _read(self._files[self._file_of[key]], key)
-        if tuple(tensor.shape) != shape:
-            raise ValueError(f"{key} has shape {tuple(tensor.shape)}, the config asks for {shape}")
-        return tensor.to(self._dtype)
-
-    def take_matrix(self, key: str, num_out: int, num_in: int) -> Tensor:
-        """A linear weight, transposed to `[in, out]`."""
-        return self.take(key, num_out, num_in).t()
-
-    def place(self, tensor: Tensor) -> Tensor:
-        return tensor.contiguous().to(self._device)
-
-    def lay_out(self, matrix: Tensor) -> LinearWeight:
-        """A matrix `[in, out]` as the operators want it, never rounded."""
-        return create_linear_weight(matrix.to(self._device))
-
-    def lay_out_projection(self, name: str, matrix: Tensor) -> LinearWeight:
-        """A matrix `[in, out]` as the operators want it, rounded if the engine's are."""
-        with _naming(name):
-            return create_linear_weight(matrix.to(self._device), self._quantization)
-
-    def lay_out_experts(
-        self, name: str, router: Tensor, gate_up: Tensor, down: Tensor
-    ) -> ExpertWeights | QuantizedExperts:
-        """Router `[H, E]`; experts `[E, H, 2 F]` and `[E, F, H]`, rounded if the engine's are."""
-        if self._quantization is None:
-            return ExpertWeights(self.place(router), self.place(gate_up), self.place(down))
-        with _naming(name):
-            return QuantizedExperts(
-                self.place(router),
-                quantize(gate_up.to(self._device), self._quantization),
-                quantize(down.to(self._device), self._quantization),
-            )
-
-    def finish(self, ignored: Callable[[str], bool]) -> None:
-        left = sorted(key for key in self._left if not ignored(key))
-        if left:
-            raise ValueError(f"the checkpoint has tensors that the model does not use: {left[:8]}")
-
-
-@contextmanager
-def _naming(name: str) -> Iterator[None]:
-    """Say which weights a ValueError is about."""
-    try:
-        yield
-    except ValueError as error:
-        raise ValueError(f"{name}: {error}") from error
-
-
-def _keys_of(file: Any) -> list[str]:
-    return list(file.keys())  # safetensors' binding has no annotations
-
-
-def _read(file: Any, key: str) -> Tensor:
-    tensor: Tensor = file.get_tensor(key)
-    return tensor
-
-
-def _shard_paths(base_dir: Path) -> list[Path]:
-    index = base_dir / "model.safetensors.index.json"
-    if index.is_file():
-        names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-        return [base_dir / name for name in sorted(names)]
-    path = base_dir / "model.safetensors"
-    if not path.is_file():
-        raise ValueError(f"{base_dir} has no model.safetensors")
-    return [path]
-
-
 def load_weights(
     base_dir: Path,
     config: ModelConfig,
@@ -191,7 +100,7 @@ def load_weights(
     Raises ValueError for a missing, left-over or misshapen tensor, and for weights that cannot be
     rounded to `quantization` ("int8" or "int4").
     """
-    checkpoint = _Checkpoint(base_dir, dtype, device, quantization)
+    checkpoint = Checkpoint(base_dir, dtype, device, quantization)
     hidden, vocab = config.hidden_size, config.vocab_size
     embed = checkpoint.take("model.embed_tokens.weight", vocab, hidden)
     layers = []
@@ -213,7 +122,7 @@ def load_weights(
     )
 
 
-def _load_layer(checkpoint: _Checkpoint, config: ModelConfig, layer: int) -> LayerWeights:
+def _load_layer(checkpoint: Checkpoint, config: ModelConfig, layer: int) -> LayerWeights:
     prefix = f"model.layers.{layer}"
     hidden, attention = config.hidden_size, f"{prefix}.self_attn"
     widths = {"q_proj": config.q_size, "k_proj": config.kv_size, "v_proj": config.kv_size}
@@ -245,7 +154,7 @@ def _load_layer(checkpoint: _Checkpoint, config: ModelConfig, layer: int) -> Lay
 
 
 def _load_linear(
-    checkpoint: _Checkpoint, prefix: str, widths: Mapping[str, int], num_in: int, has_bias: bool
+    checkpoint: Checkpoint, prefix: str, widths: Mapping[str, int], num_in: int, has_bias: bool
 ) -> tuple[LinearWeight, Tensor | None]:
     """Projections of one input, side by side, in the order of `widths`: name to out."""
     matrices = [
@@ -261,7 +170,7 @@ def _load_linear(
 
 
 def _load_dense(
-    checkpoint: _Checkpoint, prefix: str, hidden: int, inner: int, has_bias: bool
+    checkpoint: Checkpoint, prefix: str, hidden: int, inner: int, has_bias: bool
 ) -> DenseWeights:
     gate_up = {"gate_proj": inner, "up_proj": inner}
     return DenseWeights(
@@ -271,7 +180,7 @@ def _load_dense(
 
 
 def _load_mlp(
-    checkpoint: _Checkpoint, config: ModelConfig, layer: int
+    checkpoint: Checkpoint, config: ModelConfig, layer: int
 ) -> DenseWeights | ExpertWeights | QuantizedExperts:
     prefix = f"model.layers.{layer}"
     if layer in config.moe_layers:
@@ -280,7 +189,7 @@ def _load_mlp(
     return _load_dense(checkpoint, f"{prefix}.mlp", hidden, inner, config.mlp_bias)
 
 
-def _load_shared(checkpoint: _Checkpoint, config: ModelConfig, prefix: str) -> SharedExpert:
+def _load_shared(checkpoint: Checkpoint, config: ModelConfig, prefix: str) -> SharedExpert:
     hidden, inner = config.hidden_size, config.shared_intermediate_size
     gate = checkpoint.take_matrix(f"{prefix}.shared_expert_gate.weight", 1, hidden)
     return SharedExpert(
@@ -290,7 +199,7 @@ def _load_shared(checkpoint: _Checkpoint, config: ModelConfig, prefix: str) -> S
 
 
 def _load_experts(
-    checkpoint: _Checkpoint, config: ModelConfig, prefix: str
+    checkpoint: Checkpoint, config: ModelConfig, prefix: str
 ) -> ExpertWeights | QuantizedExperts:
     """Both spellings on disk: a module per expert, as the family calls them, or transformers 5's
     fused parameters."""
