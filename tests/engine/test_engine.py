@@ -189,7 +189,7 @@ def test_a_stop_string_that_only_the_last_token_completes_is_a_stop(
 def test_observations_that_nobody_takes_are_bounded(
     roomy: tuple[BuiltEngine, dict[str, str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("weft.engine.engine.MAX_OBSERVATIONS", 3)
+    monkeypatch.setattr("weft.engine.metrics.MAX_OBSERVATIONS", 3)
     built = roomy[0]
     run_requests(built, [create_request(str(i), max_tokens=4) for i in range(5)])
     counters = built.engine.counters

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 
 from weft.engine.blocks import BlockManager
 from weft.engine.config import MIB, EngineConfig
 from weft.engine.detokenizer import Detokenizer
 from weft.engine.grammar import Grammars
+from weft.engine.metrics import EngineCounters, observe
 from weft.engine.plan import Refusal, StepPlan
 from weft.engine.prefix import PrefixRoots
 from weft.engine.req import Req, ReqState, create_choices
@@ -25,13 +25,6 @@ from weft_adapters.tiers import AdapterTiers
 
 # remembered; a load that was forgotten is charged again to the next who uses the adapter
 MAX_PAID_LOADS = 4096
-# those that no scrape has taken; more are dropped
-MAX_OBSERVATIONS = 100_000
-
-
-def _observe(values: list[float], value: float) -> None:
-    if len(values) < MAX_OBSERVATIONS:
-        values.append(value)
 
 
 class TierResidency:
@@ -72,19 +65,6 @@ class TierResidency:
     def failure(self, digest: str) -> str | None:
         error = self._tiers.failure(digest)
         return None if error is None else f"The adapter could not be loaded: {error}"
-
-
-@dataclass(slots=True)
-class EngineCounters:
-    """Totals since start, and observations (seconds) since they were last taken."""
-
-    num_prompt_tokens: int = 0
-    num_generation_tokens: int = 0
-    num_cached_prompt_tokens: int = 0
-    num_steps: int = 0
-    time_to_first_token: list[float] = field(default_factory=list)
-    inter_token_latency: list[float] = field(default_factory=list)
-    queue_time: list[float] = field(default_factory=list)
 
 
 class Engine:
@@ -195,7 +175,7 @@ class Engine:
             if item.req.index == 0:
                 self.counters.num_prompt_tokens += item.req.num_prompt_tokens
                 self.counters.num_cached_prompt_tokens += item.req.num_cached_tokens
-                _observe(self.counters.queue_time, now - item.req.arrived_s)
+                observe(self.counters.queue_time, now - item.req.arrived_s)
 
     def _refuse(self, plan: StepPlan) -> list[EngineOutput]:
         """End the requests that the plan refuses, each with all its choices."""
@@ -237,9 +217,9 @@ class Engine:
         self.counters.num_generation_tokens += 1
         if req.first_token_s is None:
             req.first_token_s = now
-            _observe(self.counters.time_to_first_token, now - req.arrived_s)
+            observe(self.counters.time_to_first_token, now - req.arrived_s)
         if req.last_token_s is not None:
-            _observe(self.counters.inter_token_latency, now - req.last_token_s)
+            observe(self.counters.inter_token_latency, now - req.last_token_s)
         req.last_token_s = now
 
     def _advance(self, req: Req, token: int, logprobs: TokenLogprobs | None) -> EngineOutput:

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 from weft.engine.build import BuiltEngine, build_engine, warm_up
 from weft.engine.config import EngineConfig
-from weft.engine.engine import EngineCounters
+from weft.engine.metrics import take_observations
 from weft.messages import (
     EngineDeadError,
     EngineDrainingError,
@@ -163,7 +163,7 @@ class InProcessEngine:
             running_adapters=tuple(sorted({r.adapter_digest for r in running if r.adapter_digest})),
             waiting_adapters=tuple(sorted({r.adapter_digest for r in waiting if r.adapter_digest})),
             adapter_states={d: str(s) for d, s in self._built.tiers.states().items()},
-            histograms=_take_observations(counters, drain),
+            histograms=take_observations(counters, drain),
         )
 
     async def drain(self, deadline_s: float) -> None:
@@ -258,17 +258,6 @@ class InProcessEngine:
             self._deliver(
                 EngineOutput(request_id, "", (), usage, reason, error, code, is_last=True)
             )
-
-
-def _take_observations(counters: EngineCounters, drain: bool) -> dict[str, tuple[float, ...]]:
-    taken = {}
-    for name in ("time_to_first_token", "inter_token_latency", "queue_time"):
-        values: list[float] = getattr(counters, name)
-        size = len(values)
-        taken[name] = tuple(values[:size])
-        if drain:
-            del values[:size]  # what the engine's thread appends meanwhile stays
-    return taken
 
 
 def start_engine(
