@@ -1,4 +1,4 @@
-"""Random models and adapters for benchmarks: weights do not matter for speed, shapes do."""
+"""Random models and adapters for benchmarks and tests."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import json
 import logging
 import os
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +42,14 @@ def quiet_libraries() -> None:
     progress_bars.disable_progress_bar()
 
 
+@contextmanager
+def third_party_warnings_ignored() -> Iterator[None]:
+    """PEFT and transformers warn of things that are done here on purpose."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
 def create_dense_base(folder: Path) -> None:
     """Qwen3 shape: hidden 512, 8 layers, 8 heads and 2 KV heads of 64, inner 1536; float32."""
     torch.manual_seed(0)
@@ -59,14 +69,15 @@ def create_dense_base(folder: Path) -> None:
 
 
 def save_tokenizer(folder: Path) -> None:
-    """A byte-level tokenizer of 256 bytes and an end of text."""
+    """A byte-level tokenizer of 256 bytes and two control tokens."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     tokenizer = Tokenizer(models.BPE(vocab={c: i for i, c in enumerate(alphabet)}, merges=[]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.add_special_tokens(["<|end|>"])
+    tokenizer.add_special_tokens(["<|im_start|>", "<|im_end|>"])
     tokenizer.save(str(folder / "tokenizer.json"))
-    (folder / "tokenizer_config.json").write_text(json.dumps({"eos_token": "<|end|>"}))
+    config = {"eos_token": "<|im_end|>", "chat_template": "{{ messages[0].content }}"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
 
 
 def create_adapters(base_dir: Path, root: Path, count: int) -> list[Path]:
@@ -109,13 +120,22 @@ def create_tiny_base(folder: Path, kind: str) -> None:
         model: PreTrainedModel = Qwen3ForCausalLM(Qwen3Config(**sizes))
     else:
         model = Qwen3MoeForCausalLM(Qwen3MoeConfig(**sizes, **experts, norm_topk_prob=True))
+    spread_weights(model).save_pretrained(folder)
+    save_tokenizer(folder)
+
+
+def spread_weights(model: PreTrainedModel) -> PreTrainedModel:
+    """Random weights large enough that logits differ clearly from token to token."""
     generator = torch.Generator().manual_seed(7)
     with torch.no_grad():
-        for parameter in model.parameters():
+        for name, parameter in model.named_parameters():
             if parameter.dim() > 1:
                 parameter.normal_(0.0, parameter.shape[-1] ** -0.5, generator=generator)
-    model.save_pretrained(folder)
-    save_tokenizer(folder)
+            elif "norm" in name:
+                parameter.uniform_(0.5, 1.5, generator=generator)
+            else:
+                parameter.normal_(0.0, 0.3, generator=generator)  # biases
+    return model
 
 
 def tiny_targets(kind: str, number: int) -> dict[str, Any]:
@@ -138,8 +158,7 @@ def tiny_targets(kind: str, number: int) -> dict[str, Any]:
 
 def save_peft_adapter(base_dir: Path, folder: Path, seed: int, **lora: Any) -> None:
     """An adapter made and saved by PEFT, with random factors large enough to change most tokens."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with third_party_warnings_ignored():
         model = AutoModelForCausalLM.from_pretrained(base_dir, dtype=torch.float32)
         peft_model = get_peft_model(model, LoraConfig(**lora))
         generator = torch.Generator().manual_seed(seed)

@@ -5,14 +5,25 @@ Times are monotonic seconds. Latency counts from the arrival, so time in a queue
 
 from __future__ import annotations
 
+import argparse
 import time
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from weft.engine.bench import percentiles
 from weft.engine.engine import Engine
 from weft.messages import EngineOutput, EngineRequest
+
+
+def add_workload_options(parser: argparse.ArgumentParser, seed: int) -> None:
+    """The options of every benchmark of such requests; `seed` is the default."""
+    for name in ("--input-len", "--output-len"):
+        parser.add_argument(name, type=int, nargs=2, default=[8, 128], metavar=("LEAST", "MOST"))
+    parser.add_argument("--max-running", type=int, default=32)
+    parser.add_argument("--seed", type=int, default=seed)
+    parser.add_argument("--json-dir", type=Path)
 
 
 @dataclass(frozen=True, slots=True)

@@ -32,7 +32,7 @@ from typing import Any
 import numpy as np
 from benchmarks import report
 from benchmarks.models import VOCAB_SIZE, quiet_libraries
-from benchmarks.open_loop import Arrival, Outcome, drive
+from benchmarks.open_loop import Arrival, Outcome, add_workload_options, drive
 from benchmarks.servers import build_cpu_engine, register_random_adapters
 
 from weft.engine.build import BuiltEngine
@@ -211,16 +211,12 @@ def main() -> None:
     parser.add_argument("--duration", type=float, default=16.0, help="seconds of arrivals")
     parser.add_argument("--alpha", type=float, default=1.0)
     parser.add_argument("--cv", type=float, default=1.0)
-    parser.add_argument("--input-len", type=int, nargs=2, default=[8, 128])
-    parser.add_argument("--output-len", type=int, nargs=2, default=[8, 128])
     parser.add_argument("--rank", type=int, default=8)
-    parser.add_argument("--max-running", type=int, default=32)
     parser.add_argument("--resident", type=int, default=48, help="at most, in the control arm")
     parser.add_argument("--adapter-mib", type=int, default=40, help="device memory for adapters")
     parser.add_argument("--host-mib", type=int, default=2048)
     parser.add_argument("--repeats", type=int, default=2)
-    parser.add_argument("--seed", type=int, default=42)
-    parser.add_argument("--json-dir", type=Path)
+    add_workload_options(parser, seed=42)
     options = parser.parse_args()
     quiet_libraries()
     with tempfile.TemporaryDirectory(prefix="weft-bench-") as root:

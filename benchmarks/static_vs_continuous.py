@@ -19,7 +19,7 @@ from typing import Any
 
 from benchmarks import report
 from benchmarks.models import VOCAB_SIZE, quiet_libraries
-from benchmarks.open_loop import Arrival, drive
+from benchmarks.open_loop import Arrival, add_workload_options, drive
 from benchmarks.servers import build_cpu_engine, register_random_adapters
 
 from weft.engine.build import BuiltEngine
@@ -129,12 +129,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--loads", type=float, nargs="+", default=[0.25, 0.5, 0.7, 0.85, 1.0, 1.3])
     parser.add_argument("--requests", type=int, default=200, help="for each load and policy")
-    parser.add_argument("--input-len", type=int, nargs=2, default=[8, 128])
-    parser.add_argument("--output-len", type=int, nargs=2, default=[8, 128])
     parser.add_argument("--adapters", type=int, default=8)
-    parser.add_argument("--max-running", type=int, default=32)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--json-dir", type=Path)
+    add_workload_options(parser, seed=0)
     options = parser.parse_args()
     quiet_libraries()
     with tempfile.TemporaryDirectory(prefix="weft-bench-") as root:

@@ -3,17 +3,19 @@ transformers + PEFT, one request at a time."""
 
 from __future__ import annotations
 
-import json
-import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from benchmarks.models import (
+    save_peft_adapter,
+    save_tokenizer,
+    spread_weights,
+    third_party_warnings_ignored,
+)
 from transformers import (
     AutoModelForCausalLM,
     PreTrainedModel,
@@ -44,40 +46,6 @@ def pytest_report_header() -> str:
     if torch.cuda.is_available():
         return f"CUDA: {torch.cuda.get_device_name()}"
     return "CUDA: no device, so operators are tested on the CPU only"
-
-
-@contextmanager
-def third_party_warnings_ignored() -> Iterator[None]:
-    """PEFT and transformers warn of things that these tests do on purpose."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
-
-
-def save_tokenizer(folder: Path) -> None:
-    """A byte-level tokenizer of 256 bytes and two control tokens."""
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    tokenizer = Tokenizer(models.BPE(vocab={c: i for i, c in enumerate(alphabet)}, merges=[]))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.add_special_tokens(["<|im_start|>", "<|im_end|>"])
-    tokenizer.save(str(folder / "tokenizer.json"))
-    config = {"eos_token": "<|im_end|>", "chat_template": "{{ messages[0].content }}"}
-    (folder / "tokenizer_config.json").write_text(json.dumps(config))
-
-
-def _spread(model: PreTrainedModel) -> PreTrainedModel:
-    """Random weights large enough that logits differ clearly from token to token."""
-    generator = torch.Generator().manual_seed(7)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if parameter.dim() > 1:
-                parameter.normal_(0.0, parameter.shape[-1] ** -0.5, generator=generator)
-            elif "norm" in name:
-                parameter.uniform_(0.5, 1.5, generator=generator)
-            else:
-                parameter.normal_(0.0, 0.3, generator=generator)  # biases
-    return model
 
 
 def create_dense_model() -> PreTrainedModel:
@@ -116,22 +84,6 @@ def create_moe_model() -> PreTrainedModel:
         tie_word_embeddings=False,
     )
     return Qwen3MoeForCausalLM(config)
-
-
-def save_adapter(base_dir: Path, folder: Path, seed: int, **lora: Any) -> Path:
-    """An adapter made and saved by PEFT, with random factors of a visible size."""
-    from peft import LoraConfig, get_peft_model
-
-    with third_party_warnings_ignored():
-        model = AutoModelForCausalLM.from_pretrained(base_dir, dtype=torch.float32)
-        peft_model = get_peft_model(model, LoraConfig(**lora))
-        generator = torch.Generator().manual_seed(seed)
-        with torch.no_grad():
-            for name, parameter in peft_model.named_parameters():
-                if "lora_" in name:
-                    parameter.normal_(0.0, 0.4 * parameter.shape[-1] ** -0.5, generator=generator)
-        peft_model.save_pretrained(str(folder))
-    return folder
 
 
 @dataclass
@@ -262,12 +214,11 @@ def _create_bench(
 ) -> Bench:
     base_dir = root / "base"
     with third_party_warnings_ignored():
-        _spread(model).save_pretrained(base_dir, **save)
+        spread_weights(model).save_pretrained(base_dir, **save)
     save_tokenizer(base_dir)
-    dirs = {
-        name: save_adapter(base_dir, root / name, seed, **lora)
-        for seed, (name, lora) in enumerate(adapters.items())
-    }
+    dirs = {name: root / name for name in adapters}
+    for seed, (name, lora) in enumerate(adapters.items()):
+        save_peft_adapter(base_dir, dirs[name], seed, **lora)
     return Bench(Oracle(base_dir, dirs), root)
 
 
