@@ -33,7 +33,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from weft_kernels.cuda.configs import get_config
+from weft_kernels.cuda.configs import Config, get_config
 
 Ints = NDArray[np.int32]
 Span = tuple[int, int, int]
@@ -301,9 +301,7 @@ def _needed(parts: Sequence[tuple[Ints, Ints]]) -> FormLimits:
     )
 
 
-def get_tiling(form: str, groups: int, head_dim: int, kv_bytes: int) -> Tiling:
-    """The configured tiling of a form, "decode" or "prefill"; kv_bytes: of a cache's element."""
-    config = get_config(f"attention_{form}", groups=groups, head_dim=head_dim, kv_bytes=kv_bytes)
+def tiling_of(config: Config, groups: int) -> Tiling:
     return Tiling(
         # what is listed for fewer groups may be too small for these
         block_m=max(config["BLOCK_M"], 1 << (groups - 1).bit_length()),
@@ -313,6 +311,12 @@ def get_tiling(form: str, groups: int, head_dim: int, kv_bytes: int) -> Tiling:
         num_warps=config["num_warps"],
         num_stages=config["num_stages"],
     )
+
+
+def get_tiling(form: str, groups: int, head_dim: int, kv_bytes: int) -> Tiling:
+    """The configured tiling of a form, "decode" or "prefill"; kv_bytes: of a cache's element."""
+    config = get_config(f"attention_{form}", groups=groups, head_dim=head_dim, kv_bytes=kv_bytes)
+    return tiling_of(config, groups)
 
 
 def create_attention_planner(
