@@ -27,11 +27,16 @@ def _wide(x: Tensor) -> Tensor:
 
 @dataclass(frozen=True, slots=True)
 class Lora:
-    """One adapter at one site, as PEFT writes it: a_RI `[R, I]`, b_OR `[O, R]`, at true rank."""
+    """One adapter at one site, as PEFT writes it: a_RI `[R, I]`, b_OR `[O, R]`, at true rank.
+
+    row_scale_O `[O]`: DoRA's factor of each output, base included; bias_O `[O]`: the adapter's own.
+    """
 
     a_RI: Tensor
     b_OR: Tensor
     scale: float
+    row_scale_O: Tensor | None = None
+    bias_O: Tensor | None = None
 
     def delta(self, x_I: Tensor) -> Tensor:
         """`s * B (A x)`."""
@@ -100,21 +105,25 @@ def adapted_linear(
     widths: Sequence[int],
     loras: Sequence[Sequence[Lora | None]],
 ) -> Tensor:
-    """`y[t] = x[t] W + bias`, then `+ s B (A x[t])` of row t's adapter on each column slice.
+    """`y[t] = m (x[t] W + s B (A x[t])) + bias + adapter_bias` on each column slice, with what row
+    t's adapter has there: m = 1 and nothing is added where it has nothing.
 
     loras[t][k]: row t's adapter at the site of slice k, None where it touches nothing there.
     """
     out_TO = torch.zeros(x_TI.shape[0], w_IO.shape[1], dtype=torch.float64)
     for t, x_I in enumerate(_wide(x_TI)):
         y_O = x_I @ _wide(w_IO)
-        if bias_O is not None:
-            y_O = y_O + _wide(bias_O)
         start = 0
         for width, lora in zip(widths, loras[t], strict=True):
+            part = slice(start, start + width)
             if lora is not None:
-                y_O[start : start + width] += lora.delta(x_I)
+                y_O[part] += lora.delta(x_I)
+                if lora.row_scale_O is not None:
+                    y_O[part] *= _wide(lora.row_scale_O)
+                if lora.bias_O is not None:
+                    y_O[part] += _wide(lora.bias_O)
             start += width
-        out_TO[t] = y_O
+        out_TO[t] = y_O if bias_O is None else y_O + _wide(bias_O)
     return out_TO
 
 
@@ -168,13 +177,16 @@ def moe(
     """`y[t] = sum_k w[t, k] * down_e(silu(gate_e(x[t])) * up_e(x[t]))`, e = top-k experts of x[t].
 
     gate_up_EHF `[E, H, 2 F]`, gate first. loras[t] maps ("gate" | "up" | "down", expert) to row t's
-    adapter of that expert's projection.
+    adapter of that expert's projection. The router's columns from E on are null experts, which add
+    nothing.
     """
     weights_TK, experts_TK = route(_wide(x_TH) @ _wide(router_HE), top_k, renormalize)
     out_TH = torch.zeros(x_TH.shape, dtype=torch.float64)
     for t, x_H in enumerate(_wide(x_TH)):
         for k in range(top_k):
             e = int(experts_TK[t, k])
+            if e >= len(gate_up_EHF):
+                continue
             gate_F, up_F = (x_H @ _wide(gate_up_EHF[e])).chunk(2)
             if ("gate", e) in loras[t]:
                 gate_F = gate_F + loras[t]["gate", e].delta(x_H)
@@ -264,3 +276,50 @@ def paged_attention(
                 v_LD = torch.stack([_wide(v_cache[b, i, h // groups]) for b, i in places])
                 out_TND[first + offset, h] = (scale * (k_LD @ q_D)).softmax(0) @ v_LD
     return out_TND
+
+
+def uniform(seed: int, position: int) -> float:
+    """`u` in [0, 1) of two integers: SplitMix64 over `mix(seed) + position`."""
+    whole = (1 << 64) - 1
+
+    def mix(z: int) -> int:
+        z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & whole
+        z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & whole
+        return z ^ (z >> 31)
+
+    z = mix((mix(seed & whole) + position + 0x9E3779B97F4A7C15) & whole)
+    return (z >> 11) / (1 << 53)
+
+
+def sample(
+    logits_V: Tensor,
+    seed: int,
+    position: int,
+    temperature: float,
+    top_k: int = 0,
+    top_p: float = 1.0,
+    min_p: float = 0.0,
+) -> int:
+    """The least v with `sum_{i <= v} p[i] > u sum p`, `p = exp((x - max x) / temperature)` where
+    kept: at least min_p; then the top_k best, of equals the lower ids; then the best until their
+    sum is top_p of what was left. With temperature 0 the first of the largest."""
+    logits = _wide(logits_V).tolist()
+    best = max(logits)
+    if temperature == 0:
+        return logits.index(best)
+    weights = [math.exp((x - best) / temperature) for x in logits]
+    weights = [w if w >= min_p else 0.0 for w in weights]
+    order = sorted(range(len(weights)), key=lambda v: -weights[v])
+    if top_k:
+        order = order[:top_k]
+    wanted, so_far, kept = top_p * sum(weights[v] for v in order), 0.0, set()
+    for v in order:
+        if so_far < wanted or top_p >= 1 or not kept:
+            kept.add(v)
+        so_far += weights[v]
+    goal, so_far, token = uniform(seed, position) * sum(weights[v] for v in kept), 0.0, -1
+    for v in sorted(kept):
+        if weights[v] and so_far <= goal:
+            token = v
+        so_far += weights[v]
+    return token
