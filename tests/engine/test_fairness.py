@@ -213,6 +213,17 @@ def test_priority_orders_a_tenants_requests_but_never_two_tenants(simulate: Simu
     assert order.index("urgent") < order.index("normal")
 
 
+def test_who_is_put_ahead_does_not_give_way_because_it_started_last(simulate: Simulate) -> None:
+    simulation = simulate(num_blocks=13, has_prefix_cache=False)
+    simulation.add("t", prompt=8, max_tokens=16)
+    normal = simulation.add("t", prompt=8, max_tokens=16)
+    simulation.step()
+    urgent = simulation.add("t", prompt=8, max_tokens=16, priority=-1)
+    simulation.run()
+    assert normal.num_preemptions > 0
+    assert urgent.num_preemptions == 0
+
+
 def test_a_low_priority_waits_no_longer_than_its_priority_is_worth(simulate: Simulate) -> None:
     simulation = simulate(max_running=1)
     simulation.add("t", name="patient", priority=3, max_tokens=1)

@@ -18,8 +18,8 @@ from weft.messages import TenantShare
 PRIORITY_STEP_S = 10.0
 
 
-def _rank(req: Req) -> tuple[float, float, int]:
-    """A request's place among those of its tenant and adapter; a preempted one keeps it."""
+def rank(req: Req) -> tuple[float, float, int]:
+    """A request's place among those of its tenant; a preempted one keeps it."""
     due_s = req.arrived_s + PRIORITY_STEP_S * req.request.priority
     return (due_s, req.arrived_s, req.index)
 
@@ -87,7 +87,7 @@ class WaitingQueues:
     def add(self, req: Req) -> None:
         queue = self.tenant(req)
         self._waiting[req] = None
-        insort(queue.adapters.setdefault(req.adapter_digest, []), req, key=_rank)
+        insort(queue.adapters.setdefault(req.adapter_digest, []), req, key=rank)
         queue.counters.enter(req.adapter_digest)
         self.counters.enter(req.tenant_id)
 
@@ -95,7 +95,7 @@ class WaitingQueues:
         del self._waiting[req]
         queue = self.tenants[req.tenant_id]
         reqs = queue.adapters[req.adapter_digest]
-        place = bisect_left(reqs, _rank(req), key=_rank)
+        place = bisect_left(reqs, rank(req), key=rank)
         del reqs[next(i for i in range(place, len(reqs)) if reqs[i] is req)]
         if not reqs:
             del queue.adapters[req.adapter_digest]

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from weft.engine.memory import SequenceMemory
-from weft.engine.queues import TenantQueue, WaitingQueues
+from weft.engine.queues import TenantQueue, WaitingQueues, rank
 from weft.engine.req import Req, ReqState
 
 # so often may a request be made to yield its place to another tenant
@@ -119,11 +119,14 @@ class RunningSet:
         self._waiting.ended(req)
 
     def victim(self) -> Req | None:
-        """Who gives its blocks back: the most served tenant's last; never the oldest of all."""
-        counters = self._waiting.counters
-        places = range(1, len(self.reqs))
-        last = max(places, key=lambda i: (counters[self.reqs[i].tenant_id], i), default=None)
-        return None if last is None else self.reqs[last]
+        """Who gives its blocks back: of the most served tenant the one with the least claim; never
+        the oldest of all."""
+        return max(self.reqs[1:], key=self._give_way, default=None)
+
+    def _give_way(self, req: Req) -> tuple[float, tuple[float, float, int]]:
+        """The order in which requests give way, the last one first: the same by which they start,
+        so that one which its tenant put ahead is not the first to go because it came last."""
+        return self._waiting.counters[req.tenant_id], rank(req)
 
     def may_claim(self, queue: TenantQueue) -> bool:
         """The tenant has less than its fair part of the places."""
@@ -131,8 +134,8 @@ class RunningSet:
 
     def yielding(self, queue: TenantQueue, lack: Lack, among: Collection[Req]) -> Req | None:
         """Who of `among` has to yield its place to `queue`'s tenant: of the tenants that keep their
-        fair part without it, the most served one's last request. None when it would not help, or
-        the tenant has no claim."""
+        fair part without it, the most served one's request with the least claim. None when it would
+        not help, or the tenant has no claim."""
         if not self.may_claim(queue):
             return None
         could = [req for req in self.reqs[1:] if req in among and self._could_yield(queue, req)]
@@ -141,9 +144,7 @@ class RunningSet:
         released = sum(self._memory.blocks.num_released(req.blocks) for req in could)
         if not could or released < lack.num_blocks:
             return None
-        counters = self._waiting.counters
-        places = range(len(could))
-        return could[max(places, key=lambda i: (counters[could[i].tenant_id], i))]
+        return max(could, key=self._give_way)
 
     def _could_yield(self, queue: TenantQueue, req: Req) -> bool:
         other, counters = self._waiting.tenants[req.tenant_id], self._waiting.counters

@@ -9,10 +9,10 @@
   tenant runs all it may) is passed over; what was passed over for `MAX_PASSED_OVER` steps is waited
   for instead.
 - When all places are taken, a tenant below its fair part of them gets one from the tenant that is
-  furthest above: that one's last request yields, to go on later.
-- When blocks run out, the request of the most served tenant that started last gives its own back:
-  to host memory where there is room, else it is computed again. The oldest running request never
-  gives way, so something always finishes.
+  furthest above: that one's request with the least claim yields, to go on later.
+- When blocks run out, the request of the most served tenant with the least claim (by its priority,
+  then its arrival) gives its own back: to host memory where there is room, else it is computed
+  again. The oldest running request never gives way, so something always finishes.
 """
 
 from __future__ import annotations
