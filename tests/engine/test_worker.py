@@ -126,6 +126,28 @@ async def test_what_can_never_run_is_refused_at_the_call(start: Start) -> None:
     assert len(await collect(stream)) == 8
 
 
+async def test_an_abort_that_comes_too_late_spares_the_next_request_of_that_id(
+    dense: Bench,
+) -> None:
+    options: dict[str, Any] = {"max_model_len": 256, "device": "cpu"}
+    built, _ = dense.build(**options)
+    # this thread is the engine's, so that the abort comes between the last step and its output
+    worker = InProcessEngine(EngineConfig(dense.base_dir, dense.root / "store", **options), built)
+    first = worker.generate(create_request("r", max_tokens=1))
+    worker._take_commands()
+    [last] = built.engine.step()
+    worker.abort("r")
+    worker._deliver(last)
+    second = worker.generate(create_request("r", max_tokens=2))
+    worker._take_commands()
+    for _ in range(2):
+        for output in built.engine.step():
+            worker._deliver(output)
+    assert [o.finish_reason for o in await collect(first)] == ["length"]
+    assert [o.finish_reason for o in await collect(second)] == [None, "length"]
+    worker.close()
+
+
 async def test_an_abort_ends_a_stream_midway(start: Start) -> None:
     worker, _ = start()
     stream = worker.generate(create_request("r", max_tokens=250))

@@ -61,7 +61,7 @@ class InProcessEngine:
         self._streams: dict[str, _Stream] = {}
         self._wake = threading.Condition()
         self._new: list[_Stream] = []
-        self._aborts: list[str] = []
+        self._aborts: list[_Stream] = []
         self._stopping = False
         self._draining = False
         self._warm = False
@@ -139,8 +139,9 @@ class InProcessEngine:
 
     def abort(self, request_id: str) -> None:
         with self._wake:
-            if request_id in self._streams:
-                self._aborts.append(request_id)
+            stream = self._streams.get(request_id)
+            if stream is not None:
+                self._aborts.append(stream)
                 self._wake.notify()
 
     def prefetch_adapter(self, adapter_digest: str) -> None:
@@ -228,9 +229,12 @@ class InProcessEngine:
                 return False
         for stream in new:
             self._engine.add(stream.request)
-        for request_id in aborts:
-            for output in self._engine.abort(request_id):
-                self._deliver(output)
+        for stream in aborts:
+            request_id = stream.request.request_id
+            # it may have ended meanwhile, and another may go by its id
+            if self._streams.get(request_id) is stream:
+                for output in self._engine.abort(request_id):
+                    self._deliver(output)
         return True
 
     def _wait_for_adapters(self) -> None:
