@@ -32,9 +32,9 @@ from weft.demo.tokens import END_OF_TEXT_ID, Document, Message, encode_chat
 from weft.engine.bench import Load, run_load
 from weft.engine.build import BuiltEngine, build_engine
 from weft.engine.config import EngineConfig, kv_token_bytes, resolve_kv_dtype
-from weft.engine.model.decoder import AdapterBatch, Batch
+from weft.engine.active import PackedBatch
+from weft.engine.model.decoder import Batch
 from weft.engine.runner import create_kv_cache
-from weft_kernels.attention import create_attention_buckets
 from weft_kernels.lora import LoraBatch
 
 NAME = "quantization"
@@ -98,8 +98,10 @@ def target_logits(built: BuiltEngine, document: Document, kv_dtype: torch.dtype)
         positions_T=torch.arange(num_tokens),
         kv_slots_T=BLOCK_SIZE + torch.arange(num_tokens),
         logit_rows=torch.tensor([i - 1 for i, weight in enumerate(document.weights) if weight]),
-        attention=create_attention_buckets(spans, [blocks], BLOCK_SIZE, cpu, built.decoder.windows),
-        adapters=AdapterBatch({}, LoraBatch()),
+        attention=built.decoder.backend.create_attention(
+            spans, [blocks], BLOCK_SIZE, cpu, built.decoder.windows
+        ),
+        adapters=PackedBatch({}, LoraBatch()),
     )
     return built.decoder.forward(batch, kv)
 

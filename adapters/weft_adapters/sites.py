@@ -18,6 +18,16 @@ MLP_PROJECTIONS = ("gate_proj", "up_proj", "down_proj")
 SHARED_MLP_PROJECTIONS = ("shared_gate_proj", "shared_up_proj", "shared_down_proj")
 SHARED_PROJECTIONS = (*SHARED_MLP_PROJECTIONS, "shared_expert_gate")
 PROJECTIONS = ATTENTION_PROJECTIONS + MLP_PROJECTIONS + SHARED_PROJECTIONS
+# those that read the same rows stand together
+INPUTS = (
+    ("q_proj", "k_proj", "v_proj"),
+    ("o_proj",),
+    ("gate_proj", "up_proj"),
+    ("down_proj",),
+    ("shared_gate_proj", "shared_up_proj"),
+    ("shared_down_proj",),
+    ("shared_expert_gate",),
+)
 
 _PROJECTION_ORDER = {projection: index for index, projection in enumerate(PROJECTIONS)}
 

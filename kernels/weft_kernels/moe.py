@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -44,7 +45,7 @@ class QuantizedExperts:
 
 
 @dataclass(frozen=True, slots=True)
-class _Pairs:
+class Pairs:
     """(token, expert) pairs sorted by expert: token_P, ends_E, and where pair (t, k) went."""
 
     token_P: Tensor
@@ -65,11 +66,11 @@ def route(logits_TE: Tensor, top_k: int, renormalize: bool) -> tuple[Tensor, Ten
     return weights_TK, experts_TK
 
 
-def _sort_pairs(experts_TK: Tensor, num_experts: int) -> _Pairs:
+def _sort_pairs(experts_TK: Tensor, num_experts: int) -> Pairs:
     order_P = experts_TK.flatten().argsort(stable=True)
     position_P = torch.empty_like(order_P)
     position_P[order_P] = torch.arange(order_P.numel(), device=order_P.device)
-    return _Pairs(
+    return Pairs(
         token_P=order_P // experts_TK.shape[1],
         ends_E=_count_ends(experts_TK.flatten(), num_experts),
         position_TK=position_P.view_as(experts_TK),
@@ -123,7 +124,7 @@ class _Units:
         return torch.bmm(x_QI[:, None], w)[:, 0]
 
 
-def _create_units(group: RankGroup, pairs: _Pairs, num_experts: int) -> _Units:
+def _create_units(group: RankGroup, pairs: Pairs, num_experts: int) -> _Units:
     expert_NK = pairs.expert_TK.index_select(0, group.rows_N)
     unit_Q = (group.slots_N[:, None] * num_experts + expert_NK).flatten()
     position_Q = pairs.position_TK.index_select(0, group.rows_N).flatten()
@@ -136,7 +137,7 @@ def _create_units(group: RankGroup, pairs: _Pairs, num_experts: int) -> _Units:
     return _Units(group.rank, group.num_slots, unit_Q, position_Q, ends_U)
 
 
-def _add_expert_lora_(
+def _add_(
     ys: Sequence[Tensor], x_PI: Tensor, sites: Sequence[PackedSites], groups: Sequence[_Units]
 ) -> None:
     """Add the adapters' part to pair rows, in place.
@@ -162,34 +163,70 @@ def _add_expert_lora_(
             y.index_add_(0, units.position_Q, delta)  # no place is there twice
 
 
+class PairAdapters(Protocol):
+    """What one layer's pairs add to what their experts compute, in place."""
+
+    def add_gate_up_(self, gate_up_PF: Tensor, x_PH: Tensor) -> None: ...
+
+    def add_down_(self, out_PH: Tensor, act_PF: Tensor) -> None: ...
+
+
+class ExpertAdapters(Protocol):
+    """The adapters of one layer's experts."""
+
+    def for_pairs(self, pairs: Pairs, num_experts: int) -> PairAdapters: ...
+
+
+@dataclass(frozen=True, slots=True)
+class PackedExperts:
+    """Adapters of experts packed as `[S, E, R, ...]`: `sites` = gate, up and down by rank."""
+
+    sites: Sequence[PackedSites]
+    batch: LoraBatch
+
+    def for_pairs(self, pairs: Pairs, num_experts: int) -> PairAdapters:
+        ranks = {rank for site in self.sites for rank in site}
+        groups = [
+            _create_units(group, pairs, num_experts)
+            for group in self.batch.groups
+            if group.rank in ranks
+        ]
+        return _PackedPairs(self.sites, groups)
+
+
+@dataclass(frozen=True, slots=True)
+class _PackedPairs:
+    sites: Sequence[PackedSites]
+    groups: Sequence[_Units]
+
+    def add_gate_up_(self, gate_up_PF: Tensor, x_PH: Tensor) -> None:
+        if any(self.sites[:2]):
+            _add_(gate_up_PF.chunk(2, dim=1), x_PH, self.sites[:2], self.groups)
+
+    def add_down_(self, out_PH: Tensor, act_PF: Tensor) -> None:
+        if self.sites[2]:
+            _add_([out_PH], act_PF, self.sites[2:], self.groups)
+
+
 def moe(
     x_TH: Tensor,
     weights: ExpertWeights | QuantizedExperts,
     top_k: int,
     renormalize: bool,
-    sites: Sequence[PackedSites],
-    batch: LoraBatch,
+    adapters: ExpertAdapters | None = None,
 ) -> Tensor:
-    """The whole block, as the module's equation says. `sites` = gate, up and down by rank.
-
-    x_TH `[T, H]` -> `[T, H]`, the same dtype. Expert sites are packed as `[S, E, R, ...]`.
-    """
+    """The whole block, as the module's equation says: x_TH `[T, H]` -> `[T, H]`, the same dtype."""
     weights_TK, experts_TK = route(x_TH @ weights.router_HE, top_k, renormalize)
     pairs = _sort_pairs(experts_TK, weights.router_HE.shape[1])
-    ranks = {rank for site in sites for rank in site}
-    groups = [
-        _create_units(group, pairs, weights.router_HE.shape[1])
-        for group in batch.groups
-        if group.rank in ranks
-    ]
+    own = None if adapters is None else adapters.for_pairs(pairs, weights.router_HE.shape[1])
     x_PH = x_TH.index_select(0, pairs.token_P)
     gate_up_PF = expert_mm(x_PH, weights.gate_up_EHF, pairs.ends_E)
-    if groups and any(sites[:2]):
-        _add_expert_lora_(gate_up_PF.chunk(2, dim=1), x_PH, sites[:2], groups)
+    if own is not None:
+        own.add_gate_up_(gate_up_PF, x_PH)
     act_PF = silu_mul(gate_up_PF)
     out_PH = expert_mm(act_PF, weights.down_EFH, pairs.ends_E)
-    if groups and sites[2]:
-        _add_expert_lora_([out_PH], act_PF, sites[2:], groups)
+    if own is not None:
+        own.add_down_(out_PH, act_PF)
     picked_PH = out_PH.index_select(0, pairs.position_TK.flatten())
     picked_TKH = picked_PH.view(*experts_TK.shape, x_TH.shape[1])
     return (picked_TKH * weights_TK[:, :, None].to(out_PH.dtype)).sum(1)

@@ -206,6 +206,7 @@ class EngineInfo:
     max_adapter_rank: int
     dtype: str
     device: str
+    kernels: str
     memory_bytes: Mapping[str, int]
     quantization: str | None = None
     kv_dtype: str | None = None

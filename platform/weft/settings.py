@@ -14,6 +14,7 @@ DEFAULT_DATA_DIR = Path("weft-data")
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 QUANTIZATIONS = ("int8", "int4")
 KV_DTYPES = ("auto", "int8")
+KERNELS = ("auto", "torch", "native")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,6 +36,7 @@ class ServerSettings:
     device: str = "auto"
     quantization: str | None = None
     kv_dtype: str = "auto"
+    kernels: str = "auto"
     max_model_len: int | None = None
     max_running: int | None = None
     max_waiting: int | None = None
@@ -72,6 +74,9 @@ class ServerSettings:
         if self.kv_dtype not in KV_DTYPES:
             names = " or ".join(KV_DTYPES)
             raise ValueError(f"kv_dtype must be {names}, not {self.kv_dtype!r}")
+        if self.kernels not in KERNELS:
+            names = ", ".join(KERNELS)
+            raise ValueError(f"kernels must be one of {names}, not {self.kernels!r}")
         for key in _POSITIVE:
             value = getattr(self, key)
             if value is not None and value <= 0:
@@ -126,6 +131,7 @@ ENGINE_KEYS = (
     "device",
     "quantization",
     "kv_dtype",
+    "kernels",
     "num_threads",
     "prefix_cache",
     "share_base_prefix",

@@ -12,8 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from weft.engine.active import ActiveSet
-from weft.engine.model.decoder import AdapterBatch
+from weft.engine.active import ActiveSet, PackedBatch
 from weft_adapters.format import SiteWeights
 from weft_adapters.pool import PagePool, PooledAdapter
 from weft_adapters.sites import BaseSpec, Site
@@ -49,12 +48,12 @@ class Adapters:
             assert pooled is not None
             self.pooled[digest] = pooled
 
-    def use(self, *digests: str) -> AdapterBatch:
+    def use(self, *digests: str) -> PackedBatch:
         """A batch of two rows for each adapter and one without."""
         self.active.update({digest: self.pooled[digest] for digest in digests})
         return self.active.create_batch([None, *digests, *digests])
 
-    def assert_used(self, batch: AdapterBatch, *digests: str) -> None:
+    def assert_used(self, batch: PackedBatch, *digests: str) -> None:
         """Every row of the batch sees, at every site, its own adapter's weights or zeros."""
         rows: list[str | None] = [None, *digests, *digests]
         for site in BASE.sites():
@@ -75,7 +74,7 @@ def create_weights(ranks: Ranks, seed: int) -> dict[Site, SiteWeights]:
     return weights
 
 
-def seen(batch: AdapterBatch, row: int, site: Site) -> np.ndarray[tuple[int, int], np.dtype[Any]]:
+def seen(batch: PackedBatch, row: int, site: Site) -> np.ndarray[tuple[int, int], np.dtype[Any]]:
     """What row `row` adds to the base's weight `[in, out]` at a site."""
     total = torch.zeros(BASE.shape(site))
     for group in batch.lora.groups:

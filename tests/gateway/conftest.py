@@ -66,6 +66,7 @@ class EchoEngine:
             max_adapter_rank=16,
             dtype="float32",
             device="cpu",
+            kernels="torch",
             memory_bytes={"weights": 1, "kv": 2, "adapters": 3},
         )
         self.delay_s = 0.0

@@ -10,7 +10,7 @@ import torch
 
 from weft_kernels import reference
 from weft_kernels.lora import LoraBatch, PackedSite, create_rank_group
-from weft_kernels.moe import ExpertWeights, moe, route
+from weft_kernels.moe import ExpertWeights, PackedExperts, moe, route
 from weft_kernels.popularity import POPULARITIES, assign_adapters
 from weft_kernels.reference import Lora
 
@@ -60,7 +60,8 @@ class Case:
                 groups.append(create_rank_group(rank, len(adapters), rows, row_slots, device))
         batch = LoraBatch(tuple(groups[::-1] if reverse_groups else groups))
         x = self.x.to(device)
-        return moe(x, weights, self.top_k, self.renormalize, sites, batch).cpu()
+        packed = PackedExperts(sites, batch)
+        return moe(x, weights, self.top_k, self.renormalize, packed).cpu()
 
     def slots(self) -> dict[int, list[int]]:
         """The adapters of each padded rank, by slot; one of several ranks is in several groups."""

@@ -31,6 +31,9 @@ def bench(
         str | None, typer.Option(help="Round the weights to int8 or int4. Default: neither.")
     ] = None,
     kv_dtype: Annotated[str, typer.Option(help="auto or int8: keys and values.")] = "auto",
+    kernels: Annotated[
+        str, typer.Option(help="auto, torch, or native: C++ for float32 on a CPU.")
+    ] = "auto",
     threads: Annotated[int, typer.Option(min=0, help="CPU threads; 0 is torch's choice.")] = 0,
     repeats: Annotated[int, typer.Option(min=1, help="Runs of each; the best counts.")] = 3,
     as_json: JsonOption = False,
@@ -59,6 +62,7 @@ def bench(
                 device=device,
                 quantization=quantization,
                 kv_dtype=kv_dtype,
+                kernels=kernels,
                 num_threads=threads,
                 max_running=num_requests,
                 max_step_tokens=max(512, num_requests),
@@ -81,6 +85,7 @@ def bench(
                     "kv_dtype": built.info.kv_dtype or built.info.dtype,
                     "memory_bytes": dict(built.info.memory_bytes),
                     "device": built.info.device,
+                    "kernels": built.info.kernels,
                     "torch": version("torch"),
                     "weft": version("weft"),
                 }

@@ -44,6 +44,9 @@ def generate(
         str | None, typer.Option(help="Round the weights to int8 or int4. Default: neither.")
     ] = None,
     kv_dtype: Annotated[str, typer.Option(help="auto or int8: keys and values.")] = "auto",
+    kernels: Annotated[
+        str, typer.Option(help="auto, torch, or native: C++ for float32 on a CPU.")
+    ] = "auto",
     threads: Annotated[int, typer.Option(min=0, help="CPU threads; 0 is torch's choice.")] = 0,
     as_json: JsonOption = False,
 ) -> None:
@@ -74,6 +77,7 @@ def generate(
                 device=device,
                 quantization=quantization,
                 kv_dtype=kv_dtype,
+                kernels=kernels,
                 num_threads=threads,
             )
             summary = _run(config, adapters, requests, out)

@@ -35,6 +35,9 @@ def serve(
         str | None, typer.Option(help="Round the weights to int8 or int4. Default: neither.")
     ] = _D.quantization,
     kv_dtype: Annotated[str, typer.Option(help="auto or int8: keys and values.")] = _D.kv_dtype,
+    kernels: Annotated[
+        str, typer.Option(help="auto, torch, or native: C++ for float32 on a CPU.")
+    ] = _D.kernels,
     max_model_len: Annotated[
         int | None, typer.Option(help="Prompt plus answer. Default: the base's limit.")
     ] = _D.max_model_len,
@@ -101,6 +104,7 @@ def serve(
             device=device,
             quantization=quantization,
             kv_dtype=kv_dtype,
+            kernels=kernels,
             max_model_len=max_model_len,
             max_running=max_running,
             max_waiting=max_waiting,
@@ -175,13 +179,14 @@ def _load(settings: ServerSettings) -> InProcessEngine:
 
 def _formats(info: EngineInfo) -> str:
     weights = f", weights {info.quantization}" if info.quantization else ""
-    return f"{info.dtype}{weights}" + (f", KV {info.kv_dtype}" if info.kv_dtype else "")
+    kv = f", KV {info.kv_dtype}" if info.kv_dtype else ""
+    return f"{info.dtype}{weights}{kv} on {info.device}, {info.kernels} kernels"
 
 
 def _greet(settings: ServerSettings, info: EngineInfo, secrets: SecretFiles) -> None:
     memory = ", ".join(f"{key} {size / MIB:.0f} MiB" for key, size in info.memory_bytes.items())
     lines = [
-        f"model           {info.base_name}  ({_formats(info)} on {info.device})",
+        f"model           {info.base_name}  ({_formats(info)})",
         f"max_model_len   {info.max_model_len}",
         f"memory          {memory}",
         f"data            {settings.data_dir}",

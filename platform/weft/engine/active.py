@@ -4,163 +4,72 @@ Pages in the pool are the adapters' home; this is a working copy of those in use
 rank and indexed by slot, changed only when the set in use changes. An adapter of several ranks has
 a slot in the group of each. A slot given to another adapter is zeroed wherever that one touches
 nothing, so that nothing of the one before can show through.
-
-Legend: S slots, R padded rank, I in, O out, E experts.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-from weft.engine.model.decoder import AdapterBatch
+from weft.engine.rank_slots import RankSlots
 from weft_adapters.pool import PagePool, PooledAdapter
 from weft_adapters.sites import BaseSpec, Site
-from weft_kernels.lora import FEW_ROWS, LoraBatch, PackedSite, create_rank_group
-
-_FIRST_CAPACITY = 4
-
-
-# projections that read the same rows: their A lie side by side
-_SHARED_INPUTS = (
-    ("q_proj", "k_proj", "v_proj"),
-    ("gate_proj", "up_proj"),
-    ("shared_gate_proj", "shared_up_proj"),
+from weft_kernels.linear import LinearWeight
+from weft_kernels.lora import (
+    FEW_ROWS,
+    LoraBatch,
+    PackedSite,
+    PackedSites,
+    Term,
+    adapted_linear,
+    create_rank_group,
+    create_terms,
 )
-_INPUT_OF = {name: names[0] for names in _SHARED_INPUTS for name in names}
+from weft_kernels.moe import PackedExperts
+
+_EXPERT_SITES = ("gate_proj", "up_proj", "down_proj")
 
 
-@dataclass(slots=True)
-class _Input:
-    """Packed tensors of the sites that share an input, those that some adapter touches: joint A
-    `[S, (E,) K, I]`, and of each projection its place in K and its B `[S, (E,) R, O]`."""
+@dataclass(frozen=True, slots=True)
+class PackedBatch:
+    """A step's adapters: `sites[layer, projection]` by padded rank, and which rows use what."""
 
-    joint: Tensor
-    b: dict[str, Tensor]
+    sites: Mapping[tuple[int, str], PackedSites]
+    lora: LoraBatch
+    _terms: dict[tuple[int, tuple[str, ...]], tuple[Term, ...]] = field(default_factory=dict)
 
-    def tensors(self) -> list[Tensor]:
-        return [self.joint, *self.b.values()]
+    def linear(
+        self,
+        x_TI: Tensor,
+        weight: LinearWeight,
+        bias_O: Tensor | None,
+        layer: int,
+        projections: tuple[str, ...],
+        widths: Sequence[int],
+    ) -> Tensor:
+        """See `AdapterBatch`."""
+        terms = self._terms_at(layer, projections) if self.lora.groups else ()
+        return adapted_linear(x_TI, weight, bias_O, terms, widths)
 
+    def experts(self, layer: int) -> PackedExperts | None:
+        if not self.lora.groups:
+            return None
+        sites = self._sites_at(layer, _EXPERT_SITES)
+        return PackedExperts(sites, self.lora) if any(sites) else None
 
-class _RankSlots:
-    """The slots of one padded rank, and packed tensors of every site that some adapter touches."""
+    def _sites_at(self, layer: int, projections: tuple[str, ...]) -> list[PackedSites]:
+        return [self.sites.get((layer, projection), {}) for projection in projections]
 
-    def __init__(self, rank: int, base: BaseSpec, dtype: torch.dtype, device: torch.device) -> None:
-        self.rank = rank
-        self._base, self._dtype, self._device = base, dtype, device
-        self._capacity = _FIRST_CAPACITY
-        self.holders: list[str | None] = []
-        self._inputs: dict[tuple[int, str], _Input] = {}
-
-    @property
-    def slot_of(self) -> dict[str, int]:
-        return {digest: slot for slot, digest in enumerate(self.holders) if digest is not None}
-
-    def _tensors(self) -> Iterator[Tensor]:
-        for shared in self._inputs.values():
-            yield from shared.tensors()
-
-    def take_slot(self, digest: str) -> int:
-        """A slot for `digest`: a free one, or a new one at the end. What it holds is left over from
-        another adapter until `write` and `clear_rest`."""
-        if None in self.holders:
-            slot = self.holders.index(None)
-            self.holders[slot] = digest
-            return slot
-        self.holders.append(digest)
-        if len(self.holders) > self._capacity:
-            self._grow(2 * self._capacity)
-        return len(self.holders) - 1
-
-    def clear_rest(self, slot: int, written: Collection[Site]) -> None:
-        """Zero a slot at every site but those that were written."""
-        experts = range(self._base.num_experts)
-        for (layer, _), shared in self._inputs.items():
-            for place, (projection, b) in enumerate(shared.b.items()):
-                rows = slice(place * self.rank, (place + 1) * self.rank)
-                if b.dim() == 3:
-                    if Site(layer, projection) not in written:
-                        shared.joint[slot, rows].zero_()
-                        b[slot].zero_()
-                    continue
-                idle = [e for e in experts if Site(layer, projection, e) not in written]
-                if idle:
-                    shared.joint[slot, idle, rows] = 0
-                    b[slot, idle] = 0
-
-    def drop(self, digest: str) -> None:
-        self.holders[self.holders.index(digest)] = None
-
-    def compact(self) -> None:
-        """Fill the holes from the end when half the slots or more are empty."""
-        if 2 * sum(holder is None for holder in self.holders) < len(self.holders):
-            return
-        while self.holders and self.holders[-1] is None:
-            self.holders.pop()
-        while None in self.holders:
-            hole, last = self.holders.index(None), len(self.holders) - 1
-            for tensor in self._tensors():
-                tensor[hole] = tensor[last]
-            self.holders[hole] = self.holders.pop()
-            while self.holders and self.holders[-1] is None:
-                self.holders.pop()
-
-    def make_room(self, sites: Iterable[Site]) -> None:
-        """Have packed tensors for all of `sites`, before any of them is written."""
-        wanted: dict[tuple[int, str], list[Site]] = {}
-        for site in sites:
-            key = (site.layer, _INPUT_OF.get(site.projection, site.projection))
-            wanted.setdefault(key, []).append(site)
-        for key, own in wanted.items():
-            self._widen(key, own)
-
-    def _widen(self, key: tuple[int, str], sites: Sequence[Site]) -> None:
-        old = self._inputs.get(key)
-        b = {} if old is None else dict(old.b)
-        for site in sites:
-            if site.projection not in b:
-                b[site.projection] = self._zeros(site, self.rank, self._base.shape(site)[1])
-        if old is not None and len(b) == len(old.b):
-            return
-        num_in = self._base.shape(sites[0])[0]
-        joint = self._zeros(sites[0], len(b) * self.rank, num_in)
-        if old is not None:
-            joint[..., : old.joint.shape[-2], :] = old.joint
-        self._inputs[key] = _Input(joint, b)
-
-    def write(self, slot: int, site: Site, a: Tensor, b: Tensor, scale: float) -> None:
-        """`a` `[R, I]` and `b` `[R, O]` of one site; ask `make_room` first."""
-        shared = self._inputs[site.layer, _INPUT_OF.get(site.projection, site.projection)]
-        first = list(shared.b).index(site.projection) * self.rank
-        index = (slot,) if site.expert is None else (slot, site.expert)
-        shared.joint[index][first : first + self.rank] = a
-        torch.mul(b, scale, out=shared.b[site.projection][index])
-
-    def sites(self) -> Iterator[tuple[tuple[int, str], PackedSite]]:
-        """Every packed site by layer and projection."""
-        for (layer, _), shared in self._inputs.items():
-            for place, (projection, b) in enumerate(shared.b.items()):
-                first = place * self.rank
-                a = shared.joint[..., first : first + self.rank, :]
-                yield (layer, projection), PackedSite(a, b, shared.joint, first)
-
-    def _zeros(self, site: Site, *shape: int) -> Tensor:
-        lead = [self._capacity] if site.expert is None else [self._capacity, self._base.num_experts]
-        return torch.zeros(*lead, *shape, dtype=self._dtype, device=self._device)
-
-    def _grow(self, capacity: int) -> None:
-        def grown(old: Tensor) -> Tensor:
-            new = old.new_zeros(capacity, *old.shape[1:])
-            new[: old.shape[0]] = old
-            return new
-
-        for shared in self._inputs.values():
-            shared.joint = grown(shared.joint)
-            shared.b = {projection: grown(b) for projection, b in shared.b.items()}
-        self._capacity = capacity
+    def _terms_at(self, layer: int, projections: tuple[str, ...]) -> tuple[Term, ...]:
+        """What the batch adds at sites that share an input; worked out once."""
+        terms = self._terms.get((layer, projections))
+        if terms is None:
+            terms = create_terms(self._sites_at(layer, projections), self.lora)
+            self._terms[layer, projections] = terms
+        return terms
 
 
 class ActiveSet:
@@ -172,10 +81,10 @@ class ActiveSet:
         self._base, self._pool, self._dtype = base, pool, dtype
         self._max_adapters = max_adapters
         self._device = torch.device(pool.device)
-        self._groups: dict[int, _RankSlots] = {}
+        self._groups: dict[int, RankSlots] = {}
         self._ranks_of: dict[str, tuple[int, ...]] = {}
         self._sites: dict[tuple[int, str], dict[int, PackedSite]] = {}
-        self._last: tuple[list[str | None], AdapterBatch] | None = None
+        self._last: tuple[list[str | None], PackedBatch] | None = None
 
     def order_key(self, digest: str | None, num_rows: int) -> tuple[int, bool, int]:
         """Rows of requests sorted by this key have those of a rank group side by side: first those
@@ -185,7 +94,7 @@ class ActiveSet:
         rank = self._ranks_of[digest][0]
         return (rank, num_rows > FEW_ROWS, self._groups[rank].holders.index(digest))
 
-    def create_batch(self, row_digests: Sequence[str | None]) -> AdapterBatch:
+    def create_batch(self, row_digests: Sequence[str | None]) -> PackedBatch:
         """Group the rows; `row_digests[t]` is row t's adapter, packed by `update` before."""
         if self._last is not None and self._last[0] == row_digests:
             return self._last[1]  # most steps decode what the step before did
@@ -198,7 +107,7 @@ class ActiveSet:
                 groups.append(
                     create_rank_group(rank, len(slots.holders), rows, row_slots, self._device)
                 )
-        batch = AdapterBatch(sites=self._sites, lora=LoraBatch(tuple(groups)))
+        batch = PackedBatch(sites=self._sites, lora=LoraBatch(tuple(groups)))
         self._last = (list(row_digests), batch)
         return batch
 
@@ -243,7 +152,7 @@ class ActiveSet:
         written: dict[int, set[Site]] = {rank: set() for rank in ranks}
         for rank in ranks:
             if rank not in self._groups:
-                self._groups[rank] = _RankSlots(rank, self._base, self._dtype, self._device)
+                self._groups[rank] = RankSlots(rank, self._base, self._dtype, self._device)
             slot_of[rank] = self._groups[rank].take_slot(adapter.digest)
             own = (site for site, pooled in adapter.sites.items() if pooled.padded_rank == rank)
             self._groups[rank].make_room(own)

@@ -22,7 +22,7 @@ from weft.engine.model.config import create_model_config, read_hf_config
 from weft.engine.model.decoder import Decoder
 from weft.engine.model.weights import load_weights
 from weft.engine.prefix import PrefixRoots
-from weft.engine.runner import Runner, create_kv_cache
+from weft.engine.runner import AdapterSet, Runner, create_kv_cache
 from weft.messages import EngineInfo, EngineRequest, SamplingParams
 from weft.tokenizer import BaseTokenizer
 from weft_adapters.digest import base_digest
@@ -30,6 +30,7 @@ from weft_adapters.pool import PagePool
 from weft_adapters.sites import BaseSpec
 from weft_adapters.store import FolderStore
 from weft_adapters.tiers import AdapterTiers
+from weft_kernels.backend import Backend, create_backend
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,9 +86,10 @@ def build_engine(
         if memory.num_host_blocks
         else None
     )
-    decoder = Decoder(model, weights, memory.max_model_len)
-    active = ActiveSet(base, pool, dtype, config.max_adapters_in_batch)
-    runner = Runner(decoder, kv, active, config.block_size, host_kv, tokenizer.eos_token_ids)
+    backend = create_backend(config.kernels, device, dtype)
+    decoder = Decoder(model, weights, memory.max_model_len, backend)
+    adapters = _create_adapters(config, base, pool, backend)
+    runner = Runner(decoder, kv, adapters, config.block_size, host_kv, tokenizer.eos_token_ids)
     engine = Engine(
         config, runner, tiers, tokenizer.decode,
         Grammars(lambda: tokenizer.vocabulary, model.vocab_size, tokenizer.eos_token_ids),
@@ -106,6 +108,7 @@ def build_engine(
         max_adapter_rank=config.max_adapter_rank,
         dtype=str(dtype).removeprefix("torch."),
         device=str(device),
+        kernels=backend.name,
         quantization=config.quantization,
         kv_dtype=None if kv_dtype is dtype else str(kv_dtype).removeprefix("torch."),
         memory_bytes={
@@ -113,6 +116,16 @@ def build_engine(
         },
     )  # fmt: skip
     return BuiltEngine(engine, decoder, info, memory, pool, tiers, tokenizer, base)
+
+
+def _create_adapters(
+    config: EngineConfig, base: BaseSpec, pool: PagePool, backend: Backend
+) -> AdapterSet:
+    if not backend.reads_pages:
+        return ActiveSet(base, pool, pool.dtype, config.max_adapters_in_batch)
+    from weft.engine.in_place import InPlaceAdapters
+
+    return InPlaceAdapters(base, pool)
 
 
 def _prefix_roots(

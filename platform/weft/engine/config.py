@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 
 from weft.engine.model.config import ModelConfig
+from weft_kernels.backend import BACKENDS
 from weft_kernels.quantized import QUANTIZATIONS, group_size, quantized_bytes
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -34,6 +35,9 @@ class EngineConfig:
     `prefix_cache` keeps blocks of finished requests for others of the same tenant and adapter that
     begin alike; `share_base_prefix` also between tenants, for the base model alone. `swap_bytes`:
     host memory for requests that are preempted; beyond it they are computed again.
+    `kernels`: "native" are the CPU's own in C++ (float32), "torch" what torch composes; "auto" the
+    fastest that can run.
+
     `adapter_load_cost`: what a tenant is charged for bringing 1 MiB of adapter to the device, in
     prompt tokens; the default is about what a 2-core CPU computes in the time of the copy.
     `check_integrity` verifies every invariant after each step (tests).
@@ -46,6 +50,7 @@ class EngineConfig:
     device: str = "auto"
     quantization: str | None = None
     kv_dtype: str = "auto"
+    kernels: str = "auto"
     max_model_len: int | None = None
     max_running: int = 64
     max_waiting: int = 256
@@ -71,6 +76,9 @@ class EngineConfig:
         if self.quantization not in (None, *QUANTIZATIONS):
             names = " or ".join(QUANTIZATIONS)
             raise ValueError(f"quantization must be {names} or none, not {self.quantization!r}")
+        if self.kernels not in BACKENDS:
+            names = ", ".join(BACKENDS)
+            raise ValueError(f"kernels must be one of {names}, not {self.kernels!r}")
         if self.kv_dtype not in KV_DTYPES:
             names = " or ".join(KV_DTYPES)
             raise ValueError(f"kv_dtype must be {names}, not {self.kv_dtype!r}")

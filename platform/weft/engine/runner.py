@@ -6,16 +6,16 @@ It knows rows and blocks; it does not decide who runs.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
 
 import torch
 
-from weft.engine.active import ActiveSet
-from weft.engine.model.decoder import Batch, Decoder, KVCache
+from weft.engine.model.decoder import AdapterBatch, Batch, Decoder, KVCache
 from weft.engine.plan import BlockMoves, ScheduledReq, StepPlan
 from weft.engine.req import Req
 from weft.engine.sampler import Sampled, sample
 from weft_adapters.pool import PooledAdapter
-from weft_kernels.attention import Int8Cache, create_attention_buckets
+from weft_kernels.attention import Int8Cache
 
 
 def create_kv_cache(
@@ -44,19 +44,30 @@ def _copy_blocks(source: KVCache, target: KVCache, pairs: Sequence[tuple[int, in
         new.index_copy_(0, to_blocks.to(new.device), read.to(new.device))
 
 
+class AdapterSet(Protocol):
+    """The adapters that running requests hold, as the kernels read them."""
+
+    def order_key(self, digest: str | None, num_rows: int) -> Any:
+        """Requests sorted by it, with the number of rows that they bring, make the best batch."""
+
+    def update(self, adapters: Mapping[str, PooledAdapter]) -> None: ...
+
+    def create_batch(self, row_digests: Sequence[str | None]) -> AdapterBatch: ...
+
+
 class Runner:
-    """One decoder, its KV cache and the packed adapters, on one device."""
+    """One decoder, its KV cache and its adapters, on one device."""
 
     def __init__(
         self,
         decoder: Decoder,
         kv: KVCache,
-        active: ActiveSet,
+        adapters: AdapterSet,
         block_size: int,
         host_kv: KVCache | None = None,
         eos_token_ids: frozenset[int] = frozenset(),
     ) -> None:
-        self._decoder, self._kv, self._active = decoder, kv, active
+        self._decoder, self._kv, self._adapters = decoder, kv, adapters
         self._host_kv, self._eos_token_ids = host_kv, eos_token_ids
         self._block_size = block_size
         self._device = kv.tensors()[0].device
@@ -87,7 +98,7 @@ class Runner:
     ) -> tuple[list[ScheduledReq], torch.Tensor]:
         """The plan's items in the order of the batch, and the logits at each one's last row."""
         self._move(plan.moves)
-        self._active.update(adapters)
+        self._adapters.update(adapters)
         items = sorted(plan.scheduled, key=self._order_key)
         return items, self._decoder.forward(self._create_batch(items), self._kv)
 
@@ -98,8 +109,8 @@ class Runner:
         if self._host_kv is not None:
             _copy_blocks(self._host_kv, self._kv, moves.back)
 
-    def _order_key(self, item: ScheduledReq) -> tuple[int, bool, int]:
-        return self._active.order_key(item.req.adapter_digest, item.num_new)
+    def _order_key(self, item: ScheduledReq) -> Any:
+        return self._adapters.order_key(item.req.adapter_digest, item.num_new)
 
     def clean(self, blocks: list[int]) -> None:
         """Zero blocks that may hold non-finite values: 0 x NaN would reach their next owner."""
@@ -135,8 +146,8 @@ class Runner:
             positions_T=device_tensor(positions),
             kv_slots_T=device_tensor(kv_slots),
             logit_rows=device_tensor(logit_rows),
-            attention=create_attention_buckets(
+            attention=self._decoder.backend.create_attention(
                 spans, tables, self._block_size, self._device, self._decoder.windows
             ),
-            adapters=self._active.create_batch(digests),
+            adapters=self._adapters.create_batch(digests),
         )

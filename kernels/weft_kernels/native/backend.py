@@ -1,0 +1,60 @@
+"""The CPU's backend: C++ where it is faster than what torch composes, float32 only."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from weft_kernels import backend
+from weft_kernels.attention import Int8Cache
+from weft_kernels.native import ops
+from weft_kernels.native.library import library
+
+
+class NativeBackend(backend.Backend):
+    """NativeBuildError where the library cannot be built."""
+
+    name = "native"
+    reads_pages = True
+
+    def __init__(self) -> None:
+        library()
+
+    def create_attention(
+        self,
+        spans: Sequence[tuple[int, int, int]],
+        tables: Sequence[Sequence[int]],
+        block_size: int,
+        device: torch.device,
+        windows: Sequence[int | None],
+    ) -> backend.Attention:
+        return ops.Attention(spans, tables, block_size, windows)
+
+    def add_rms_norm_(
+        self, x_TH: Tensor, delta_TH: Tensor | None, weight_H: Tensor, eps: float
+    ) -> Tensor:
+        return ops.add_rms_norm_(x_TH, delta_TH, weight_H, eps)
+
+    def silu_mul(self, gate_up: Tensor) -> Tensor:
+        return ops.silu_mul(gate_up)
+
+    def rotate_and_write(
+        self,
+        qkv: Tensor,
+        norms: Tensor | None,
+        eps: float,
+        rotary: Tensor,
+        kv_slots_T: Tensor,
+        num_heads: int,
+        k_cache: Tensor | Int8Cache,
+        v_cache: Tensor | Int8Cache,
+    ) -> Tensor:
+        if isinstance(k_cache, Int8Cache) or isinstance(v_cache, Int8Cache):
+            return super().rotate_and_write(
+                qkv, norms, eps, rotary, kv_slots_T, num_heads, k_cache, v_cache
+            )
+        return ops.rotate_and_write(
+            qkv, norms, eps, rotary, kv_slots_T, num_heads, k_cache, v_cache
+        )

@@ -1,0 +1,132 @@
+"""Adapters in place: the rows of a mixed batch against pages where the pool has them.
+
+    y[t] += s[a(t)] * (x[t] A[a(t)]^T) B[a(t)]        (as in `weft_kernels.lora`)
+
+Nothing is packed or copied: a slot is a table of addresses. Whoever builds one keeps the pages
+where they are for as long as a batch may use the slot.
+
+Legend: T rows, P (token, expert) pairs, K experts per token, E experts, I in, O out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from weft_kernels.native.library import PART, SEGMENT, SLOT, library
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """Rank rows of one site that lie together: the addresses of A `[num_ranks, I]` and B
+    `[num_ranks, width]`, and where the site's columns begin among those of its input's sites.
+    `num_ranks` is a multiple of 8; rows past the true rank are zero."""
+
+    a: int
+    b: int
+    num_ranks: int
+    column: int
+    width: int
+    scale: float
+
+
+class SlotParts:
+    """One adapter's runs by input, an input being the sites that read the same rows."""
+
+    def __init__(self, runs: Sequence[Sequence[Run]]) -> None:
+        """`runs[i]` are those of input i."""
+        flat = [run for own in runs for run in own]
+        for run in flat:
+            if run.num_ranks % 8:
+                raise ValueError(f"a run has {run.num_ranks} rank rows, not a multiple of 8")
+        self._parts = np.array(
+            [(r.a, r.b, r.num_ranks, r.column, r.width, r.scale, 0) for r in flat], dtype=PART
+        )
+        counts = [0, *(len(own) for own in runs)]
+        self._starts = np.cumsum(counts, dtype=np.int64)
+        self.max_ranks = max((sum(run.num_ranks for run in own) for own in runs), default=0)
+
+    @property
+    def addresses(self) -> tuple[int, int]:
+        return self._parts.ctypes.data, self._starts.ctypes.data
+
+
+class LoraRows:
+    """Which rows of a batch use which slot; kept while the same rows run on the same slots."""
+
+    def __init__(self, slots: Sequence[SlotParts], slot_of_T: Sequence[int]) -> None:
+        """`slot_of_T[t]` is row t's slot, -1 for none."""
+        self._slots = slots  # what the addresses point to
+        self._table = np.array([slot.addresses for slot in slots], dtype=SLOT)
+        self.slot_of_T = np.array(slot_of_T, dtype=np.int64)
+        order = np.argsort(self.slot_of_T, kind="stable")
+        self._rows = order[np.searchsorted(self.slot_of_T[order], 0) :].astype(np.int64)
+        used, firsts, counts = np.unique(
+            self.slot_of_T[self._rows], return_index=True, return_counts=True
+        )
+        self._segments = np.zeros(len(used), dtype=SEGMENT)
+        self._segments["slot"], self._segments["first"] = used, firsts
+        self._segments["num_rows"] = counts
+        self._max_ranks = max((slots[slot].max_ranks for slot in used), default=0)
+        self._h = torch.empty(len(self._rows) * self._max_ranks)
+
+    @property
+    def is_empty(self) -> bool:
+        return len(self._segments) == 0
+
+    def add_(self, y_TO: Tensor, x_TI: Tensor, input_index: int) -> None:
+        """Add the adapters' part at one input to all columns of its sites, in place.
+
+        y_TO `[T, O]` and x_TI `[T, I]`, float32, rows may be strided.
+        """
+        _add_(self._table, self._segments, self._rows, y_TO, x_TI, input_index, self._h)
+
+    def for_pairs(self, expert_TK: Tensor, position_TK: Tensor, num_experts: int) -> PairRows:
+        """The same for (token, expert) pairs: int64 `[T, K]` each pair's expert, and its row."""
+        num_tokens, top_k = expert_TK.shape
+        num_pairs = len(self._rows) * top_k
+        segments, rows = np.zeros(num_pairs, dtype=SEGMENT), np.empty(num_pairs, dtype=np.int64)
+        expert_TK, position_TK = expert_TK.contiguous(), position_TK.contiguous()
+        num_segments = library().expert_segments(
+            expert_TK.data_ptr(), position_TK.data_ptr(), self.slot_of_T.ctypes.data, num_tokens,
+            top_k, len(self._slots), num_experts, segments.ctypes.data, rows.ctypes.data,
+        )  # fmt: skip
+        return PairRows(self._table, segments[:num_segments], rows, num_pairs * self._max_ranks)
+
+
+class PairRows:
+    """Which (token, expert) pairs of one layer use which slot and expert."""
+
+    def __init__(
+        self,
+        table: NDArray[np.void],
+        segments: NDArray[np.void],
+        rows: NDArray[np.int64],
+        num_scratch: int,
+    ) -> None:
+        self._table, self._segments, self._rows = table, segments, rows
+        self._h = torch.empty(num_scratch)
+
+    def add_(self, y_PO: Tensor, x_PI: Tensor, first_input: int) -> None:
+        """Add to pairs in place; the input of expert e is `first_input + e`."""
+        _add_(self._table, self._segments, self._rows, y_PO, x_PI, first_input, self._h)
+
+
+def _add_(
+    table: NDArray[np.void], segments: NDArray[np.void], rows: NDArray[np.int64],
+    y: Tensor, x: Tensor, input_index: int, h: Tensor,
+) -> None:  # fmt: skip
+    for tensor in (x, y):
+        is_plain = tensor.dtype is torch.float32 and tensor.device.type == "cpu"
+        if not is_plain or tensor.stride(1) != 1:
+            raise ValueError("the native adapters take float32 rows on the CPU")
+    library().lora(
+        table.ctypes.data, input_index, segments.ctypes.data, len(segments), rows.ctypes.data,
+        x.data_ptr(), x.stride(0), x.shape[1], y.data_ptr(), y.stride(0), h.data_ptr(),
+        torch.get_num_threads(),
+    )  # fmt: skip

@@ -1,0 +1,146 @@
+"""Norm, activation, rotation and attention in C++; semantics as in the torch operators of the same
+names. All tensors are float32 on the CPU; ValueError for one that is not contiguous.
+
+Legend: T rows, B requests that decode, H hidden, I inner width, N KV heads, G query heads per KV
+head, D head dim.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from weft_kernels.attention import (
+    AttentionBucket,
+    Int8Cache,
+    create_attention_buckets,
+    paged_attention,
+)
+from weft_kernels.native.library import library
+
+Buckets = tuple[AttentionBucket, ...]
+
+
+def _check(*tensors: Tensor) -> None:
+    for x in tensors:
+        if x.dtype is not torch.float32 or x.device.type != "cpu" or not x.is_contiguous():
+            raise ValueError(
+                f"the native operators take contiguous float32 tensors on the CPU, not {x.dtype} "
+                f"on {x.device} with strides {x.stride()}"
+            )
+
+
+def add_rms_norm_(x_TH: Tensor, delta_TH: Tensor | None, weight_H: Tensor, eps: float) -> Tensor:
+    """`x += delta`, in place, then `y = x / sqrt(mean(x^2, -1) + eps) * weight`: `[T, H]`."""
+    _check(x_TH, weight_H, *(() if delta_TH is None else (delta_TH,)))
+    y_TH = torch.empty_like(x_TH)
+    library().add_rms_norm(
+        x_TH.data_ptr(), 0 if delta_TH is None else delta_TH.data_ptr(), weight_H.data_ptr(),
+        y_TH.data_ptr(), *x_TH.shape, eps, torch.get_num_threads(),
+    )  # fmt: skip
+    return y_TH
+
+
+def silu_mul(gate_up: Tensor) -> Tensor:
+    """`y = silu(g) * u` with `[g | u] = gate_up`: `[T, 2 I]` to `[T, I]`."""
+    _check(gate_up)
+    num_rows, width = gate_up.shape[0], gate_up.shape[1] // 2
+    y = gate_up.new_empty(num_rows, width)
+    library().silu_mul(gate_up.data_ptr(), y.data_ptr(), num_rows, width, torch.get_num_threads())
+    return y
+
+
+def rotate_and_write(
+    qkv: Tensor, norms: Tensor | None, eps: float, rotary: Tensor, kv_slots_T: Tensor,
+    num_heads: int, k_cache: Tensor, v_cache: Tensor,
+) -> Tensor:  # fmt: skip
+    """q and k normalised per head and rotated, k and v written to their slots; returns q.
+
+    qkv `[T, (N G + 2 N) D]`; norms `[N G + N, D]` or None; rotary `[T, 2, D / 2]`; kv_slots_T int64
+    `[T]`; num_heads = N G; caches `[num_blocks, block_size, N, D]`; q `[T, N G, D]`.
+    """
+    _check(qkv, rotary, k_cache, v_cache, *(() if norms is None else (norms,)))
+    num_kv_heads, dim = k_cache.shape[2:]
+    q = qkv.new_empty(qkv.shape[0], num_heads, dim)
+    library().rotate_and_write(
+        qkv.data_ptr(), 0 if norms is None else norms.data_ptr(), eps, rotary.data_ptr(),
+        kv_slots_T.data_ptr(), len(qkv), num_heads, num_kv_heads, dim, q.data_ptr(),
+        k_cache.data_ptr(), v_cache.data_ptr(), torch.get_num_threads(),
+    )  # fmt: skip
+    return q
+
+
+class Attention:
+    """A step's attention: requests with one query read their blocks in place; the others, and all
+    on an int8 cache, run in torch's padded buckets."""
+
+    def __init__(
+        self,
+        spans: Sequence[tuple[int, int, int]],
+        tables: Sequence[Sequence[int]],
+        block_size: int,
+        windows: Sequence[int | None],
+    ) -> None:
+        """Arguments as `create_attention_buckets` takes them."""
+        self._spans, self._all_tables = spans, tables
+        self._block_size, self._windows = block_size, windows
+        one = [i for i, span in enumerate(spans) if span[1] == 1]
+        many = [i for i, span in enumerate(spans) if span[1] != 1]
+        self._rows = np.array([spans[i][0] for i in one], dtype=np.int64)
+        self._lengths = np.array([spans[i][2] for i in one], dtype=np.int64)
+        self._tables = _pad([tables[i] for i in one])
+        self._buckets = self._create_buckets(many)
+        self._all_buckets: Buckets | None = None
+
+    def _create_buckets(self, ids: Sequence[int]) -> Buckets:
+        return create_attention_buckets(
+            [self._spans[i] for i in ids], [self._all_tables[i] for i in ids], self._block_size,
+            torch.device("cpu"), self._windows,
+        )  # fmt: skip
+
+    def attend(
+        self,
+        q_TND: Tensor,
+        k_cache: Tensor | Int8Cache,
+        v_cache: Tensor | Int8Cache,
+        scale: float,
+        window: int | None,
+    ) -> Tensor:
+        """As `paged_attention`."""
+        if isinstance(k_cache, Int8Cache) or isinstance(v_cache, Int8Cache):
+            if self._all_buckets is None:
+                self._all_buckets = self._create_buckets(range(len(self._spans)))
+            return paged_attention(q_TND, k_cache, v_cache, self._all_buckets, scale, window)
+        out_TND = (
+            paged_attention(q_TND, k_cache, v_cache, self._buckets, scale, window)
+            if self._buckets
+            else torch.empty_like(q_TND)
+        )
+        if len(self._rows):
+            self._decode(q_TND, k_cache, v_cache, scale, window, out_TND)
+        return out_TND
+
+    def _decode(
+        self, q_TND: Tensor, k_cache: Tensor, v_cache: Tensor, scale: float, window: int | None,
+        out_TND: Tensor,
+    ) -> None:  # fmt: skip
+        _check(q_TND, k_cache, v_cache, out_TND)
+        num_heads, dim = q_TND.shape[1:]
+        library().paged_decode(
+            q_TND.data_ptr(), k_cache.data_ptr(), v_cache.data_ptr(), self._rows.ctypes.data,
+            self._tables.ctypes.data, self._lengths.ctypes.data, len(self._rows),
+            self._tables.shape[1], self._block_size, num_heads, k_cache.shape[2], dim,
+            window or 0, scale, out_TND.data_ptr(), torch.get_num_threads(),
+        )  # fmt: skip
+
+
+def _pad(tables: Sequence[Sequence[int]]) -> NDArray[np.int64]:
+    """`[B, longest]`, block 0 where a table is shorter."""
+    padded = np.zeros((len(tables), max(map(len, tables), default=0)), dtype=np.int64)
+    for row, blocks in zip(padded, tables, strict=True):
+        row[: len(blocks)] = blocks
+    return padded

@@ -1,0 +1,156 @@
+"""The adapters of the running batch where the page pool has them: nothing is packed or copied.
+
+A slot is a table of page addresses, built when an adapter is first in a batch and dropped when no
+running request holds it: until then its pages stay where they are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from weft_adapters.pool import PagePool, PooledAdapter
+from weft_adapters.sites import INPUTS, BaseSpec, Site
+from weft_kernels.linear import LinearWeight
+from weft_kernels.moe import PairAdapters, Pairs
+from weft_kernels.native.lora import LoraRows, PairRows, Run, SlotParts
+
+
+@dataclass(frozen=True, slots=True)
+class InPlaceBatch:
+    """A step's adapters: which rows use what; `first_inputs[layer, first projection]`."""
+
+    rows: LoraRows
+    first_inputs: Mapping[tuple[int, str], int]
+    _layers_with_experts: frozenset[int]
+
+    def linear(
+        self,
+        x_TI: Tensor,
+        weight: LinearWeight,
+        bias_O: Tensor | None,
+        layer: int,
+        projections: tuple[str, ...],
+        widths: Sequence[int],
+    ) -> Tensor:
+        """See `AdapterBatch`."""
+        y_TO = weight.apply(x_TI, bias_O)
+        if not self.rows.is_empty:
+            self.rows.add_(y_TO, x_TI, self.first_inputs[layer, projections[0]])
+        return y_TO
+
+    def experts(self, layer: int) -> InPlaceExperts | None:
+        if self.rows.is_empty or layer not in self._layers_with_experts:
+            return None
+        gate_up, down = (self.first_inputs[layer, name] for name in ("gate_proj", "down_proj"))
+        return InPlaceExperts(self.rows, gate_up, down)
+
+
+@dataclass(frozen=True, slots=True)
+class InPlaceExperts:
+    """The adapters of one layer's experts: the inputs of its first expert."""
+
+    rows: LoraRows
+    gate_up: int
+    down: int
+
+    def for_pairs(self, pairs: Pairs, num_experts: int) -> PairAdapters:
+        rows = self.rows.for_pairs(pairs.expert_TK, pairs.position_TK, num_experts)
+        return _InPlacePairs(rows, self.gate_up, self.down)
+
+
+@dataclass(frozen=True, slots=True)
+class _InPlacePairs:
+    rows: PairRows
+    gate_up: int
+    down: int
+
+    def add_gate_up_(self, gate_up_PF: Tensor, x_PH: Tensor) -> None:
+        self.rows.add_(gate_up_PF, x_PH, self.gate_up)
+
+    def add_down_(self, out_PH: Tensor, act_PF: Tensor) -> None:
+        self.rows.add_(out_PH, act_PF, self.down)
+
+
+@dataclass(frozen=True, slots=True)
+class _Slot:
+    load_number: int
+    parts: SlotParts
+    layers_with_experts: frozenset[int]
+
+
+class InPlaceAdapters:
+    """Says which row of a batch uses which pages."""
+
+    def __init__(self, base: BaseSpec, pool: PagePool) -> None:
+        self._base, self._pool = base, pool
+        self._inputs: list[list[Site]] = []  # by input; the sites' columns lie side by side
+        self._first_inputs: dict[tuple[int, str], int] = {}
+        for layer in range(base.num_layers):
+            self._add_inputs(layer)
+        self._slots: dict[str, _Slot] = {}
+        self._last: tuple[list[str | None], InPlaceBatch] | None = None
+
+    def _add_inputs(self, layer: int) -> None:
+        experts = range(self._base.num_experts)
+        for names in INPUTS:
+            if self._base.has(Site(layer, names[0])):
+                inputs = [[Site(layer, name) for name in names]]
+            elif experts and self._base.has(Site(layer, names[0], 0)):
+                inputs = [[Site(layer, name, expert) for name in names] for expert in experts]
+            else:
+                continue
+            self._first_inputs[layer, names[0]] = len(self._inputs)
+            self._inputs += inputs
+
+    def order_key(self, digest: str | None, num_rows: int) -> tuple[bool, str]:
+        """Rows of requests sorted by this key have those of an adapter side by side."""
+        return (digest is not None, digest or "")
+
+    def update(self, adapters: Mapping[str, PooledAdapter]) -> None:
+        """`adapters` are all that running requests hold, by digest."""
+        slots = self._slots
+        gone = [digest for digest in slots if digest not in adapters]
+        new = [
+            adapter
+            for digest, adapter in adapters.items()
+            if digest not in slots or slots[digest].load_number != adapter.load_number
+        ]
+        for digest in gone:
+            del slots[digest]
+        for adapter in new:
+            slots[adapter.digest] = self._create_slot(adapter)
+        if gone or new:
+            self._last = None
+
+    def _create_slot(self, adapter: PooledAdapter) -> _Slot:
+        runs = []
+        for sites in self._inputs:
+            own, column = [], 0
+            for site in sites:
+                width = self._base.shape(site)[1]
+                if pooled := adapter.sites.get(site):
+                    own += [
+                        Run(a, b, num_rows, column, width, pooled.scale)
+                        for a, b, num_rows in self._pool.addresses(site, pooled)
+                    ]
+                column += width
+            runs.append(own)
+        layers = frozenset(site.layer for site in adapter.sites if site.expert is not None)
+        return _Slot(adapter.load_number, SlotParts(runs), layers)
+
+    def create_batch(self, row_digests: Sequence[str | None]) -> InPlaceBatch:
+        """`row_digests[t]` is row t's adapter, one of those of the last `update`."""
+        if self._last is not None and self._last[0] == row_digests:
+            return self._last[1]  # most steps decode what the step before did
+        used = sorted({digest for digest in row_digests if digest is not None})
+        number: dict[str | None, int] = {digest: slot for slot, digest in enumerate(used)}
+        number[None] = -1
+        slots = [self._slots[digest] for digest in used]
+        rows = LoraRows([slot.parts for slot in slots], [number[d] for d in row_digests])
+        layers = frozenset[int]().union(*(slot.layers_with_experts for slot in slots))
+        batch = InPlaceBatch(rows, self._first_inputs, layers)
+        self._last = (list(row_digests), batch)
+        return batch

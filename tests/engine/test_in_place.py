@@ -1,0 +1,156 @@
+"""Adapters read from the pool's pages: each row gets its own, and nothing of one that left."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from tests.engine.test_active import BASE, DOWN0, Q0, UP1, V0, Ranks, create_weights
+
+from weft.engine.in_place import InPlaceAdapters, InPlaceBatch
+from weft_adapters.format import SiteWeights
+from weft_adapters.pool import PagePool, PooledAdapter
+from weft_adapters.sites import INPUTS, Site
+from weft_kernels.linear import create_linear_weight
+from weft_kernels.moe import Pairs
+from weft_kernels.native.build import NativeBuildError, build
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _is_built() -> None:
+    try:
+        build()
+    except NativeBuildError as error:
+        pytest.skip(f"adapters in place are not tested: {error}")
+
+
+class Adapters:
+    """A pool with adapters that come and go, and what was put into it."""
+
+    def __init__(self) -> None:
+        self.pool = PagePool(BASE, 2**20, torch.float32, "cpu")
+        self.in_place = InPlaceAdapters(BASE, self.pool)
+        self.weights: dict[str, dict[Site, SiteWeights]] = {}
+        self.pooled: dict[str, PooledAdapter] = {}
+
+    def load(self, digest: str, ranks: Ranks, seed: int = 0) -> None:
+        self.weights[digest] = create_weights(ranks, seed)
+        pooled = self.pool.try_load(digest, self.weights[digest])
+        assert pooled is not None
+        self.pooled[digest] = pooled
+
+    def free(self, digest: str) -> None:
+        self.pool.free(digest)
+        del self.pooled[digest]
+
+    def assert_used(self, rows: Sequence[str | None]) -> None:
+        """Every row gets its own adapter's part at every site, or nothing."""
+        self.in_place.update({d: self.pooled[d] for d in set(rows) if d is not None})
+        batch = self.in_place.create_batch(rows)
+        for layer in range(BASE.num_layers):
+            for names in INPUTS:
+                if BASE.has(Site(layer, names[0])):
+                    self._assert_linear(batch, rows, layer, names)
+        self._assert_experts(batch, rows)
+
+    def _assert_linear(
+        self, batch: InPlaceBatch, rows: Sequence[str | None], layer: int, names: tuple[str, ...]
+    ) -> None:
+        sites = [Site(layer, name) for name in names]
+        num_in, widths = BASE.shape(sites[0])[0], [BASE.shape(site)[1] for site in sites]
+        x = torch.randn(len(rows), num_in)
+        weight = create_linear_weight(torch.zeros(num_in, sum(widths)))
+        got = batch.linear(x, weight, None, layer, names, widths)
+        for t, digest in enumerate(rows):
+            want = np.concatenate([self._delta(digest, site, x[t].numpy()) for site in sites])
+            np.testing.assert_allclose(got[t], want, rtol=1e-4, atol=1e-4)
+
+    def _assert_experts(self, batch: InPlaceBatch, rows: Sequence[str | None]) -> None:
+        num_in, width = BASE.shape(UP1[0])
+        experts = torch.arange(len(rows) * 2).view(-1, 2) % BASE.num_experts
+        positions = torch.arange(len(rows) * 2).flip(0).view(-1, 2)
+        own, out = batch.experts(1), torch.zeros(len(rows) * 2, 2 * width)
+        assert batch.experts(0) is None
+        x = torch.randn(len(rows) * 2, num_in)
+        if own is not None:
+            pairs = Pairs(torch.empty(0), torch.empty(0), positions, experts)
+            own.for_pairs(pairs, BASE.num_experts).add_gate_up_(out, x)
+        for t, digest in enumerate(rows):
+            for k in range(2):
+                pair, expert = int(positions[t, k]), int(experts[t, k])
+                want = self._delta(digest, Site(1, "up_proj", expert), x[pair].numpy())
+                np.testing.assert_allclose(out[pair, width:], want, rtol=1e-4, atol=1e-4)
+                assert (out[pair, :width] == 0).all()
+
+    def _delta(
+        self, digest: str | None, site: Site, x: np.ndarray[tuple[int], np.dtype[np.float32]]
+    ) -> np.ndarray[tuple[int, ...], np.dtype[Any]]:
+        if digest is None or site not in self.weights[digest]:
+            return np.zeros(BASE.shape(site)[1], dtype=np.float32)
+        w = self.weights[digest][site]
+        delta: np.ndarray[tuple[int, ...], np.dtype[Any]] = w.scale * (x @ w.a.T) @ w.b
+        return delta
+
+
+RANKS: dict[str, Ranks] = {
+    "a": {Q0: 4, V0: 16, DOWN0: 8},
+    "b": {V0: 3, UP1[0]: 8, UP1[2]: 2},
+    "c": {Q0: 40, **dict.fromkeys(UP1, 12)},
+}
+
+
+@pytest.fixture
+def adapters() -> Adapters:
+    adapters = Adapters()
+    for seed, (digest, ranks) in enumerate(RANKS.items()):
+        adapters.load(digest, ranks, seed)
+    return adapters
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [
+        [None],
+        ["a"],
+        ["a", "a", None, "b"],
+        ["b", "c", "b", None, "c", "a", "a"],
+        [None, "c", None, "c"],
+    ],
+)
+def test_each_row_gets_its_own_adapter(adapters: Adapters, rows: list[str | None]) -> None:
+    adapters.assert_used(rows)
+
+
+def test_adapters_that_come_and_go_leave_nothing(adapters: Adapters) -> None:
+    adapters.assert_used(["a", "b"])
+    adapters.assert_used(["b", "c", None])
+    adapters.assert_used(["a"])
+    adapters.assert_used([None, None])
+    adapters.assert_used(["c", "a", "b"])
+
+
+def test_an_adapter_loaded_again_into_other_pages_is_read_there(adapters: Adapters) -> None:
+    adapters.assert_used(["a", "b"])
+    adapters.free("a")
+    adapters.load("new", {Q0: 8, V0: 8, DOWN0: 8}, seed=9)  # takes the pages of "a"
+    adapters.load("a", RANKS["a"], seed=0)
+    adapters.assert_used(["a", "b"])
+    adapters.assert_used(["new", "a", "b"])
+
+
+def test_the_same_rows_are_worked_out_once(adapters: Adapters) -> None:
+    held = {"a": adapters.pooled["a"]}
+    adapters.in_place.update(held)
+    batch = adapters.in_place.create_batch(["a", None])
+    adapters.in_place.update(held)
+    assert adapters.in_place.create_batch(["a", None]) is batch
+    assert adapters.in_place.create_batch([None, "a"]) is not batch
+
+
+def test_rows_of_an_adapter_stand_together(adapters: Adapters) -> None:
+    order = sorted([("b", 1), (None, 1), ("a", 40), ("b", 9)], key=lambda item: (
+        adapters.in_place.order_key(*item)))  # fmt: skip
+    assert [digest for digest, _ in order] == [None, "a", "b", "b"]

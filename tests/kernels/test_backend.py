@@ -1,0 +1,249 @@
+"""Every backend computes what the twins say, and keeps the same promises."""
+
+from __future__ import annotations
+
+import logging
+import random
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from weft_kernels import reference
+from weft_kernels.attention import Int8Cache
+from weft_kernels.backend import Backend, create_backend
+from weft_kernels.native.build import NativeBuildError, build
+from weft_kernels.rotary import Rope, create_rotary_table
+
+CPU = torch.device("cpu")
+EPS = 1e-6
+
+
+@pytest.fixture(params=["torch", "native"])
+def backend(request: pytest.FixtureRequest) -> Backend:
+    if request.param == "native":
+        try:
+            build()
+        except NativeBuildError as error:
+            pytest.skip(f"the native kernels are not tested: {error}")
+    return create_backend(request.param, CPU, torch.float32)
+
+
+def assert_near(got: torch.Tensor, want: torch.Tensor, tolerance: float = 1e-5) -> None:
+    torch.testing.assert_close(got.double(), want.double(), rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("num_rows", [0, 1, 7, 133])
+@pytest.mark.parametrize("width", [1, 7, 16, 133, 512])
+def test_the_norm_of_a_sum_is_the_twins_and_the_sum_stays(
+    backend: Backend, num_rows: int, width: int, generator: torch.Generator
+) -> None:
+    x, delta = torch.randn(2, num_rows, width, generator=generator)
+    weight = torch.randn(width, generator=generator)
+    stream = x.clone()
+    assert_near(
+        backend.add_rms_norm_(stream, None, weight, EPS), reference.rms_norm(x, weight, EPS)
+    )
+    assert torch.equal(stream, x)
+    got = backend.add_rms_norm_(stream, delta, weight, EPS)
+    assert_near(got, reference.rms_norm(x + delta, weight, EPS))
+    assert torch.equal(stream, x + delta)
+
+
+@pytest.mark.parametrize("num_rows", [0, 1, 7, 133])
+@pytest.mark.parametrize("width", [1, 7, 16, 133, 512])
+def test_the_gate_is_the_twins(
+    backend: Backend, num_rows: int, width: int, generator: torch.Generator
+) -> None:
+    gate_up = 8 * torch.randn(num_rows, 2 * width, generator=generator)
+    assert_near(backend.silu_mul(gate_up), reference.silu_mul(gate_up))
+
+
+def test_the_gate_of_extreme_values_is_exact(backend: Backend) -> None:
+    gate = torch.tensor([-1e30, -104.0, -88.5, -87.0, -1e-30, 0.0, 1e-30, 88.9, 1e30, torch.inf])
+    got = backend.silu_mul(torch.cat((gate, torch.ones(len(gate))))[None])
+    assert_near(got, reference.silu_mul(torch.cat((gate, torch.ones(len(gate))))[None]), 1e-6)
+
+
+def test_a_row_that_is_not_finite_stays_alone(backend: Backend) -> None:
+    for bad in (torch.nan, torch.inf):
+        x, gate_up = torch.zeros(3, 24), torch.ones(3, 48)
+        x[1, 5], gate_up[1, 5] = bad, torch.nan
+        y = backend.add_rms_norm_(x, torch.zeros(3, 24), torch.ones(24), EPS)
+        assert not y[1].isfinite().all()
+        assert (y[[0, 2]] == 0).all()
+        assert backend.silu_mul(gate_up).isfinite().all(1).tolist() == [True, False, True]
+
+
+@pytest.mark.parametrize("head_dim", [2, 6, 32, 64, 128])
+@pytest.mark.parametrize(("num_heads", "num_kv_heads"), [(1, 1), (6, 2), (8, 1)])
+@pytest.mark.parametrize("has_norms", [False, True])
+def test_heads_are_normalised_rotated_and_written(
+    backend: Backend, num_heads: int, num_kv_heads: int, head_dim: int, has_norms: bool,
+    generator: torch.Generator,
+) -> None:  # fmt: skip
+    num_rows, num_qk = 7, num_heads + num_kv_heads
+    positions, slots = [0, 1, 63, 5, 2, 40, 7], [3, 19, 8, 0, 31, 30, 16]
+    qkv = torch.randn(num_rows, (num_qk + num_kv_heads) * head_dim, generator=generator)
+    norms = torch.randn(num_qk, head_dim, generator=generator) if has_norms else None
+    table = create_rotary_table(64, head_dim, Rope(theta=1e4), CPU)
+    k_cache, v_cache = torch.randn(2, 4, 8, num_kv_heads, head_dim, generator=generator)
+    heads = qkv.view(num_rows, -1, head_dim)
+    qk, v = heads[:, :num_qk].double(), heads[:, num_qk:]
+    if norms is not None:
+        qk = torch.stack(
+            [reference.rms_norm(qk[:, h], norms[h], EPS) for h in range(num_qk)], dim=1
+        )
+    want = reference.rotary(qk, positions, Rope(theta=1e4))
+    want_k = reference.write_kv(k_cache, want[:, num_heads:], slots)
+    want_v = reference.write_kv(v_cache, v, slots)
+    q = backend.rotate_and_write(
+        qkv, norms, EPS, table[torch.tensor(positions)], torch.tensor(slots), num_heads,
+        k_cache, v_cache,
+    )  # fmt: skip
+    assert_near(q, want[:, :num_heads], 1e-4)
+    assert_near(k_cache, want_k, 1e-4)
+    assert torch.equal(v_cache.double(), want_v)
+
+
+@dataclass(frozen=True)
+class Step:
+    """Requests of given (chunk, context) lengths; blocks that none of them has hold NaN."""
+
+    q: torch.Tensor
+    k_cache: torch.Tensor
+    v_cache: torch.Tensor
+    spans: list[tuple[int, int, int]]
+    tables: list[list[int]]
+    block_size: int
+
+    def run(self, backend: Backend, window: int | None = None) -> torch.Tensor:
+        attention = backend.create_attention(
+            self.spans, self.tables, self.block_size, CPU, (None, window)
+        )
+        return attention.attend(self.q, self.k_cache, self.v_cache, 0.3, window)
+
+    def twin(self, window: int | None = None) -> torch.Tensor:
+        return reference.paged_attention(
+            self.q, self.k_cache, self.v_cache, self.spans, self.tables, 0.3, window
+        )
+
+
+def create_step(
+    lengths: list[tuple[int, int]], *, num_kv_heads: int = 2, groups: int = 3, head_dim: int = 8,
+    block_size: int = 4,
+) -> Step:  # fmt: skip
+    generator = torch.Generator().manual_seed(2)
+    needed = [-(-total // block_size) for _, total in lengths]
+    deal = list(range(1, sum(needed) + 4))
+    random.Random(0).shuffle(deal)
+    spans, tables, row = [], [], 0
+    for (num_new, num_total), count in zip(lengths, needed, strict=True):
+        spans.append((row, num_new, num_total))
+        tables.append([deal.pop() for _ in range(count)])
+        row += num_new
+    shape = (sum(needed) + 4, block_size, num_kv_heads, head_dim)
+    caches = torch.randn(2, *shape, generator=generator)
+    caches[:, 0], caches[:, deal] = 0, torch.nan
+    for (_, _, total), blocks in zip(spans, tables, strict=True):
+        # nor may what a block holds behind the last token matter, as long as it is finite
+        caches[:, blocks[-1], (total - 1) % block_size + 1 :] = 1e4
+    q = torch.randn(row, num_kv_heads * groups, head_dim, generator=generator)
+    return Step(q, caches[0], caches[1], spans, tables, block_size)
+
+
+@pytest.mark.parametrize("total", [1, 4, 5, 7, 16, 17, 133])
+@pytest.mark.parametrize("window", [None, 1, 5, 200])
+def test_decoding_requests_are_the_twin(backend: Backend, total: int, window: int | None) -> None:
+    step = create_step([(1, total), (1, 3), (1, total + 30)])
+    assert_near(step.run(backend, window), step.twin(window), 1e-4)
+
+
+@pytest.mark.parametrize(("num_kv_heads", "groups"), [(1, 1), (3, 2), (1, 7), (2, 4), (1, 9)])
+@pytest.mark.parametrize("head_dim", [1, 7, 16, 40, 64, 128])
+def test_any_shape_of_heads_is_the_twin(
+    backend: Backend, num_kv_heads: int, groups: int, head_dim: int
+) -> None:
+    step = create_step(
+        [(1, 9), (1, 21)], num_kv_heads=num_kv_heads, groups=groups, head_dim=head_dim
+    )
+    assert_near(step.run(backend), step.twin(), 1e-4)
+
+
+@pytest.mark.parametrize("block_size", [1, 3, 16, 24])
+@pytest.mark.parametrize("window", [None, 6])
+def test_blocks_of_any_size_are_the_twin(
+    backend: Backend, block_size: int, window: int | None
+) -> None:
+    step = create_step([(1, 50), (7, 30), (1, 1), (3, 3)] * 3, block_size=block_size)
+    assert_near(step.run(backend, window), step.twin(window), 1e-4)
+
+
+def test_no_request_is_no_work(backend: Backend) -> None:
+    assert create_step([]).run(backend).shape == (0, 6, 8)
+
+
+def test_a_value_that_is_not_finite_reaches_only_its_own_request(backend: Backend) -> None:
+    for cache in ("k_cache", "v_cache"):
+        step = create_step([(1, 40), (1, 40), (1, 40)])
+        getattr(step, cache)[step.tables[1][3], 2, :, 0] = torch.nan
+        assert step.run(backend).flatten(1).isfinite().all(1).tolist() == [True, False, True]
+
+
+def test_large_scores_do_not_overflow(backend: Backend) -> None:
+    step = create_step([(1, 40), (1, 7)])
+    step.q.mul_(1e3)
+    assert_near(step.run(backend), step.twin(), 1e-4)
+
+
+def test_an_int8_cache_gives_the_twin_of_its_rounded_values(backend: Backend) -> None:
+    step = create_step([(1, 40), (5, 9), (1, 7)])
+    used = sorted(block for blocks in step.tables for block in blocks)
+    data = torch.zeros(step.k_cache.shape, dtype=torch.int8)
+    caches = [Int8Cache(data.clone(), torch.zeros(*data.shape[:3], 1)) for _ in range(2)]
+    for cache, plain in zip(caches, (step.k_cache, step.v_cache), strict=True):
+        slots = torch.tensor([b * step.block_size + i for b in used for i in range(4)])
+        cache.write(plain[used].flatten(0, 1), slots)
+    attention = backend.create_attention(step.spans, step.tables, step.block_size, CPU, (None,))
+    got = attention.attend(step.q, caches[0], caches[1], 0.3, None)
+    k, v = (reference.rounded_kv(c.nan_to_num(0)) for c in (step.k_cache, step.v_cache))
+    assert_near(got, replace(step, k_cache=k, v_cache=v).twin(), 1e-4)
+
+
+def test_threads_do_not_change_a_bit(backend: Backend) -> None:
+    step = create_step([(1, 300)] * 9, num_kv_heads=2, groups=4, head_dim=64)
+    gate_up, weight = torch.randn(64, 1024), torch.randn(1024)
+    before = torch.get_num_threads()
+    results = []
+    try:
+        for threads in (1, 2):
+            torch.set_num_threads(threads)
+            normed = backend.add_rms_norm_(gate_up.clone(), gate_up, weight, EPS)
+            results.append((step.run(backend), backend.silu_mul(gate_up), normed))
+    finally:
+        torch.set_num_threads(before)
+    for one, two in zip(*results, strict=True):
+        assert torch.equal(one, two)
+
+
+def test_auto_takes_the_fastest_and_says_what_it_does_without(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert create_backend("auto", CPU, torch.bfloat16).name == "torch"
+    monkeypatch.setenv("CXX", str(tmp_path / "missing"))
+    from weft_kernels.native.library import library
+
+    library.cache_clear()
+    with caplog.at_level(logging.WARNING):
+        assert create_backend("auto", CPU, torch.float32).name == "torch"
+    assert "no C++ compiler" in caplog.text
+    with pytest.raises(ValueError, match=r"native kernels cannot be built: no C\+\+ compiler"):
+        create_backend("native", CPU, torch.float32)
+
+
+def test_a_backend_that_is_unknown_or_cannot_run_is_refused() -> None:
+    with pytest.raises(ValueError, match="kernels must be one of auto, torch, native, not 'fast'"):
+        create_backend("fast", CPU, torch.float32)
+    with pytest.raises(ValueError, match=r"float32 on the CPU, not torch.bfloat16 on cpu"):
+        create_backend("native", CPU, torch.bfloat16)
