@@ -12,7 +12,7 @@ import pytest
 from tests.engine.families import CASES, create_model
 
 from weft.engine.blocks import BlockManager
-from weft.engine.plan import StepPlan
+from weft.engine.plan import BlockMoves, ScheduledReq, StepPlan
 from weft.engine.prefix import PrefixRoots
 from weft.engine.req import Req, create_choices
 from weft.engine.scheduler import Scheduler
@@ -52,6 +52,34 @@ class FakeResidency:
         return cost
 
 
+class Contents:
+    """What the blocks hold, as a runner would fill them: at a token's place a hash of the adapter
+    and of all tokens up to it, which is what its keys and values depend on."""
+
+    def __init__(self) -> None:
+        self._device: dict[int, dict[int, int]] = {}
+        self._host: dict[int, dict[int, int]] = {}
+
+    def move(self, moves: BlockMoves) -> None:
+        for block, host in moves.out:
+            self._host[host] = dict(self._device[block])
+        copied = [(own, dict(self._device[shared])) for shared, own in moves.copies]
+        self._device.update(copied)
+        for host, block in moves.back:
+            self._device[block] = dict(self._host[host])
+
+    def compute(self, item: ScheduledReq) -> None:
+        """Write the item's tokens, after a look at all that they attend to."""
+        value = hash(item.req.adapter_digest)
+        for position, token in enumerate(item.req.token_ids[: item.start + item.num_new]):
+            value = hash((value, token))
+            place = item.req.blocks[position // BLOCK_SIZE]
+            block = self._device.setdefault(place, {})
+            if position < item.start:
+                assert block.get(position % BLOCK_SIZE) == value, "a block holds other tokens"
+            block[position % BLOCK_SIZE] = value
+
+
 @dataclass
 class Simulation:
     """Steps a scheduler and checks every plan; a sampled token is a function of the sequence, so
@@ -65,6 +93,7 @@ class Simulation:
     answers: dict[tuple[str, int], list[int]] = field(default_factory=dict)
     refused: dict[str, str] = field(default_factory=dict)
     first_token_at: dict[str, float] = field(default_factory=dict)
+    contents: Contents = field(default_factory=Contents)
     _num_added: int = 0
     _counted: Counter[Req] = field(default_factory=Counter)
 
@@ -95,6 +124,9 @@ class Simulation:
     def step(self) -> StepPlan:
         plan = self.scheduler.schedule(self.now)
         self._check(plan)
+        self.contents.move(plan.moves)
+        for item in plan.scheduled:
+            self.contents.compute(item)
         for req, refusal in plan.refused.items():
             self.refused[req.request_id] = refusal.code
             self.scheduler.finish(req, "error")
