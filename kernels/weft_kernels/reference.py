@@ -312,10 +312,11 @@ def sample(
     order = sorted(range(len(weights)), key=lambda v: -weights[v])
     if top_k:
         order = order[:top_k]
-    wanted, so_far, kept = top_p * sum(weights[v] for v in order), 0.0, set()
+    wanted, so_far = top_p * sum(weights[v] for v in order), 0.0
+    kept: list[int] = []
     for v in order:
         if so_far < wanted or top_p >= 1 or not kept:
-            kept.add(v)
+            kept.append(v)
         so_far += weights[v]
     goal, so_far, token = uniform(seed, position) * sum(weights[v] for v in kept), 0.0, -1
     for v in sorted(kept):
