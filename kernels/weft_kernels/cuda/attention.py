@@ -291,10 +291,12 @@ def _check(
 
 def aot_variants() -> list[AotVariant]:
     variants = [
-        _attention_variant(form, shape, has_window)
+        _attention_variant(form, shape, kv, has_window)
         for form in ("decode", "prefill")
         for shape, _ in listed_configs(f"attention_{form}")
-        for has_window in (False, True)
+        for kv in (("bf16",) if shape["kv_bytes"] == 2 else ("i8", "fp8e4nv"))
+        # fp8 differs from int8 by one conversion
+        for has_window in ((False, True) if kv != "fp8e4nv" else (False,))
     ]
     for shape, config in listed_configs("attention_merge"):
         head_dim = shape["head_dim"]
@@ -324,12 +326,14 @@ def aot_variants() -> list[AotVariant]:
     return variants
 
 
-def _attention_variant(form: str, shape: Mapping[str, int], has_window: bool) -> AotVariant:
-    groups, head_dim, kv_bytes = (shape[key] for key in ("groups", "head_dim", "kv_bytes"))
-    tiling, is_quantized = get_tiling(form, groups, head_dim, kv_bytes), kv_bytes == 1
-    kv, scale = ("*i8", "*fp32") if is_quantized else ("*bf16", "constexpr")
+def _attention_variant(
+    form: str, shape: Mapping[str, int], kv: str, has_window: bool
+) -> AotVariant:
+    tiling, is_quantized = get_tiling(form, **shape), shape["kv_bytes"] == 1
+    groups, head_dim = shape["groups"], shape["head_dim"]
+    scale = "*fp32" if is_quantized else "constexpr"
     pointers = {"out": "*bf16", "partial_out": "*fp32", "partial_log": "*fp32", "q": "*bf16"}
-    pointers |= {"k_cache": kv, "v_cache": kv, "k_scale": scale, "v_scale": scale}
+    pointers |= {"k_cache": f"*{kv}", "v_cache": f"*{kv}", "k_scale": scale, "v_scale": scale}
     pointers |= {"tables": "*i32", "items": "*i32"}
     strides = {n: "i32" for n in ("stride_q", "stride_out", "stride_block", "stride_token")}
     constants: dict[str, Any] = {
@@ -345,7 +349,7 @@ def _attention_variant(form: str, shape: Mapping[str, int], has_window: bool) ->
     }
     if not is_quantized:
         constants |= {"k_scale": None, "v_scale": None}
-    kind = ("i8" if is_quantized else "bf16") + ("-window" if has_window else "")
+    kind = kv + ("-window" if has_window else "")
     return AotVariant(
         name=f"attention_{form}/{kind}-d{head_dim}-g{groups}",
         kernel=_attention_kernel,

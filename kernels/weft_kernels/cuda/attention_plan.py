@@ -26,7 +26,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import chain
 
 import numpy as np
 import torch
@@ -211,8 +210,12 @@ class AttentionPlanner:
                 raise ValueError(f"a chunk of {num_new} tokens in a context of {total}")
             if len(blocks) < count:
                 raise ValueError(f"{len(blocks)} blocks do not hold a context of {total} tokens")
-        used = (blocks[:count] for blocks, count in zip(tables, needed, strict=True))
-        flat = np.fromiter(chain.from_iterable(used), dtype=np.int32, count=sum(needed))
+        # rows that are arrays already cost a copy, lists a conversion of each number
+        used = [
+            np.asarray(blocks[:count], dtype=np.int32)
+            for blocks, count in zip(tables, needed, strict=True)
+        ]
+        flat = np.concatenate(used) if used else np.zeros(0, dtype=np.int32)
         starts = np.concatenate(([0], np.cumsum(needed[:-1], dtype=np.int32)))
         return flat, starts[: len(spans)].astype(np.int32)
 

@@ -50,7 +50,7 @@ def test_writes_go_to_their_slots_and_nowhere_else(
     new = create_new(num_rows, num_heads, head_dim, generator, dtype)
     slots = deal_slots(num_rows, 12, padding=True)
     live = [i for i, slot in enumerate(slots) if slot >= 0]
-    on_device = caches.to(device)
+    on_device = caches.to(device, copy=True)
     write_kv(
         on_device[0], on_device[1], *to_device(new, device),
         torch.tensor(slots, dtype=torch.int64, device=device),
@@ -69,7 +69,8 @@ def create_quantized(kind: type[Int8Cache] | type[Fp8Cache], shape: tuple[int, .
 
 def move(cache: Cache, device: torch.device) -> Int8Cache | Fp8Cache:
     assert not isinstance(cache, torch.Tensor)
-    return type(cache)(cache.data.to(device), cache.scale.to(device))
+    # also where it is there already: writes to one must not reach the other
+    return type(cache)(cache.data.to(device, copy=True), cache.scale.to(device, copy=True))
 
 
 @pytest.mark.parametrize("num_rows", [1, 7, 60])
