@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from weft.engine.admission import MAX_PASSED_OVER
 from weft.engine.blocks import BlockManager
 from weft.engine.req import Req
-from weft.engine.admission import MAX_PASSED_OVER
 from weft.engine.scheduler import Scheduler
 from weft.messages import EngineRequest, SamplingParams
 
