@@ -165,6 +165,16 @@ def route(logits_TE: Tensor, top_k: int, renormalize: bool) -> tuple[Tensor, Ten
     return weights_TK, experts_TK
 
 
+def _adapted(y_O: Tensor, x_I: Tensor, lora: Lora | None) -> Tensor:
+    """`m (y + s B (A x)) + adapter_bias`, y where there is no adapter."""
+    if lora is None:
+        return y_O
+    y_O = y_O + lora.delta(x_I)
+    if lora.row_scale_O is not None:
+        y_O = y_O * _wide(lora.row_scale_O)
+    return y_O if lora.bias_O is None else y_O + _wide(lora.bias_O)
+
+
 def moe(
     x_TH: Tensor,
     router_HE: Tensor,
@@ -188,14 +198,10 @@ def moe(
             if e >= len(gate_up_EHF):
                 continue
             gate_F, up_F = (x_H @ _wide(gate_up_EHF[e])).chunk(2)
-            if ("gate", e) in loras[t]:
-                gate_F = gate_F + loras[t]["gate", e].delta(x_H)
-            if ("up", e) in loras[t]:
-                up_F = up_F + loras[t]["up", e].delta(x_H)
+            gate_F = _adapted(gate_F, x_H, loras[t].get(("gate", e)))
+            up_F = _adapted(up_F, x_H, loras[t].get(("up", e)))
             act_F = silu_mul(torch.cat((gate_F, up_F)))
-            y_H = act_F @ _wide(down_EFH[e])
-            if ("down", e) in loras[t]:
-                y_H = y_H + loras[t]["down", e].delta(act_F)
+            y_H = _adapted(act_F @ _wide(down_EFH[e]), act_F, loras[t].get(("down", e)))
             out_TH[t] += weights_TK[t, k] * y_H
     return out_TH
 

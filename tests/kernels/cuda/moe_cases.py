@@ -148,9 +148,13 @@ class Case:
             for adapter in self.adapters
         ]
         memory = pool.memory().to(device, self.x.dtype)
-        ranks = [len(lora.a_RI) for adapter in self.adapters for lora in adapter.values()]
-        max_rank = max(ranks, default=8)
-        return create_page_table(memory, shapes, [*slots, None, None], max_rank=max_rank)
+        loras = [lora for adapter in self.adapters for lora in adapter.values()]
+        return create_page_table(
+            memory, shapes, [*slots, None, None],
+            max_rank=max((len(lora.a_RI) for lora in loras), default=8),
+            has_row_scales=any(lora.row_scale_O is not None for lora in loras),
+            has_biases=any(lora.bias_O is not None for lora in loras),
+        )  # fmt: skip
 
     def lora(self, device: torch.device, pages: SlotPages | None = None) -> ExpertLora:
         table = (pages or self.pages(device)).table
@@ -180,7 +184,7 @@ class Case:
 
 
 class _Pool:
-    """A flat pool that grows from both ends, so that a later page often lies before an earlier."""
+    """A flat pool whose pages lie in the order in which they were added, with gaps."""
 
     def __init__(self, rng: random.Random) -> None:
         self._rng = rng
@@ -202,11 +206,19 @@ class _Pool:
                 own = matrix[first : first + num_rows]
                 part[: len(own)] = own
                 rows.append(part.flatten())
-            self._size += PAGE_ROWS * self._rng.randrange(1, 4)
-            runs[first] = (self._size, num_rows)
-            self._parts.append((self._size, torch.cat(rows)))
-            self._size += -(-len(self._parts[-1][1]) // PAGE_ROWS) * PAGE_ROWS
-        return SitePages(rank, lora.scale, [runs[first] for first, _ in cuts])
+            runs[first] = (self._place(torch.cat(rows)), num_rows)
+        vectors = [
+            None if vector is None else self._place(vector)
+            for vector in (lora.row_scale_O, lora.bias_O)
+        ]
+        return SitePages(rank, lora.scale, [runs[first] for first, _ in cuts], *vectors)
+
+    def _place(self, part: Tensor) -> int:
+        """Behind a gap, at a multiple of 8 elements as the pool has it."""
+        offset = self._size + PAGE_ROWS * self._rng.randrange(1, 4)
+        self._parts.append((offset, part))
+        self._size = offset + -(-len(part) // PAGE_ROWS) * PAGE_ROWS
+        return offset
 
     def memory(self) -> Tensor:
         memory = torch.full((self._size + PAGE_ROWS,), float("nan"))

@@ -190,6 +190,22 @@ def test_adapters_that_touch_no_expert_give_the_base_bit_by_bit(
     assert torch.equal(case.run(device, max_few_tokens), base)
 
 
+def test_row_scales_and_biases_are_the_twin(
+    max_few_tokens: int, device: torch.device, generator: torch.Generator
+) -> None:
+    """DoRA's factor scales the base too; some sites have one vector, some the other, some none."""
+    case = create_case(generator, [0] * 6 + [1, BASE_ONLY, 1], ranks=RANKS[:2])
+    for adapter in case.adapters:
+        for (name, expert), lora in adapter.items():
+            scale, bias = (torch.randn(len(lora.b_OR), generator=generator) for _ in range(2))
+            adapter[name, expert] = replace(
+                lora,
+                row_scale_O=scale if expert != 1 else None,
+                bias_O=bias if expert != 2 else None,
+            )
+    assert_near(case.run(device, max_few_tokens), case.twin())
+
+
 def test_null_experts_and_rows_that_are_no_tokens_have_no_adapters(
     max_few_tokens: int, device: torch.device, generator: torch.Generator
 ) -> None:
