@@ -10,8 +10,10 @@ import torch
 from tests.kernels.cuda.lora_cases import BASE_ONLY, assert_near, create_case
 from tests.kernels.cuda.lora_forms import CONFIG, NAN, run
 
+from weft_kernels.cuda.configs import TuningSpace
 from weft_kernels.cuda.lora import FORMS, adapted_linear, add_lora_, choose_form
 from weft_kernels.cuda.lora_sites import create_site_group
+from weft_kernels.cuda.lora_tuning import TUNING
 from weft_kernels.cuda.segments import create_segments, fill_segments_
 from weft_kernels.cuda.tail_pages import create_tail_pages
 from weft_kernels.linear import create_linear_weight
@@ -255,3 +257,11 @@ def test_what_does_not_go_together_is_refused(device: torch.device) -> None:
     for sites, widths in (([1, 1], [8, 8]), ([1], [8, 8]), ([], []), ([-1], [8])):
         with pytest.raises(ValueError, match="sites"):
             create_site_group(sites, 8, widths, device)
+
+
+@pytest.mark.parametrize("space", TUNING, ids=lambda space: str(space.operator))
+def test_what_tuning_would_time_runs(space: TuningSpace, device: torch.device) -> None:
+    shape = dict.fromkeys(space.shapes[0], 64) | {"rows": 2}
+    shape = {key: shape[key] for key in space.shapes[0]}
+    candidate = {**space.candidates(shape)[0], "BLOCK_M": 16}
+    space.create_launch(shape, device)(candidate)()
