@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -116,9 +117,11 @@ def check_case(case: Case) -> float:
 
 def interpret_case(bench: str, case: Case, dtype: torch.dtype) -> Row:
     """Run everything of the case once; a row without times."""
-    for create in (case.create, *case.peers.values()):
-        create()()
-    return _row(bench, case, dtype, check_case(case))
+    # numpy, which interprets, warns of infinities where a device does not
+    with np.errstate(all="ignore"):
+        for create in (case.create, *case.peers.values()):
+            create()()
+        return _row(bench, case, dtype, check_case(case))
 
 
 def time_case(bench: str, case: Case, dtype: torch.dtype, ceilings: Ceilings) -> Row:

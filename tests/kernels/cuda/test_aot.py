@@ -9,6 +9,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -41,6 +42,43 @@ def reports(request: pytest.FixtureRequest) -> dict[str, Any]:
 @pytest.mark.parametrize("name", VARIANTS)
 def test_it_compiles_for_sm_90(name: str, reports: dict[str, Any]) -> None:
     assert reports[name]["faults"] == []
+
+
+@pytest.mark.parametrize(
+    ("change", "promise", "fault"),
+    [
+        ({"error": "no"}, {}, "it does not compile: no"),
+        ({"stack_bytes": 8}, {}, "it spills: 8 bytes of stack, 0 of local memory"),
+        ({"local_bytes": 4}, {}, "it spills: 0 bytes of stack, 4 of local memory"),
+        ({"shared_bytes": 232_449}, {}, "it needs 232449 bytes of shared memory"),
+        ({"has_vector_loads": False}, {}, "it has no 16-byte load from global memory"),
+        ({}, {"needs_mma": True}, "it has no tensor-core instruction"),
+        ({}, {"launch_pdl": True}, "it never waits for the kernel that it is launched beside"),
+    ],
+)
+def test_a_promise_that_is_not_kept_is_a_fault(
+    change: dict[str, Any], promise: dict[str, Any], fault: str
+) -> None:
+    variant = aot.AotVariant("op/form", None, {}, {}, (), num_warps=4, num_stages=1)
+    report = aot.AotReport("op/form", shared_bytes=232_448, has_vector_loads=True)
+    assert report.faults(variant) == []
+    assert replace(report, **change).faults(replace(variant, **promise)) == [fault]
+
+
+@pytest.mark.parametrize(
+    ("line", "is_vector"),
+    [
+        ("@%p1 ld.global.v4.b32 { %r2, %r3, %r4, %r5 }, [ %rd1 + 0 ];", True),
+        ("ld.global.L1::evict_last.v2.b64 { %rd2, %rd3 }, [ %rd1 + 0 ];", True),
+        ("cp.async.cg.shared.global [ %r1 + 0 ], [ %rd2 + 0 ], 0x10, %r4;", True),
+        ("cp.async.ca.shared.global [ %r1 + 0 ], [ %rd2 + 0 ], 0x8, %r4;", False),
+        ("ld.global.v2.b32 { %r2, %r3 }, [ %rd1 + 0 ];", False),
+        ("ld.global.b32 { %r2 }, [ %rd1 + 0 ];", False),
+        ("ld.shared.v4.b32 { %r2, %r3, %r4, %r5 }, [ %r1 + 0 ];", False),
+    ],
+)
+def test_a_vector_load_has_16_bytes(line: str, is_vector: bool) -> None:
+    assert (aot._VECTOR_LOAD.search(line) is not None) is is_vector
 
 
 def test_each_operator_that_has_configurations_is_compiled() -> None:
