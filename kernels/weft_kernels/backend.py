@@ -21,6 +21,7 @@ from weft_kernels.attention import (
     paged_attention,
     write_kv,
 )
+from weft_kernels.linear import LinearWeight, create_linear_weight
 from weft_kernels.norm import rms_norm
 from weft_kernels.rotary import apply_rotary
 
@@ -60,6 +61,10 @@ class Backend:
     ) -> Attention:
         """Arguments as `create_attention_buckets` takes them."""
         return _Buckets(create_attention_buckets(spans, tables, block_size, device, windows))
+
+    def create_linear_weight(self, w_IO: Tensor, quantization: str | None = None) -> LinearWeight:
+        """See `weft_kernels.linear`."""
+        return create_linear_weight(w_IO, quantization)
 
     def add_rms_norm_(
         self, x_TH: Tensor, delta_TH: Tensor | None, weight_H: Tensor, eps: float

@@ -4,6 +4,7 @@
 
 On a CPU with oneDNN the weight is packed once into oneDNN's own blocked layout; for batches of 8 to
 64 rows this is 2 to 3 times faster than a plain GEMM. Elsewhere it is a dense `[in, out]` matrix.
+(The native kernels have a layout of their own.)
 
 A quantized weight is dequantized in every call. On a CPU that is done by slices of columns which
 stay in the L2 cache, so that memory is read once, as int8 or int4: int8 in float32 is as fast as
@@ -17,6 +18,7 @@ Nobody but this file knows which layout a weight has.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
 import torch
@@ -31,9 +33,29 @@ _SLICE_ELEMENTS = 192 * 1024
 _MIN_SLICE_COLUMNS = 128
 
 
-@dataclass(frozen=True, slots=True)
-class LinearWeight:
+class LinearWeight(ABC):
     """W of one linear (or several side by side that share their input): `num_in` to `num_out`."""
+
+    num_in: int
+    num_out: int
+
+    @abstractmethod
+    def apply(self, x_TI: Tensor, bias_O: Tensor | None = None) -> Tensor:
+        """x_TI `[T, num_in]` -> `[T, num_out]`, both in the weight's dtype."""
+
+    @abstractmethod
+    def dense(self) -> Tensor:
+        """The matrix `[num_in, num_out]`: a copy where it is packed or quantized."""
+
+    @property
+    @abstractmethod
+    def num_bytes(self) -> int:
+        """Bytes of the elements and their scales; what a layout pads them by is not counted."""
+
+
+@dataclass(frozen=True)
+class TorchLinear(LinearWeight):
+    """Packed by oneDNN, quantized in slices of columns, or dense."""
 
     num_in: int
     num_out: int
@@ -41,7 +63,6 @@ class LinearWeight:
     _data: Tensor | tuple[QuantizedMatrix, ...]  # slices of columns, side by side
 
     def apply(self, x_TI: Tensor, bias_O: Tensor | None = None) -> Tensor:
-        """x_TI `[T, num_in]` -> `[T, num_out]`, both in the weight's dtype."""
         if self.is_packed:
             out: Tensor = torch.ops.mkldnn._linear_pointwise(
                 x_TI, self._data, bias_O, "none", [], ""
@@ -60,15 +81,12 @@ class LinearWeight:
         return y_TO if bias_O is None else y_TO.add_(bias_O)
 
     def dense(self) -> Tensor:
-        """The matrix `[num_in, num_out]`: a copy where it is packed or quantized."""
         if isinstance(self._data, tuple):
             return torch.cat([w.dense() for w in self._data], dim=1)
         return self._data.to_dense().t() if self.is_packed else self._data
 
     @property
     def num_bytes(self) -> int:
-        """Bytes of the elements and their scales; what oneDNN pads a packed matrix by is not
-        known."""
         if isinstance(self._data, tuple):
             return sum(w.num_bytes for w in self._data)
         return self.num_in * self.num_out * self._data.dtype.itemsize
@@ -82,7 +100,7 @@ def can_pack(w_IO: Tensor) -> bool:
     return w_IO.dtype is torch.float32 or is_fast_bfloat16
 
 
-def create_linear_weight(w_IO: Tensor, quantization: str | None = None) -> LinearWeight:
+def create_linear_weight(w_IO: Tensor, quantization: str | None = None) -> TorchLinear:
     """Lay out `w_IO` `[num_in, num_out]` for its device, rounded to "int8" or "int4" if asked to.
 
     ValueError as `quantize` says.
@@ -93,9 +111,9 @@ def create_linear_weight(w_IO: Tensor, quantization: str | None = None) -> Linea
         if w_IO.device.type == "cpu":
             width = max(_MIN_SLICE_COLUMNS, _SLICE_ELEMENTS // num_in // 64 * 64)
         slices = tuple(quantize(part, quantization) for part in torch.split(w_IO, width, dim=1))
-        return LinearWeight(num_in, num_out, is_packed=False, _data=slices)
+        return TorchLinear(num_in, num_out, is_packed=False, _data=slices)
     if not can_pack(w_IO):
-        return LinearWeight(num_in, num_out, is_packed=False, _data=w_IO.contiguous())
+        return TorchLinear(num_in, num_out, is_packed=False, _data=w_IO.contiguous())
     rows = w_IO.t().contiguous()
     packed: Tensor = torch.ops.mkldnn._reorder_linear_weight(rows, _PACKED_FOR_ROWS)
-    return LinearWeight(num_in, num_out, is_packed=True, _data=packed)
+    return TorchLinear(num_in, num_out, is_packed=True, _data=packed)

@@ -21,6 +21,7 @@ from weft.engine.model.weights import DenseWeights, LayerWeights, load_weights
 from weft.engine.offline import load_adapters, register_folder, run_requests
 from weft.messages import EngineRequest, SamplingParams
 from weft_adapters.store import FolderStore
+from weft_kernels.backend import Backend
 from weft_kernels.moe import QuantizedExperts
 
 if TYPE_CHECKING:
@@ -99,7 +100,12 @@ def save_rounded(bench: Bench, quantization: str, folder: Path) -> None:
     """A checkpoint of the values that an engine with this quantization computes with."""
     config = create_model_config(read_hf_config(bench.base_dir))
     weights = load_weights(
-        bench.base_dir, config, torch.float32, torch.device("cpu"), quantization=quantization
+        bench.base_dir,
+        config,
+        torch.float32,
+        torch.device("cpu"),
+        Backend(),
+        quantization=quantization,
     )
     model = AutoModelForCausalLM.from_pretrained(bench.base_dir, dtype=torch.float32)
     with torch.no_grad():
@@ -260,7 +266,7 @@ def test_the_plan_counts_what_the_weights_take(
     bench: Bench = request.getfixturevalue(name)
     cpu = torch.device("cpu")
     weights = load_weights(
-        bench.base_dir, model_of(bench), torch.float32, cpu, quantization=quantization
+        bench.base_dir, model_of(bench), torch.float32, cpu, Backend(), quantization=quantization
     )
     planned = weight_bytes(model_of(bench), torch.float32, quantization)
     assert planned <= weights.num_bytes <= 1.03 * planned  # norms and biases

@@ -16,6 +16,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from weft.engine.model.config import ModelConfig, create_model_config, read_hf_config
 from weft.engine.model.weights import ModelWeights, load_weights
 from weft_adapters.families import FAMILIES
+from weft_kernels.backend import Backend
 from weft_kernels.moe import ExpertWeights, QuantizedExperts
 
 if TYPE_CHECKING:
@@ -33,7 +34,7 @@ def config_of(bench: Bench) -> ModelConfig:
 
 
 def load(folder: Path, config: ModelConfig, dtype: torch.dtype = torch.float32) -> ModelWeights:
-    return load_weights(folder, config, dtype, torch.device("cpu"))
+    return load_weights(folder, config, dtype, torch.device("cpu"), Backend())
 
 
 def save(folder: Path, tensors: Tensors, name: str = "model.safetensors") -> Path:
@@ -98,7 +99,9 @@ def test_matrices_lie_in_out_and_side_by_side(dense: Bench) -> None:
 
 def test_progress_is_told_layer_by_layer(dense: Bench) -> None:
     seen: list[int] = []
-    load_weights(dense.base_dir, config_of(dense), torch.float32, torch.device("cpu"), seen.append)
+    load_weights(
+        dense.base_dir, config_of(dense), torch.float32, torch.device("cpu"), Backend(), seen.append
+    )
     assert seen == [0, 1, 2]
 
 

@@ -34,6 +34,43 @@ def assert_near(got: torch.Tensor, want: torch.Tensor, tolerance: float = 1e-5) 
     torch.testing.assert_close(got.double(), want.double(), rtol=tolerance, atol=tolerance)
 
 
+@pytest.mark.parametrize("num_rows", [*range(10), 32, 133])
+@pytest.mark.parametrize(("num_in", "num_out"), [(1, 1), (7, 133), (513, 32), (64, 48), (1100, 96)])
+@pytest.mark.parametrize("has_bias", [False, True])
+def test_a_linear_is_x_times_w_plus_bias(
+    backend: Backend, num_rows: int, num_in: int, num_out: int, has_bias: bool,
+    generator: torch.Generator,
+) -> None:  # fmt: skip
+    x = torch.randn(num_rows, num_in + 3, generator=generator)[:, 2:-1]
+    w = torch.randn(num_in, num_out, generator=generator)
+    bias = torch.randn(num_out, generator=generator) if has_bias else None
+    weight = backend.create_linear_weight(w)
+    assert (weight.num_in, weight.num_out, weight.num_bytes) == (num_in, num_out, w.nbytes)
+    assert torch.equal(weight.dense(), w)
+    want = x.double() @ w.double() + (0 if bias is None else bias.double())
+    torch.testing.assert_close(weight.apply(x, bias).double(), want, rtol=1e-5, atol=1e-4)
+
+
+def test_rows_of_a_linear_do_not_depend_on_their_neighbours(backend: Backend) -> None:
+    # oneDNN chooses another order of sums for each number of rows
+    tolerance = 0 if backend.name == "native" else 1e-4
+    weight, x = backend.create_linear_weight(torch.randn(700, 70)), torch.randn(21, 700)
+    x[4, 9] = torch.nan
+    together = weight.apply(x)
+    for t, row in enumerate(x):
+        torch.testing.assert_close(
+            together[t], weight.apply(row[None])[0], rtol=tolerance, atol=tolerance, equal_nan=True
+        )
+    assert together.isfinite().all(1).sum() == 20
+
+
+def test_a_quantized_linear_is_the_same_in_every_backend(backend: Backend) -> None:
+    w, x = torch.randn(64, 96), torch.randn(7, 64)
+    for quantization in ("int8", "int4"):
+        want = Backend().create_linear_weight(w, quantization).apply(x)
+        assert torch.equal(backend.create_linear_weight(w, quantization).apply(x), want)
+
+
 @pytest.mark.parametrize("num_rows", [0, 1, 7, 133])
 @pytest.mark.parametrize("width", [1, 7, 16, 133, 512])
 def test_the_norm_of_a_sum_is_the_twins_and_the_sum_stays(

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from weft_kernels import reference
-from weft_kernels.linear import LinearWeight, can_pack, create_linear_weight
+from weft_kernels.linear import TorchLinear, can_pack, create_linear_weight
 from weft_kernels.moe import expert_mm
 from weft_kernels.quantized import group_size, quantize, quantized_bytes
 
@@ -39,7 +39,7 @@ def test_the_packed_and_the_dense_form_agree() -> None:
     packed = create_linear_weight(w)
     assert packed.is_packed
     assert torch.equal(packed.dense(), w)
-    dense = LinearWeight(512, 96, is_packed=False, _data=w)
+    dense = TorchLinear(512, 96, is_packed=False, _data=w)
     torch.testing.assert_close(packed.apply(x), dense.apply(x), rtol=1e-5, atol=1e-4)
 
 

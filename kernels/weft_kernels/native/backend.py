@@ -9,8 +9,10 @@ from torch import Tensor
 
 from weft_kernels import backend
 from weft_kernels.attention import Int8Cache
+from weft_kernels.linear import LinearWeight
 from weft_kernels.native import ops
 from weft_kernels.native.library import library
+from weft_kernels.native.linear import create_native_linear
 
 
 class NativeBackend(backend.Backend):
@@ -31,6 +33,11 @@ class NativeBackend(backend.Backend):
         windows: Sequence[int | None],
     ) -> backend.Attention:
         return ops.Attention(spans, tables, block_size, windows)
+
+    def create_linear_weight(self, w_IO: Tensor, quantization: str | None = None) -> LinearWeight:
+        if quantization is not None:
+            return super().create_linear_weight(w_IO, quantization)
+        return create_native_linear(w_IO)
 
     def add_rms_norm_(
         self, x_TH: Tensor, delta_TH: Tensor | None, weight_H: Tensor, eps: float

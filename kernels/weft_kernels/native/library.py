@@ -45,6 +45,8 @@ class Library:
         self.silu_mul = function("weft_silu_mul", "pplli")
         self.rotate_and_write = function("weft_rotate_and_write", "ppfppllllpppi")
         self.paged_decode = function("weft_paged_decode", "pppppplllllllfpi")
+        self.pack_linear = function("weft_pack_linear", "pllp")
+        self.linear = function("weft_linear", "plpplllpi")
         self.lora = function("weft_lora", "plplppllplpi")
         self.expert_segments = function("weft_expert_segments", "pppllllpp", "l")
 

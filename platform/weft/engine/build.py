@@ -66,8 +66,9 @@ def build_engine(
     tokenizer = BaseTokenizer.from_dir(config.base_dir)
     on_progress("hash the base", 0, 1)
     digest = base_digest(config.base_dir)
+    backend = create_backend(config.kernels, device, dtype)
     weights = load_weights(
-        config.base_dir, model, dtype, device,
+        config.base_dir, model, dtype, device, backend,
         on_layer=lambda i: on_progress("load the base", i + 1, model.num_layers),
         quantization=config.quantization,
     )  # fmt: skip
@@ -86,7 +87,6 @@ def build_engine(
         if memory.num_host_blocks
         else None
     )
-    backend = create_backend(config.kernels, device, dtype)
     decoder = Decoder(model, weights, memory.max_model_len, backend)
     adapters = _create_adapters(config, base, pool, backend)
     runner = Runner(decoder, kv, adapters, config.block_size, host_kv, tokenizer.eos_token_ids)

@@ -70,8 +70,8 @@ inline void shrink_tile(const float* const* x, const float* a, int64_t num_in, f
 
 template <int N>
 inline void shrink_page(const float* const* x, const float* a, int64_t num_in, float scale, float* const* h) {
-    // N x RANKS accumulators have to fit the registers
-    constexpr int RANKS = N <= 2 ? 8 : 4;
+    // N x RANKS sums, N rows and a weight have to fit the registers
+    constexpr int ROOM = (REGISTERS - N - 1) / N, RANKS = ROOM >= 8 ? 8 : ROOM >= 4 ? 4 : ROOM >= 2 ? 2 : 1;
     for (int64_t r = 0; r < PAGE; r += RANKS) {
         float* targets[N];
         for (int n = 0; n < N; n++) targets[n] = h[n] + r;
@@ -83,7 +83,7 @@ inline void shrink_page(const float* const* x, const float* a, int64_t num_in, f
 template <int N>
 inline void expand(const float* const* h, const float* b, int64_t num_ranks, int64_t width, int64_t first,
                    int64_t last, float* const* y) {
-    constexpr int VECTORS = N == 1 ? 4 : 2;
+    constexpr int VECTORS = N * 4 < REGISTERS / 2 ? 4 : N * 2 < REGISTERS / 2 ? 2 : 1;
     int64_t o = first;
     for (; o + VECTORS * LANES <= last; o += VECTORS * LANES) {
         f32x16 acc[N][VECTORS] = {};

@@ -12,6 +12,13 @@ typedef float f32x16 __attribute__((vector_size(64)));
 typedef float f32x16_unaligned __attribute__((vector_size(64), aligned(4), may_alias));
 typedef int32_t i32x16 __attribute__((vector_size(64)));
 
+// How many vectors of sixteen the registers hold.
+#if defined(__AVX512F__)
+constexpr int REGISTERS = 32;
+#else
+constexpr int REGISTERS = 8;
+#endif
+
 inline f32x16 load(const float* p) { return *reinterpret_cast<const f32x16_unaligned*>(p); }
 inline void store(float* p, f32x16 v) { *reinterpret_cast<f32x16_unaligned*>(p) = v; }
 inline f32x16 splat(float x) { return f32x16{} + x; }

@@ -15,7 +15,8 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from weft_kernels.linear import LinearWeight, create_linear_weight
+from weft_kernels.backend import Backend
+from weft_kernels.linear import LinearWeight
 from weft_kernels.moe import ExpertWeights, QuantizedExperts
 from weft_kernels.quantized import quantize
 
@@ -24,11 +25,17 @@ class Checkpoint:
     """Takes each tensor of a (sharded) checkpoint exactly once."""
 
     def __init__(
-        self, base_dir: Path, dtype: torch.dtype, device: torch.device, quantization: str | None
+        self,
+        base_dir: Path,
+        dtype: torch.dtype,
+        device: torch.device,
+        quantization: str | None,
+        backend: Backend,
     ) -> None:
         self._dtype = dtype
         self._device = device
         self._quantization = quantization
+        self._backend = backend
         self._files = {path: safe_open(path, "pt") for path in _shard_paths(base_dir)}
         self._file_of = {key: path for path, file in self._files.items() for key in _keys_of(file)}
         self._left = set(self._file_of)
@@ -54,12 +61,12 @@ class Checkpoint:
 
     def lay_out(self, matrix: Tensor) -> LinearWeight:
         """A matrix `[in, out]` as the operators want it, never rounded."""
-        return create_linear_weight(matrix.to(self._device))
+        return self._backend.create_linear_weight(matrix.to(self._device))
 
     def lay_out_projection(self, name: str, matrix: Tensor) -> LinearWeight:
         """A matrix `[in, out]` as the operators want it, rounded if the engine's are."""
         with _naming(name):
-            return create_linear_weight(matrix.to(self._device), self._quantization)
+            return self._backend.create_linear_weight(matrix.to(self._device), self._quantization)
 
     def lay_out_experts(
         self, name: str, router: Tensor, gate_up: Tensor, down: Tensor

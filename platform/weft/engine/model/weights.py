@@ -18,6 +18,7 @@ from torch import Tensor
 
 from weft.engine.model.checkpoint import Checkpoint
 from weft.engine.model.config import ModelConfig
+from weft_kernels.backend import Backend
 from weft_kernels.linear import LinearWeight
 from weft_kernels.moe import ExpertWeights, QuantizedExperts
 from weft_kernels.quantized import QuantizedMatrix
@@ -92,15 +93,17 @@ def load_weights(
     config: ModelConfig,
     dtype: torch.dtype,
     device: torch.device,
+    backend: Backend,
     on_layer: Callable[[int], None] = lambda layer: None,
     quantization: str | None = None,
 ) -> ModelWeights:
-    """Read the checkpoint; `on_layer(i)` is called after layer i for progress bars.
+    """Read the checkpoint, laid out for `backend`; `on_layer(i)` is called after layer i, for
+    progress bars.
 
     Raises ValueError for a missing, left-over or misshapen tensor, and for weights that cannot be
     rounded to `quantization` ("int8" or "int4").
     """
-    checkpoint = Checkpoint(base_dir, dtype, device, quantization)
+    checkpoint = Checkpoint(base_dir, dtype, device, quantization, backend)
     hidden, vocab = config.hidden_size, config.vocab_size
     embed = checkpoint.take("model.embed_tokens.weight", vocab, hidden)
     layers = []
