@@ -130,6 +130,11 @@ def _expand_kernel(
     g, n_N, column, width = chunk_columns(chunks_ptr, tl.program_id(1), BLOCK_N, IS_ALIGNED)
     at = tl.load(sites_ptr + g) * num_slots + slot
     rank = tl.load(true_ranks_ptr + at)
+    if row_scales_ptr is None and biases_ptr is None and rank == 0:
+        # the adapter does not touch the site
+        if USE_PDL:
+            tl.extra.cuda.gdc_wait()
+        return
     first_page = tl.load(first_pages_ptr + at)
     scale = tl.load(scales_ptr + at)
     is_column = n_N < width

@@ -39,7 +39,10 @@ class SiteGroup:
 
     def chunks(self, block_columns: int) -> Tensor:
         """int32 `[C, 4]`: y's columns in blocks that do not cross sites: (g, first column within
-        the site, first column of the site in y, width of the site)."""
+        the site, first column of the site in y, width of the site).
+
+        The first call for a size copies to the device: to be made before a graph is captured.
+        """
         if block_columns not in self._chunks:
             rows = []
             first = 0

@@ -61,8 +61,9 @@ def test_long_prompts_beside_decoding_rows_are_the_twins(form: str, device: torc
 @pytest.mark.parametrize("gemv_rows", [0, 16])
 def test_both_cores_are_the_twins(form: str, gemv_rows: int, device: torch.device) -> None:
     rows = [1, 0, 0, 2, 2, 2, 3, 3, 3, 3]
-    case = small_case(rows, num_adapters=4, with_vectors=True)
-    config = {**CONFIG, "GEMV_ROWS": gemv_rows}
+    case = small_case(rows, num_adapters=4, num_in=70, with_vectors=True)
+    # three planes in room for four
+    config = {**CONFIG, "GEMV_ROWS": gemv_rows, "SPLIT": 3, "BLOCK_K": 32, "GEMV_K": 32}
     assert_near(run(case, form, device, config=config), case.twin())
 
 
@@ -116,6 +117,22 @@ def test_rows_without_an_adapter_are_neither_read_nor_written(
     case.x[without] = 0
     want[without] = case.base(device)[without].cpu().double()
     assert_near(run(case, form, device), want)
+
+
+@pytest.mark.parametrize("form", ["pair", "fused"])
+@pytest.mark.parametrize("num_rows", [2, 5])
+def test_a_site_that_the_adapter_does_not_touch_is_not_written(
+    num_rows: int, form: str, device: torch.device
+) -> None:
+    case = small_case([1] * num_rows, num_adapters=2)
+    assert [lora is None for lora in case.adapters[1]] == [False, True]
+    table, group = case.pages(device).table, case.group(device)
+    segments = create_segments(case.slots(device), table.num_slots, 16)
+    y = case.base(device)
+    y[:, 72:] = NAN
+    add_lora_(y, case.x.to(device), group, table, segments, form=form)
+    assert_near(y[:, :72], case.twin()[:, :72])
+    assert y[:, 72:].isnan().all()
 
 
 @pytest.mark.parametrize("form", ["pair", "fused"])
