@@ -40,9 +40,11 @@ def poisoned_memory() -> Iterator[None]:
     """What `torch.empty` gives is full of NaN, and of integers that are no index."""
     with mock.patch.dict(os.environ, CUBLAS_WORKSPACE_CONFIG=":4096:8"):
         torch.use_deterministic_algorithms(True)
-        assert torch.empty(3).isnan().all()
-        yield
-        torch.use_deterministic_algorithms(False)
+        try:
+            assert torch.empty(3).isnan().all()
+            yield
+        finally:
+            torch.use_deterministic_algorithms(False)
 
 
 def normal(generator: torch.Generator, *shape: int) -> Tensor:

@@ -104,14 +104,14 @@ def test_133_rows_of_zipf_are_the_twin(
     assert_near(case.run(device, max_few_tokens), case.twin())
 
 
-@pytest.mark.parametrize("num_rows", [2, 9])
+@pytest.mark.parametrize("num_rows", [2, 5])
 def test_ranks_from_4_to_256_are_the_twin(
     num_rows: int, max_few_tokens: int, device: torch.device, generator: torch.Generator
 ) -> None:
-    """Two rows are a GEMV each, nine of one expert a tensor-core tile."""
-    ranks = (4, 256, 64)
+    """Two rows of an adapter are a GEMV each, five a tensor-core run of an expert's tile."""
+    ranks = (4, 256)
     case = create_case(
-        generator, [1] * num_rows + [0, 2], ranks=ranks, top_k=1, num_experts=1, hidden=16, width=8
+        generator, [1] * num_rows + [0], ranks=ranks, top_k=1, num_experts=1, hidden=16, width=8
     )
     assert_near(case.run(device, max_few_tokens), case.twin())
 
@@ -133,7 +133,7 @@ def test_ugly_sizes_are_the_twin(
 def test_any_number_of_experts_per_token_is_the_twin(
     top_k: int, max_few_tokens: int, device: torch.device, generator: torch.Generator
 ) -> None:
-    rows = assign_adapters("uniform", 9, 2, seed=4)
+    rows = assign_adapters("uniform", 5, 2, seed=4)
     case = create_case(generator, rows, ranks=RANKS[:2], top_k=top_k, num_experts=8)
     assert_near(case.run(device, max_few_tokens), case.twin())
 

@@ -37,7 +37,7 @@ def max_few_tokens(request: pytest.FixtureRequest) -> int:
 @pytest.mark.parametrize("renormalize", [True, False])
 @pytest.mark.parametrize(
     ("num_rows", "num_experts", "top_k"),
-    [(0, 7, 2), (1, 1, 1), (7, 8, 8), (7, 133, 8), (133, 7, 2)],
+    [(0, 7, 2), (1, 1, 1), (7, 133, 8), (133, 7, 1)],
 )
 def test_routing_is_the_twins(
     num_rows: int,
@@ -110,7 +110,7 @@ def test_tiles_end_where_experts_and_slots_do(
 
 
 @pytest.mark.parametrize(("num_experts", "top_k"), [(1, 1), (5, 2), (12, 8)])
-@pytest.mark.parametrize("num_rows", [0, 1, 7, 20])
+@pytest.mark.parametrize("num_rows", [0, 1, 7])
 def test_it_is_the_twin(
     num_rows: int,
     num_experts: int,
