@@ -22,6 +22,7 @@ from torch import Tensor
 from weft_adapters.arena import Arena
 from weft_adapters.format import SiteWeights
 from weft_adapters.sites import BaseSpec, Site
+from weft_kernels.memory import zeros
 
 PAGE_ROWS = 8
 
@@ -87,7 +88,7 @@ class PagePool:
         num_units = budget_bytes // (self._unit_elements * dtype.itemsize)
         if num_units == 0:
             raise ValueError(f"a pool of {budget_bytes} bytes has no room for a single page")
-        self._memory = torch.zeros(num_units * self._unit_elements, dtype=dtype, device=self.device)
+        self._memory = zeros(num_units * self._unit_elements, dtype=dtype, device=self.device)
         self._arena = Arena(num_units)
         self._adapters: dict[str, PooledAdapter] = {}
         self._being_written: dict[str, Mapping[Site, PooledSite]] = {}

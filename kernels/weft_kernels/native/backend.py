@@ -10,6 +10,7 @@ from torch import Tensor
 from weft_kernels import backend
 from weft_kernels.attention import Int8Cache
 from weft_kernels.linear import LinearWeight
+from weft_kernels.memory import Arena
 from weft_kernels.native import ops
 from weft_kernels.native.library import library
 from weft_kernels.native.linear import create_native_linear
@@ -23,6 +24,7 @@ class NativeBackend(backend.Backend):
 
     def __init__(self) -> None:
         library()
+        self._arena = Arena()
 
     def create_attention(
         self,
@@ -37,7 +39,7 @@ class NativeBackend(backend.Backend):
     def create_linear_weight(self, w_IO: Tensor, quantization: str | None = None) -> LinearWeight:
         if quantization is not None:
             return super().create_linear_weight(w_IO, quantization)
-        return create_native_linear(w_IO)
+        return create_native_linear(w_IO, self._arena)
 
     def add_rms_norm_(
         self, x_TH: Tensor, delta_TH: Tensor | None, weight_H: Tensor, eps: float

@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 
 from weft_kernels.linear import LinearWeight
+from weft_kernels.memory import Arena
 from weft_kernels.native.library import library
 
 _PANEL = 32
-_ALIGNMENT = 64  # bytes: a cache line
 
 
 @dataclass(frozen=True)
@@ -51,13 +51,10 @@ class NativeLinear(LinearWeight):
         return self.num_in * self.num_out * 4
 
 
-def create_native_linear(w_IO: Tensor) -> NativeLinear:
+def create_native_linear(w_IO: Tensor, arena: Arena) -> NativeLinear:
     """Pack a float32 matrix `[num_in, num_out]`."""
     num_in, num_out = w_IO.shape
-    num_panels = -(-num_out // _PANEL)
-    memory = torch.empty(num_panels * num_in * _PANEL + _ALIGNMENT // 4)
-    skip = -memory.data_ptr() % _ALIGNMENT // 4
-    panels = memory[skip : skip + num_panels * num_in * _PANEL]
+    panels = arena.empty(-(-num_out // _PANEL), num_in, _PANEL, dtype=torch.float32)
     w_IO = w_IO.contiguous()
     library().pack_linear(w_IO.data_ptr(), num_in, num_out, panels.data_ptr())
-    return NativeLinear(num_in, num_out, panels.view(num_panels, num_in, _PANEL))
+    return NativeLinear(num_in, num_out, panels)

@@ -16,6 +16,7 @@ from weft.engine.req import Req
 from weft.engine.sampler import Sampled, sample
 from weft_adapters.pool import PooledAdapter
 from weft_kernels.attention import Int8Cache
+from weft_kernels.memory import zeros
 
 
 def create_kv_cache(
@@ -25,7 +26,7 @@ def create_kv_cache(
     """Zeroed caches; `shape` = (block_size, num_kv_heads, head_dim); int8 brings its scales."""
 
     def create() -> torch.Tensor | Int8Cache:
-        data = torch.zeros(num_blocks, *shape, dtype=dtype, device=device)
+        data = zeros(num_blocks, *shape, dtype=dtype, device=device)
         if dtype is not torch.int8:
             return data
         return Int8Cache(data, torch.zeros(num_blocks, *shape[:2], 1, device=device))
