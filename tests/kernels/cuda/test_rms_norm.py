@@ -65,6 +65,18 @@ def test_each_head_may_have_weights_of_its_own_and_strides(
         )
 
 
+def test_rows_beyond_the_batch_stay_as_they_are(
+    device: torch.device, generator: torch.Generator
+) -> None:
+    x, delta, out = torch.randn(3, 32, 8, generator=generator).to(device)
+    before = x.clone(), out.clone()
+    config = {"BLOCK_ROWS": 16, "num_warps": 1, "num_stages": 1}
+    rms_norm(x[:7], torch.ones(8, device=device), 1e-6, delta[:7], out=out[:7], config=config)
+    assert torch.equal(x[7:], before[0][7:])
+    assert torch.equal(out[7:], before[1][7:])
+    assert not torch.equal(x[:7], before[0][:7])
+
+
 def test_it_may_write_over_its_input_and_beside_nothing_else(
     device: torch.device, generator: torch.Generator
 ) -> None:

@@ -70,6 +70,18 @@ def test_only_the_heads_of_q_and_k_of_a_fused_projection_change(
     assert torch.equal(heads[:, 3:].cpu(), before[:, 3:])
 
 
+def test_rows_beyond_the_batch_stay_as_they_are(
+    device: torch.device, generator: torch.Generator
+) -> None:
+    x = torch.randn(32, 3, 8, generator=generator).to(device)
+    before = x.clone()
+    positions = torch.tensor(POSITIONS, device=device)
+    config = {"BLOCK_ROWS": 16, "num_warps": 1, "num_stages": 1}
+    rotate_heads(x[:7], positions, create_rotary_table(MAX_LEN, 8, ROPE, device), config=config)
+    assert torch.equal(x[7:], before[7:])
+    assert not torch.equal(x[:7], before[:7])
+
+
 def test_a_bad_row_stays_alone(device: torch.device, generator: torch.Generator) -> None:
     x = torch.randn(3, 2, 8, generator=generator)
     x[1, 0] = float("nan")
