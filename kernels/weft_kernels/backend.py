@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -22,12 +22,13 @@ from weft_kernels.attention import (
     write_kv,
 )
 from weft_kernels.linear import LinearWeight, create_linear_weight
+from weft_kernels.moe import ExpertWeights, QuantizedExperts, moe
 from weft_kernels.norm import rms_norm
 from weft_kernels.rotary import apply_rotary
 
 logger = logging.getLogger(__name__)
 
-BACKENDS = ("auto", "torch", "native")
+BACKENDS = ("auto", "torch", "native", "triton")
 
 
 class Attention(Protocol):
@@ -45,11 +46,13 @@ class Attention(Protocol):
 
 
 class Backend:
-    """torch's operators. `reads_pages`: adapters are read from the pool's pages in place, else from
-    a packed copy."""
+    """torch's operators. `reads_pages`: adapters are read from the pool's pages in place;
+    `reads_page_tables`: the same through tables on the device, and a step is launched without a
+    wait for the device. Neither: from a packed copy."""
 
     name = "torch"
     reads_pages = False
+    reads_page_tables = False
 
     def create_attention(
         self,
@@ -106,6 +109,22 @@ class Backend:
         write_kv(v_cache, v, kv_slots_T)
         return q
 
+    def moe(
+        self,
+        x_TH: Tensor,
+        weights: ExpertWeights | QuantizedExperts,
+        top_k: int,
+        renormalize: bool,
+        adapters: Any = None,
+        num_tokens: Tensor | None = None,
+    ) -> Tensor:
+        """See `weft_kernels.moe`. adapters: of the kind that goes with the backend, or None.
+
+        num_tokens: int32 `[1]`; rows from there on are padding, and what comes out for them is of
+        no account.
+        """
+        return moe(x_TH, weights, top_k, renormalize, adapters)
+
 
 class _Buckets:
     def __init__(self, buckets: Sequence[AttentionBucket]) -> None:
@@ -127,6 +146,8 @@ def create_backend(name: str, device: torch.device, dtype: torch.dtype) -> Backe
     without. ValueError for an unknown name, or one that cannot run here."""
     if name not in BACKENDS:
         raise ValueError(f"kernels must be one of {', '.join(BACKENDS)}, not {name!r}")
+    if name == "triton" or (name == "auto" and device.type == "cuda"):
+        return _create_cuda_backend(name, device, dtype)
     is_native = device.type == "cpu" and dtype is torch.float32
     if name == "native" and not is_native:
         raise ValueError(f"native kernels are for float32 on the CPU, not {dtype} on {device}")
@@ -142,3 +163,24 @@ def create_backend(name: str, device: torch.device, dtype: torch.dtype) -> Backe
             raise ValueError(f"native kernels cannot be built: {error}") from error
         logger.warning("torch's operators run instead of the faster native kernels: %s", error)
         return Backend()
+
+
+def _create_cuda_backend(name: str, device: torch.device, dtype: torch.dtype) -> Backend:
+    try:
+        import triton
+    except ImportError as error:
+        if name == "triton":
+            raise ValueError(f"triton kernels need Triton: {error}") from error
+        logger.warning("torch's operators run instead of the faster Triton kernels: %s", error)
+        return Backend()
+    if device.type != "cuda":
+        if not triton.knobs.runtime.interpret:
+            raise ValueError(
+                f"triton kernels are for CUDA devices, not {device}: only under Triton's "
+                "interpreter (TRITON_INTERPRET=1), which is for tests, do they run on a CPU"
+            )
+        if dtype is torch.bfloat16:
+            raise ValueError("Triton's interpreter computes bfloat16 wrong: take float32")
+    from weft_kernels.cuda.backend import CudaBackend
+
+    return CudaBackend(device)

@@ -14,7 +14,7 @@ DEFAULT_DATA_DIR = Path("weft-data")
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 QUANTIZATIONS = ("int8", "int4")
 KV_DTYPES = ("auto", "int8")
-KERNELS = ("auto", "torch", "native")
+KERNELS = ("auto", "torch", "native", "triton")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -280,7 +280,7 @@ def test_auto_takes_the_fastest_and_says_what_it_does_without(
 
 
 def test_a_backend_that_is_unknown_or_cannot_run_is_refused() -> None:
-    with pytest.raises(ValueError, match="kernels must be one of auto, torch, native, not 'fast'"):
+    with pytest.raises(ValueError, match="one of auto, torch, native, triton, not 'fast'"):
         create_backend("fast", CPU, torch.float32)
     with pytest.raises(ValueError, match=r"float32 on the CPU, not torch.bfloat16 on cpu"):
         create_backend("native", CPU, torch.bfloat16)

@@ -45,7 +45,8 @@ def generate(
     ] = None,
     kv_dtype: Annotated[str, typer.Option(help="auto or int8: keys and values.")] = "auto",
     kernels: Annotated[
-        str, typer.Option(help="auto, torch, or native: C++ for float32 on a CPU.")
+        str,
+        typer.Option(help="auto, torch, native (C++ for float32 on a CPU) or triton (CUDA)."),
     ] = "auto",
     threads: Annotated[int, typer.Option(min=0, help="CPU threads; 0 is torch's choice.")] = 0,
     as_json: JsonOption = False,

@@ -36,7 +36,8 @@ def serve(
     ] = _D.quantization,
     kv_dtype: Annotated[str, typer.Option(help="auto or int8: keys and values.")] = _D.kv_dtype,
     kernels: Annotated[
-        str, typer.Option(help="auto, torch, or native: C++ for float32 on a CPU.")
+        str,
+        typer.Option(help="auto, torch, native (C++ for float32 on a CPU) or triton (CUDA)."),
     ] = _D.kernels,
     max_model_len: Annotated[
         int | None, typer.Option(help="Prompt plus answer. Default: the base's limit.")

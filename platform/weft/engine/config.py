@@ -35,8 +35,8 @@ class EngineConfig:
     `prefix_cache` keeps blocks of finished requests for others of the same tenant and adapter that
     begin alike; `share_base_prefix` also between tenants, for the base model alone. `swap_bytes`:
     host memory for requests that are preempted; beyond it they are computed again.
-    `kernels`: "native" are the CPU's own in C++ (float32), "torch" what torch composes; "auto" the
-    fastest that can run.
+    `kernels`: "native" are the CPU's own in C++ (float32), "triton" those of CUDA devices, "torch"
+    what torch composes; "auto" the fastest that can run.
 
     `adapter_load_cost`: what a tenant is charged for bringing 1 MiB of adapter to the device, in
     prompt tokens; the default is about what a 2-core CPU computes in the time of the copy.

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -19,7 +19,6 @@ from weft.engine.model.weights import DenseWeights, LayerWeights, ModelWeights, 
 from weft_kernels.attention import Int8Cache
 from weft_kernels.backend import Attention, Backend
 from weft_kernels.linear import LinearWeight
-from weft_kernels.moe import ExpertAdapters, moe
 from weft_kernels.norm import rms_norm
 from weft_kernels.rotary import create_rotary_table
 
@@ -59,8 +58,8 @@ class AdapterBatch(Protocol):
         """`y = x W + bias`, then each row's own adapter: `[T, O]`, `widths[k]` columns of which are
         those of `projections[k]`."""
 
-    def experts(self, layer: int) -> ExpertAdapters | None:
-        """None where no row of the batch changes experts of this layer."""
+    def experts(self, layer: int) -> Any:
+        """What the backend's `moe` takes; None where no row changes experts of this layer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +67,8 @@ class Batch:
     """The rows of one step.
 
     tokens_T, positions_T, kv_slots_T: int64; logit_rows: int64, the rows whose next token is asked
-    for; attention: from the decoder's backend.
+    for; attention: from the decoder's backend; num_tokens: int32 `[1]`, rows from there on are
+    padding, None where there is none.
     """
 
     tokens_T: Tensor
@@ -77,6 +77,7 @@ class Batch:
     logit_rows: Tensor
     attention: Attention
     adapters: AdapterBatch
+    num_tokens: Tensor | None = None
 
 
 class Decoder:
@@ -114,7 +115,7 @@ class Decoder:
             h_TH = add_norm(x_TH, delta_TH, layer.input_norm, eps)
             delta_TH = self._attention(i, layer, h_TH, rotary, batch, kv)
             h_TH = add_norm(x_TH, delta_TH, layer.post_norm, eps)
-            delta_TH = self._mlp(i, layer, h_TH, batch.adapters)
+            delta_TH = self._mlp(i, layer, h_TH, batch)
         assert delta_TH is not None
         x_TH = x_TH.index_select(0, batch.logit_rows)
         delta_TH = delta_TH.index_select(0, batch.logit_rows)
@@ -157,12 +158,14 @@ class Decoder:
         q_norm = layer.q_norm.expand(config.num_heads, -1)
         return torch.cat((q_norm, layer.k_norm.expand(config.num_kv_heads, -1)))
 
-    def _mlp(self, i: int, layer: LayerWeights, x_TH: Tensor, adapters: AdapterBatch) -> Tensor:
-        config, mlp = self.config, layer.mlp
+    def _mlp(self, i: int, layer: LayerWeights, x_TH: Tensor, batch: Batch) -> Tensor:
+        config, mlp, adapters = self.config, layer.mlp, batch.adapters
         if isinstance(mlp, DenseWeights):
             return self._dense(i, mlp, MLP, x_TH, adapters)
-        experts = adapters.experts(i)
-        y_TH = moe(x_TH, mlp, config.num_experts_per_tok, config.norm_topk_prob, experts)
+        y_TH = self.backend.moe(
+            x_TH, mlp, config.num_experts_per_tok, config.norm_topk_prob, adapters.experts(i),
+            batch.num_tokens,
+        )  # fmt: skip
         if layer.shared is not None:
             y_TH += self._shared(i, layer.shared, x_TH, adapters)
         return y_TH
