@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import count, islice
 from typing import Any
 
 import pytest
@@ -68,23 +69,29 @@ def test_it_is_the_twin(spread: float, device: torch.device, generator: torch.Ge
     assert got == [reference.sample(x, *p) for x, p in zip(logits, GRID, strict=True)]
 
 
-@pytest.mark.parametrize(("distance", "top_p"), [(5.0, 0.9), (9.0, 0.995)])
+@pytest.mark.parametrize(
+    ("distance", "top_k", "top_p", "least_u"),
+    [(5.0, 0, 0.9, 0.75), (9.0, 0, 0.995, 0.9995), (5.0, 100, 1.0, 0.75)],
+)
 def test_what_is_kept_may_lie_far_from_the_best(
-    distance: float, top_p: float, device: torch.device, generator: torch.Generator
+    distance: float,
+    top_k: int,
+    top_p: float,
+    least_u: float,
+    device: torch.device,
+    generator: torch.Generator,
 ) -> None:
-    """Beyond the first cuts: one likely token, the first, and of the others what top-p needs.
+    """Beyond the first cuts: one likely token, the first, and of the others what is asked for.
 
-    Every u below its share draws the likely one, so the seeds are those of a large u.
+    Small random numbers draw the likely one, so the seeds are those of large ones.
     """
-    logits = (-distance - torch.rand(VOCAB, generator=generator)).repeat(3, 1)
+    logits = (-distance - torch.rand(VOCAB, generator=generator)).repeat(5, 1)
     logits[:, 0] = 0.0
-    share = 1.0 / float(logits[0].double().exp().sum())
-    assert share < top_p
-    seeds = [s for s in range(10**6) if reference.uniform(s, 3) > share / top_p][:3]
-    parameters = [(seed, 3, 1.0, 0, top_p, 0.0) for seed in seeds]
-    got = _sample(logits, parameters, device)
-    assert 0 not in got
-    assert got == [reference.sample(x, *p) for x, p in zip(logits, parameters, strict=True)]
+    seeds = islice((s for s in count() if reference.uniform(s, 3) > least_u), 5)
+    parameters = [(seed, 3, 1.0, top_k, top_p, 0.0) for seed in seeds]
+    want = [reference.sample(x, *p) for x, p in zip(logits, parameters, strict=True)]
+    assert 0 not in want
+    assert _sample(logits, parameters, device) == want
 
 
 @pytest.mark.parametrize("block_k", [16, 64])
