@@ -53,6 +53,7 @@ inline void shrink_tile(const float* const* x, const float* a, int64_t num_in, f
         f32x16 xs[N];
         for (int n = 0; n < N; n++) keep(xs[n] = load(x[n] + i));
         for (int r = 0; r < RANKS; r++) {
+            __builtin_prefetch(a + (r + PAGE) * num_in + i, 0, 2);  // the next page, as a rule
             f32x16 w = load(a + r * num_in + i);
             keep(w);
             for (int n = 0; n < N; n++) acc[n][r] += xs[n] * w;
@@ -90,6 +91,7 @@ inline void expand(const float* const* h, const float* b, int64_t num_ranks, int
         for (int64_t r = 0; r < num_ranks; r++) {
             const float* row = b + r * width + o;
             for (int v = 0; v < VECTORS; v++) {
+                __builtin_prefetch(row + (VECTORS + v) * LANES, 0, 2);
                 f32x16 w = load(row + v * LANES);
                 keep(w);
                 for (int n = 0; n < N; n++) acc[n][v] += h[n][r] * w;
