@@ -96,6 +96,11 @@ class PagePool:
         self._lock = threading.Lock()
 
     @property
+    def memory(self) -> Tensor:
+        """The whole arena, flat: `Run.offset` counts its elements. To be read, not written."""
+        return self._memory
+
+    @property
     def num_pages(self) -> int:
         """All units; a page of the narrowest site takes one or more."""
         return self._arena.num_units

@@ -1,0 +1,201 @@
+"""Adapters in slots of a page table: each row gets its own, and nothing of one that left."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from tests.engine.test_active import BASE, DOWN0, Q0, UP1, V0, Ranks, create_weights
+
+from weft.engine.slot_adapters import ATTENTION, EVERYTHING, NOTHING, SlotAdapters, SlotBatch
+from weft_adapters.format import SiteWeights
+from weft_adapters.pool import PagePool, PooledAdapter
+from weft_adapters.sites import INPUTS, Site
+from weft_kernels.cuda.expert_lora import expand_, shrink
+from weft_kernels.cuda.routing import group_pairs
+from weft_kernels.linear import create_linear_weight
+
+NUM_SLOTS = 3
+
+
+class Adapters:
+    """A pool with adapters that come and go, and what was put into it."""
+
+    def __init__(self, device: torch.device, budget_bytes: int = 2**20) -> None:
+        self.device = device
+        self.pool = PagePool(BASE, budget_bytes, torch.float32, device)
+        self.slots = SlotAdapters(BASE, self.pool, NUM_SLOTS, max_rank=40)
+        self.weights: dict[str, dict[Site, SiteWeights]] = {}
+        self.pooled: dict[str, PooledAdapter] = {}
+
+    def load(self, digest: str, ranks: Ranks, seed: int = 0) -> None:
+        self.weights[digest] = create_weights(ranks, seed)
+        pooled = self.pool.try_load(digest, self.weights[digest])
+        assert pooled is not None
+        self.pooled[digest] = pooled
+
+    def free(self, digest: str) -> None:
+        self.pool.free(digest)
+        del self.pooled[digest]
+
+    def hold(self, *digests: str) -> None:
+        self.slots.update({digest: self.pooled[digest] for digest in digests})
+        self.slots.integrity()
+
+    def assert_used(self, rows: Sequence[str | None]) -> None:
+        """Every row gets its own adapter's part at every site, or nothing."""
+        self.hold(*{digest for digest in rows if digest is not None})
+        batch = self.slots.create_batch(rows)
+        for layer in range(BASE.num_layers):
+            for names in INPUTS:
+                if BASE.has(Site(layer, names[0])):
+                    self._assert_linear(batch, rows, layer, names)
+        self._assert_experts(batch, rows)
+
+    def _assert_linear(
+        self, batch: SlotBatch, rows: Sequence[str | None], layer: int, names: tuple[str, ...]
+    ) -> None:
+        sites = [Site(layer, name) for name in names]
+        num_in, widths = BASE.shape(sites[0])[0], [BASE.shape(site)[1] for site in sites]
+        x = torch.randn(len(rows), num_in, device=self.device)
+        weight = create_linear_weight(torch.zeros(num_in, sum(widths), device=self.device))
+        got = batch.linear(x, weight, None, layer, names, widths).cpu()
+        for t, digest in enumerate(rows):
+            want = np.concatenate([self._delta(digest, site, x[t].cpu().numpy()) for site in sites])
+            np.testing.assert_allclose(got[t], want, rtol=1e-4, atol=1e-4)
+
+    def _assert_experts(self, batch: SlotBatch, rows: Sequence[str | None]) -> None:
+        """Every row goes through two experts of layer 1."""
+        lora = batch.experts(1)
+        if lora is None:
+            assert not any(site.expert is not None for d in rows if d for site in self.weights[d])
+            return
+        num_in, width = BASE.shape(UP1[0])
+        experts = torch.arange(len(rows) * 2, dtype=torch.int32).view(-1, 2) % BASE.num_experts
+        groups = group_pairs(experts.to(self.device), BASE.num_experts, lora.slots_T, NUM_SLOTS)
+        x = torch.randn(len(rows), num_in, device=self.device)
+        y = torch.zeros(len(rows) * 2, 2 * width, device=self.device)
+        sites = (lora.gate_site, lora.up_site)
+        expand_(y, shrink(x, groups, lora.table, sites), groups, lora.table, sites)
+        for t, digest in enumerate(rows):
+            for k in range(2):
+                got = y[int(groups.place_P[2 * t + k])].cpu()
+                for part, name in ((got[:width], "gate_proj"), (got[width:], "up_proj")):
+                    site = Site(1, name, int(experts[t, k]))
+                    want = self._delta(digest, site, x[t].cpu().numpy())
+                    np.testing.assert_allclose(part, want, rtol=1e-4, atol=1e-4)
+
+    def _delta(
+        self, digest: str | None, site: Site, x: np.ndarray[tuple[int], np.dtype[np.float32]]
+    ) -> np.ndarray[tuple[int, ...], np.dtype[Any]]:
+        if digest is None or site not in self.weights[digest]:
+            return np.zeros(BASE.shape(site)[1], dtype=np.float32)
+        w = self.weights[digest][site]
+        delta: np.ndarray[tuple[int, ...], np.dtype[Any]] = w.scale * (x @ w.a.T) @ w.b
+        return delta
+
+
+RANKS: dict[str, Ranks] = {
+    "a": {Q0: 4, V0: 16, DOWN0: 8},
+    "b": {V0: 3, UP1[0]: 8, UP1[2]: 2},
+    "c": {Q0: 40, **dict.fromkeys(UP1, 12)},
+    "d": {Q0: 8, V0: 8},
+}
+
+
+@pytest.fixture
+def adapters(device: torch.device) -> Adapters:
+    adapters = Adapters(device)
+    for seed, (digest, ranks) in enumerate(RANKS.items()):
+        adapters.load(digest, ranks, seed)
+    return adapters
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [
+        [None],
+        ["a"],
+        ["a", "a", None, "b"],
+        ["b", "c", "b", None, "c", "a", "a"],
+        [None, "d", None, "d"],
+    ],
+)
+def test_each_row_gets_its_own_adapter(adapters: Adapters, rows: list[str | None]) -> None:
+    adapters.assert_used(rows)
+
+
+def test_adapters_that_come_and_go_leave_nothing(adapters: Adapters) -> None:
+    adapters.assert_used(["a", "b", "c"])
+    adapters.assert_used(["d", "c", None])  # in a slot of one that left
+    adapters.assert_used(["a"])
+    adapters.assert_used(["c", "a", "b"])
+
+
+def test_who_left_cannot_be_named(adapters: Adapters) -> None:
+    adapters.hold("a", "b")
+    adapters.hold("b")
+    with pytest.raises(KeyError):
+        adapters.slots.create_batch(["a"])
+
+
+def test_who_comes_back_finds_its_column_unless_its_pages_went(
+    adapters: Adapters, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    adapters.hold("a", "b")
+    slots = adapters.slots.slots(["a", "b"])
+    adapters.hold("b")
+    written: list[int] = []
+    write = adapters.slots._write
+
+    def note(slot: int, adapter: PooledAdapter | None) -> None:
+        written.append(slot)
+        write(slot, adapter)
+
+    monkeypatch.setattr(adapters.slots, "_write", note)
+    adapters.hold("b", "a")
+    assert adapters.slots.slots(["a", "b"]) == slots
+    assert written == []
+    adapters.hold("b")
+    adapters.free("a")
+    adapters.load("new", {Q0: 8, V0: 8, DOWN0: 8}, seed=9)  # takes the pages of "a"
+    adapters.load("a", RANKS["a"], seed=0)
+    adapters.assert_used(["a", "b"])
+    assert written
+    adapters.assert_used(["new", "a", "b"])
+
+
+def test_a_pool_that_is_full_again_and_again_has_entries_for_all(device: torch.device) -> None:
+    page = 8 * sum(BASE.shape(UP1[0])) * 4  # the narrowest site
+    adapters = Adapters(device, budget_bytes=8 * page)
+    for turn in range(4):
+        adapters.load(f"first {turn}", {UP1[0]: 32}, seed=turn)
+        adapters.load(f"second {turn}", {UP1[0]: 32}, seed=turn + 9)
+        adapters.assert_used([f"first {turn}", None, f"second {turn}"])
+        adapters.hold()
+        adapters.free(f"first {turn}")
+        adapters.free(f"second {turn}")
+
+
+def test_more_adapters_than_slots_are_refused(adapters: Adapters) -> None:
+    with pytest.raises(ValueError, match="4 adapters do not fit 3 slots"):
+        adapters.hold("a", "b", "c", "d")
+
+
+def test_a_batch_reaches_no_further_than_its_rows_adapters(adapters: Adapters) -> None:
+    adapters.hold("a", "b", "d")
+    for rows, reach in (
+        (["a", None], EVERYTHING), (["d"], ATTENTION), ([None], NOTHING), (["d", "b"], EVERYTHING)
+    ):  # fmt: skip
+        assert adapters.slots.create_batch(rows).reach == reach
+    assert adapters.slots.create_batch(["d"]).experts(1) is None
+    assert adapters.slots.create_batch([None]).segments is None
+
+
+def test_rows_of_an_adapter_stand_together(adapters: Adapters) -> None:
+    order = sorted([("b", 1), (None, 1), ("a", 40), ("b", 9)], key=lambda item: (
+        adapters.slots.order_key(*item)))  # fmt: skip
+    assert [digest for digest, _ in order] == [None, "a", "b", "b"]
