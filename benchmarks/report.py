@@ -65,4 +65,4 @@ def print_figures(title: str, figures: Mapping[str, object]) -> None:
 
 def say(line: str) -> None:
     """Progress, for whoever waits."""
-    Console(stderr=True).print(line, highlight=False)
+    Console(stderr=True).print(line, highlight=False, markup=False)

@@ -5,7 +5,7 @@ Decode: batches of requests of one length. Prefill: a chunk of a prompt, at its 
 Peers run on the same lengths, but torch's SDPA has its keys and values side by side, a request
 after another, which no server with a block manager can give it; for prefill they are repeated for
 the query heads before the clock runs. `varlen_attn` reads the block tables; where torch lacks it,
-the row says so.
+the row says so. The order is by importance.
 """
 
 from __future__ import annotations
@@ -57,13 +57,14 @@ TINY = (Heads("tiny", 2, 2, 16),)
 
 def cases(setting: Setting) -> Iterator[Case]:
     tiny = setting.is_tiny
-    for heads in TINY if tiny else MODELS:
-        for batch in (2,) if tiny else (1, 8, 64, 256):
-            for context in (70,) if tiny else (128, 1024, 8192):
+    for batch in (2,) if tiny else (64, 1, 8, 256):
+        for context in (70,) if tiny else (1024, 128, 8192):
+            for heads in TINY if tiny else MODELS:
                 lengths = [(1, context)] * batch
                 shape = {"batch": batch, "context": context}
                 for kv in (setting.dtype, torch.int8) if tiny or batch == 64 else (setting.dtype,):
                     yield _attention("decode", setting, heads, lengths, kv, shape)
+    for heads in TINY if tiny else MODELS:
         for chunk, cached in ((20, 0), (20, 17)) if tiny else ((512, 0), (2048, 0), (512, 8192)):
             lengths = [(chunk, cached + chunk)]
             shape = {"chunk": chunk, "cached": cached}

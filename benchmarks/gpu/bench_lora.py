@@ -51,9 +51,9 @@ def cases(setting: Setting) -> Iterator[Case]:
         return
     for num_tokens, num_adapters in ((64, 64), (2048, 8)):
         yield _segments(setting, num_tokens, num_adapters)
-    for name, ranks in RANKS.items():
-        for num_tokens in TOKENS:
-            for num_adapters in (n for n in ADAPTERS if n <= num_tokens):
+    for num_tokens in TOKENS:
+        for num_adapters in (n for n in ADAPTERS if n <= num_tokens):
+            for name, ranks in RANKS.items():
                 for site in SITES:
                     shape = Shape(site, *SITES[site], num_tokens, num_adapters, ranks)
                     yield _lora(setting, shape, name)

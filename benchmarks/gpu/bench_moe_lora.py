@@ -12,6 +12,8 @@ many as are expected of random routing. Peers:
   `[S, E, R, ...]`, gathered by pair;
 - `vllm: fused_moe_lora`: the adapters' part alone, from the folder of peers. It is a part of a
   layer, so it says how long their adapters take, not which layer is faster.
+
+The order is by importance.
 """
 
 from __future__ import annotations
@@ -69,9 +71,9 @@ TINY = Shape(num_experts=4, top_k=2, hidden=32, width=16)
 
 def cases(setting: Setting) -> Iterator[Case]:
     shape = TINY if setting.is_tiny else QWEN3
-    for num_tokens in (5,) if setting.is_tiny else (1, 8, 32, 64, 128, 256):
+    for num_tokens in (5,) if setting.is_tiny else (64, 1, 8, 32, 128, 256):
         yield _case(setting, shape, Load(num_tokens, 0, 0))
-        for num_adapters in (2,) if setting.is_tiny else (1, 8, 32):
+        for num_adapters in (2,) if setting.is_tiny else (32, 8, 1):
             for rank in (8,) if setting.is_tiny else (8, 16):
                 if num_adapters <= num_tokens or num_adapters == 1:
                     yield _case(setting, shape, Load(num_tokens, num_adapters, rank))

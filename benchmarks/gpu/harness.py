@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from weft_kernels.cuda.configs import Launch
-from weft_kernels.cuda.timing import create_launches, free_memory, time_launches
+from weft_kernels.cuda.timing import Timing, create_launches, free_memory, time_launches
 
 Create = Callable[[], Launch]
 
@@ -45,7 +45,8 @@ class Case:
     depend on what the launch before left. useful_bytes: each input read once, each output written
     once; flops where arithmetic could bound. error: `relative_error` of the operator, on inputs of
     its own, against the float64 twin or a float64 product; at most `tolerance`. peers: the same
-    work done by others, by name; they get inputs of their own.
+    work done by others, by name; they get inputs of their own. is_step: a whole step of a model,
+    which a few launches measure.
     """
 
     operator: str
@@ -57,6 +58,7 @@ class Case:
     flops: int = 0
     config: Mapping[str, int] = field(default_factory=dict)
     peers: Mapping[str, Create] = field(default_factory=dict)
+    is_step: bool = False
 
     @property
     def key(self) -> str:
@@ -79,7 +81,7 @@ class Ceilings:
 @dataclass(frozen=True, slots=True)
 class Row:
     """A case, measured. `peer_us` of a peer that failed is absent and `failures` says why; ratios
-    are a peer's time over ours. Interpreted rows have no times."""
+    are a peer's time over ours. Interpreted rows have no times. source: a digest of the code."""
 
     bench: str
     key: str
@@ -99,6 +101,7 @@ class Row:
     peer_us: Mapping[str, float] = field(default_factory=dict)
     ratios: Mapping[str, float] = field(default_factory=dict)
     failures: Mapping[str, str] = field(default_factory=dict)
+    source: str = ""
 
 
 def relative_error(got: Tensor, want: Tensor) -> float:
@@ -128,12 +131,12 @@ def time_case(bench: str, case: Case, dtype: torch.dtype, ceilings: Ceilings) ->
     """Check the case, then time it and its peers; a peer that fails does not fail the case."""
     error = check_case(case)
     free_memory()
-    timing = time_launches(create_launches(case.create, case.useful_bytes))
+    timing = _time(case, case.create)
     peer_us, failures = {}, {}
     for name, create in case.peers.items():
         free_memory()
         try:
-            peer_us[name] = time_launches(create_launches(create, case.useful_bytes)).median_us
+            peer_us[name] = _time(case, create).median_us
         except Exception as error_of_peer:  # their code; the row says what it raised
             failures[name] = f"{type(error_of_peer).__name__}: {error_of_peer}"
     roofline_us = ceilings.roofline_us(case)
@@ -153,6 +156,13 @@ def time_case(bench: str, case: Case, dtype: torch.dtype, ceilings: Ceilings) ->
         ratios={name: us / timing.median_us for name, us in peer_us.items()},
         failures=failures,
     )
+
+
+def _time(case: Case, create: Create) -> Timing:
+    launches = create_launches(create, case.useful_bytes)
+    if case.is_step:
+        return time_launches(launches, num_replays=10, least_launches=len(launches))
+    return time_launches(launches)
 
 
 def _row(bench: str, case: Case, dtype: torch.dtype, error: float, **times: Any) -> Row:

@@ -6,14 +6,15 @@ import json
 import platform
 import re
 import subprocess
-from collections.abc import Iterable, Mapping
-from dataclasses import asdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
+from benchmarks.gpu.checks import CheckResult
 from benchmarks.gpu.harness import Ceilings, Row
 from benchmarks.report import print_table
 
@@ -30,13 +31,17 @@ def default_path() -> Path:
 
 
 class Results:
-    """The rows of a file, written after each one, so that a run that ends early keeps them."""
+    """The rows of a file, written after each one, so that a run that ends early keeps them.
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._content: dict[str, Any] = {"runs": [], "rows": []}
+    A result counts as long as the code is what it was: `source` is a digest of it, and a result of
+    other code is made again and replaced.
+    """
+
+    def __init__(self, path: Path, source: str = "") -> None:
+        self._path, self._source = path, source
+        self._content: dict[str, Any] = {"runs": [], "checks": [], "rows": []}
         if path.exists():
-            self._content = json.loads(path.read_text(encoding="utf-8"))
+            self._content |= json.loads(path.read_text(encoding="utf-8"))
 
     def start_run(self, machine: Mapping[str, object], ceilings: Ceilings, part: str) -> None:
         """What the rows of this run have in common. ValueError for a file of another machine."""
@@ -59,15 +64,55 @@ class Results:
         )
 
     def has(self, bench: str, key: str) -> bool:
-        return any(row["bench"] == bench and row["key"] == key for row in self._content["rows"])
+        return any(
+            (row["bench"], row["key"], row["source"]) == (bench, key, self._source)
+            for row in self._content["rows"]
+        )
 
     def add(self, row: Row) -> None:
-        self._content["rows"].append(asdict(row))
-        self._content["rows"].sort(key=lambda r: (r["bench"], r["operator"]))
+        others = [
+            r for r in self._content["rows"] if (r["bench"], r["key"]) != (row.bench, row.key)
+        ]
+        rows = [*others, asdict(replace(row, source=self._source))]
+        self._content["rows"] = sorted(rows, key=lambda r: (r["bench"], r["operator"]))
+        self._write()
+
+    def has_passed(self, path: str, source: str) -> bool:
+        """Whether the test file passed, when its tests and the code were as they are now."""
+        return any(
+            (check["path"], check["source"], check["outcome"]) == (path, source, "passed")
+            for check in self._content["checks"]
+        )
+
+    def add_check(self, check: CheckResult) -> None:
+        others = [c for c in self._content["checks"] if c["path"] != check.path]
+        self._content["checks"] = sorted([*others, asdict(check)], key=lambda c: c["path"])
+        self._write()
+
+    def _write(self) -> None:
         self._path.parent.mkdir(parents=True, exist_ok=True)
         beside = self._path.with_suffix(".part")
         beside.write_text(json.dumps(self._content, indent=1) + "\n", encoding="utf-8")
         beside.replace(self._path)
+
+    def write_table(self) -> Path:
+        """The same for readers: `<date>.md` beside the file."""
+        runs = self._content["runs"]
+        lines = [f"# {runs[0]['device']}", ""] if runs else []
+        for run in runs:
+            lines.append(
+                f"- {run['started']}: part {run['part']}; a copy moves {run['copy_gb_per_s']:.0f} "
+                f"GB/s, a product does {run['matmul_tflop_per_s']:.0f} TFLOP/s; driver "
+                f"{run['driver']}, "
+                + ", ".join(f"{name} {number}" for name, number in run["versions"].items())
+            )
+        checks = [(c["path"], c["outcome"], c["summary"]) for c in self._content["checks"]]
+        lines += ["", "## Tests", "", *_markdown(("file", "outcome", "summary"), checks)]
+        lines += ["", "## Benches", "", *_markdown(COLUMNS, [_cells(row) for row in self.rows()])]
+        path = self._path.with_suffix(".md")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+        return path
 
     def rows(self) -> list[Row]:
         return [Row(**row) for row in self._content["rows"]]
@@ -110,6 +155,10 @@ def _cells(row: Row) -> list[str]:
         f"{row.error:.1e}",
         ", ".join(peers),
     ]
+
+
+def _markdown(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    return ["| " + " | ".join(cells) + " |" for cells in (columns, ["---"] * len(columns), *rows)]
 
 
 def _number(value: float | None, form: str) -> str:

@@ -41,9 +41,12 @@ def create_launches(create: Callable[[], Inputs], bytes_per_launch: int) -> list
     return [create() for _ in range(min(max(num_inputs, 2), _MOST_INPUTS))]
 
 
-def time_launches(launches: Sequence[Launch], num_replays: int = 50) -> Timing:
-    """The time of one of the launches, which run one after another."""
-    rounds = -(-_LEAST_LAUNCHES // len(launches))
+def time_launches(
+    launches: Sequence[Launch], num_replays: int = 50, least_launches: int = _LEAST_LAUNCHES
+) -> Timing:
+    """The time of one of the launches, which run one after another, at least `least_launches` in
+    a replay."""
+    rounds = -(-least_launches // len(launches))
     stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
