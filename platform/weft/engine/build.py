@@ -19,7 +19,7 @@ from weft.engine.config import (
 from weft.engine.engine import Engine
 from weft.engine.grammar import Grammars
 from weft.engine.model.config import create_model_config, read_hf_config
-from weft.engine.model.decoder import Decoder
+from weft.engine.model.decoder import Decoder, KVCache
 from weft.engine.model.weights import load_weights
 from weft.engine.prefix import PrefixRoots
 from weft.engine.runner import AdapterSet, Runner, create_kv_cache
@@ -30,7 +30,7 @@ from weft_adapters.pool import PagePool
 from weft_adapters.sites import BaseSpec
 from weft_adapters.store import FolderStore
 from weft_adapters.tiers import AdapterTiers
-from weft_kernels.backend import Backend, create_backend
+from weft_kernels.backend import create_backend
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,8 +88,7 @@ def build_engine(
         else None
     )
     decoder = Decoder(model, weights, memory.max_model_len, backend)
-    adapters = _create_adapters(config, base, pool, backend)
-    runner = Runner(decoder, kv, adapters, config.block_size, host_kv, tokenizer.eos_token_ids)
+    runner = _create_runner(config, decoder, kv, host_kv, base, pool, tokenizer.eos_token_ids)
     engine = Engine(
         config, runner, tiers, tokenizer.decode,
         Grammars(lambda: tokenizer.vocabulary, model.vocab_size, tokenizer.eos_token_ids),
@@ -118,14 +117,32 @@ def build_engine(
     return BuiltEngine(engine, decoder, info, memory, pool, tiers, tokenizer, base)
 
 
-def _create_adapters(
-    config: EngineConfig, base: BaseSpec, pool: PagePool, backend: Backend
-) -> AdapterSet:
-    if not backend.reads_pages:
-        return ActiveSet(base, pool, pool.dtype, config.max_adapters_in_batch)
-    from weft.engine.in_place import InPlaceAdapters
+def _create_runner(
+    config: EngineConfig, decoder: Decoder, kv: KVCache, host_kv: KVCache | None, base: BaseSpec,
+    pool: PagePool, eos_token_ids: frozenset[int],
+) -> Runner:  # fmt: skip
+    """The runner, and the form of the adapters, that go with the backend."""
+    backend = decoder.backend
+    if backend.reads_page_tables:
+        from weft.engine.cuda_runner import CudaRunner
+        from weft.engine.slot_adapters import SlotAdapters
 
-    return InPlaceAdapters(base, pool)
+        return CudaRunner(
+            decoder, kv,
+            SlotAdapters(base, pool, config.max_adapters_in_batch, config.max_adapter_rank),
+            config.block_size, host_kv, eos_token_ids,
+            max_rows=config.max_step_tokens,
+            max_running=config.max_running,
+            max_len=decoder.max_model_len,
+        )  # fmt: skip
+    adapters: AdapterSet
+    if backend.reads_pages:
+        from weft.engine.in_place import InPlaceAdapters
+
+        adapters = InPlaceAdapters(base, pool)
+    else:
+        adapters = ActiveSet(base, pool, pool.dtype, config.max_adapters_in_batch)
+    return Runner(decoder, kv, adapters, config.block_size, host_kv, eos_token_ids)
 
 
 def _prefix_roots(
@@ -141,6 +158,7 @@ def _prefix_roots(
 
 def warm_up(engine: Engine) -> None:
     """Run one short request through prefill and decode, so that the first caller does not pay."""
+    engine.warm_up()
     request = EngineRequest("warm-up", "", (0, 0, 0), SamplingParams(3, temperature=0))
     engine.add(request)
     while engine.has_work:

@@ -109,6 +109,10 @@ class Engine:
     def has_work(self) -> bool:
         return self.scheduler.has_work
 
+    def warm_up(self) -> None:
+        """Do what the first steps would otherwise wait for."""
+        self._runner.warm_up()
+
     def check(self, request: EngineRequest) -> None:
         """Raise ValueError for a request that can never run."""
         num_prompt = len(request.prompt_token_ids)

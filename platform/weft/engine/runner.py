@@ -6,6 +6,7 @@ It knows rows and blocks; it does not decide who runs.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
@@ -56,6 +57,20 @@ class AdapterSet(Protocol):
     def create_batch(self, row_digests: Sequence[str | None]) -> AdapterBatch: ...
 
 
+@dataclass(frozen=True, slots=True)
+class StepRows:
+    """The rows of a step; `spans`, `tables` and `logit_rows` (the last row of each) are by item,
+    see `Backend.create_attention`."""
+
+    tokens: list[int]
+    positions: list[int]
+    kv_slots: list[int]
+    digests: list[str | None]
+    logit_rows: list[int]
+    spans: list[tuple[int, int, int]]
+    tables: list[list[int]]
+
+
 class Runner:
     """One decoder, its KV cache and its adapters, on one device."""
 
@@ -72,6 +87,9 @@ class Runner:
         self._host_kv, self._eos_token_ids = host_kv, eos_token_ids
         self._block_size = block_size
         self._device = kv.tensors()[0].device
+
+    def warm_up(self) -> None:
+        """Do what the first steps would otherwise wait for."""
 
     def run(self, plan: StepPlan, adapters: Mapping[str, PooledAdapter]) -> dict[Req, Sampled]:
         """Compute the plan's tokens; the next token of each req that samples, and a failure for
@@ -119,36 +137,35 @@ class Runner:
         for cache in self._kv.tensors():
             cache.index_fill_(0, index, 0)
 
-    def _create_batch(self, items: Sequence[ScheduledReq]) -> Batch:
-        tokens: list[int] = []
-        positions: list[int] = []
-        kv_slots: list[int] = []
-        logit_rows: list[int] = []
-        digests: list[str | None] = []
-        spans, tables = [], []
+    def _create_rows(self, items: Sequence[ScheduledReq]) -> StepRows:
+        rows = StepRows([], [], [], [], [], [], [])
         for item in items:
             stop, blocks = item.start + item.num_new, item.req.blocks
-            spans.append((len(tokens), item.num_new, stop))
-            tables.append(blocks)
-            tokens += item.req.token_ids[item.start : stop]
-            positions += range(item.start, stop)
-            kv_slots += [
+            rows.spans.append((len(rows.tokens), item.num_new, stop))
+            rows.tables.append(blocks)
+            rows.tokens.extend(item.req.token_ids[item.start : stop])
+            rows.positions.extend(range(item.start, stop))
+            rows.kv_slots.extend(
                 blocks[p // self._block_size] * self._block_size + p % self._block_size
                 for p in range(item.start, stop)
-            ]
-            digests += [item.req.adapter_digest] * item.num_new
-            logit_rows.append(len(tokens) - 1)
+            )
+            rows.digests.extend([item.req.adapter_digest] * item.num_new)
+            rows.logit_rows.append(len(rows.tokens) - 1)
+        return rows
+
+    def _create_batch(self, items: Sequence[ScheduledReq]) -> Batch:
+        rows = self._create_rows(items)
 
         def device_tensor(values: list[int]) -> torch.Tensor:
             return torch.tensor(values, dtype=torch.int64).to(self._device)
 
         return Batch(
-            tokens_T=device_tensor(tokens),
-            positions_T=device_tensor(positions),
-            kv_slots_T=device_tensor(kv_slots),
-            logit_rows=device_tensor(logit_rows),
+            tokens_T=device_tensor(rows.tokens),
+            positions_T=device_tensor(rows.positions),
+            kv_slots_T=device_tensor(rows.kv_slots),
+            logit_rows=device_tensor(rows.logit_rows),
             attention=self._decoder.backend.create_attention(
-                spans, tables, self._block_size, self._device, self._decoder.windows
+                rows.spans, rows.tables, self._block_size, self._device, self._decoder.windows
             ),
-            adapters=self._adapters.create_batch(digests),
+            adapters=self._adapters.create_batch(rows.digests),
         )

@@ -93,6 +93,7 @@ class Decoder:
         self.config = config
         self.weights = weights
         self.backend = backend
+        self.max_model_len = max_model_len
         table = create_rotary_table(
             max_model_len, config.head_dim, config.rope, weights.embed_VH.device
         )
