@@ -67,9 +67,13 @@ def create_prompts(rng: random.Random) -> list[tuple[int, ...]]:
 
 
 class Churn:
-    """One run of `num_requests` on an engine over a tiny base of `kind`, all below `root`."""
+    """One run of `num_requests` on an engine over a tiny base of `kind`, all below `root`. What is
+    isolated runs on the CPU, so that another device is held against it."""
 
-    def __init__(self, root: Path, kind: str, num_requests: int, seed: int) -> None:
+    def __init__(
+        self, root: Path, kind: str, num_requests: int, seed: int, *, device: str = "cpu",
+        kernels: str = "auto",
+    ) -> None:  # fmt: skip
         self._rng = random.Random(seed)
         self._num_requests = num_requests
         self._num_loads = self._num_steps = 0
@@ -77,7 +81,7 @@ class Churn:
         create_tiny_base(self.base_dir, kind)
         block_bytes = 2 * 3 * 16 * 2 * 32 * 4
         config = EngineConfig(
-            self.base_dir, root / "store", dtype="float32", device="cpu",
+            self.base_dir, root / "store", dtype="float32", device=device, kernels=kernels,
             max_model_len=128, max_running=16, max_adapters_in_batch=6, max_step_tokens=96,
             kv_bytes=NUM_BLOCKS * block_bytes, adapter_bytes=POOL_BYTES[kind],
             host_adapter_bytes=2 * POOL_BYTES[kind], check_integrity=True,

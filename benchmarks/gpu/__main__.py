@@ -145,7 +145,11 @@ def _interpret(run: _Run, setting: Setting) -> int:
     say(_BANNER)
     results: list[CheckResult] = []
     _run_tests(run, [], results, source="", is_interpreted=True)
-    failed = [f"{check.path}: {check.outcome}" for check in results if check.outcome != "passed"]
+    failed = [
+        f"{check.path}: {check.outcome}"
+        for check in results
+        if check.outcome not in ("passed", "skipped")
+    ]
     rows: list[Row] = []
     for bench, case in cases_of(run.benches, setting, run.part):
         if run.seconds_left <= 0:

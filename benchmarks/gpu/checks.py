@@ -15,6 +15,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[2]
 SOURCE_ROOTS = ("platform", "adapters", "kernels", ".")
 FOLDER, ENGINE_FOLDER = "tests/kernels/cuda", "tests/engine/cuda"
@@ -33,8 +35,8 @@ _KEPT_OUTPUT = 4000
 
 @dataclass(frozen=True, slots=True)
 class CheckResult:
-    """outcome: "passed", "failed", "timed out" or "not run"; summary: pytest's last line; output:
-    the end of what a file that did not pass printed."""
+    """outcome: "passed", "skipped" (all of the file), "failed", "timed out" or "not run"; summary:
+    pytest's last line; output: the end of what a file that failed printed."""
 
     path: str
     outcome: str
@@ -106,6 +108,7 @@ def _run(path: str, is_interpreted: bool, end: float, source: str) -> CheckResul
     took = time.monotonic() - started
     lines = run.stdout.strip().splitlines()
     summary = lines[-1] if lines else ""
-    if run.returncode == 0:
-        return CheckResult(path, "passed", summary, took, source)
+    if run.returncode in (pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED):
+        outcome = "passed" if run.returncode == pytest.ExitCode.OK else "skipped"
+        return CheckResult(path, outcome, summary, took, source)
     return CheckResult(path, "failed", summary, took, source, run.stdout[-_KEPT_OUTPUT:])

@@ -1,0 +1,33 @@
+"""A slice of `benchmarks.churn` on the device, held against the CPU's engine: the right weights
+while adapters come and go between the slots and pages that graphs were captured over."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from benchmarks.churn import Churn
+from tests.engine.cuda.conftest import IS_INTERPRETED
+from tests.engine.test_churn import assert_right_weights
+
+pytestmark = [pytest.mark.slow] if IS_INTERPRETED else [pytest.mark.slow, pytest.mark.gpu]
+# interpreted, experts take minutes
+MOE = pytest.param("moe", marks=[pytest.mark.verify] if IS_INTERPRETED else [])
+
+
+@pytest.mark.parametrize("kind", ["dense", MOE])
+def test_no_request_gets_another_versions_tokens(
+    kind: str, tmp_path: Path, device: torch.device
+) -> None:
+    num_requests = 2 if IS_INTERPRETED else 75
+    churn = Churn(tmp_path, kind, num_requests, seed=1, device=str(device), kernels="triton")
+    if not IS_INTERPRETED:
+        assert_right_weights(churn)
+        return
+    # too few requests for all that happens in a churn, which is what can be interpreted
+    churn.run()
+    verdicts = churn.compare()
+    churn.isolated.close()
+    assert not verdicts.mismatches, verdicts.mismatches
+    assert verdicts.num_positions >= 2
