@@ -81,7 +81,8 @@ void weft_pack_linear(const float* w, int64_t num_in, int64_t num_out, float* pa
 void weft_linear(const float* x, int64_t x_stride, const float* packed, const float* bias,
                  int64_t num_rows, int64_t num_in, int64_t num_out, float* y, int32_t threads) {
     const int64_t num_panels = (num_out + PANEL - 1) / PANEL, num_tiles = (num_rows + ROWS - 1) / ROWS;
-    const int64_t step = PANEL * sizeof(float) / std::max<int64_t>(1, num_tiles);
+    // the first tiles fetch the next part between them
+    const int64_t fetching = std::clamp<int64_t>(num_tiles, 1, 4), step = PANEL * sizeof(float) / fetching;
 #pragma omp parallel num_threads(num_threads(num_in * num_out, threads))
     {
         int64_t begin, end;
@@ -92,11 +93,12 @@ void weft_linear(const float* x, int64_t x_stride, const float* packed, const fl
                 const int64_t depth = std::min(DEPTH, num_in - k);
                 const float* panel = packed + (p * num_in + k) * PANEL;
                 const char* next = reinterpret_cast<const char*>(panel + depth * PANEL);
-                for (int64_t m = 0; m < num_rows; m += ROWS) {
-                    const int64_t rows = std::min(ROWS, num_rows - m);
+                for (int64_t tile = 0; tile < num_tiles; tile++) {
+                    const int64_t m = tile * ROWS, rows = std::min(ROWS, num_rows - m);
+                    const bool fetches = tile < fetching;
                     FORMS[rows - 1](x + m * x_stride + k, x_stride, panel, depth, k == 0,
                                     bias ? bias + column : nullptr, width, y + m * num_out + column, num_out,
-                                    next + m / ROWS * depth * step, step);
+                                    fetches ? next + tile * depth * step : next, fetches ? step : 0);
                 }
             }
         }

@@ -51,22 +51,25 @@ inline void shrink_tile(const float* const* x, const float* a, int64_t num_in, f
     int64_t i = 0;
     for (; i + LANES <= num_in; i += LANES) {
         f32x16 xs[N];
+#pragma GCC unroll 8
         for (int n = 0; n < N; n++) keep(xs[n] = load(x[n] + i));
+#pragma GCC unroll 8
         for (int r = 0; r < RANKS; r++) {
             __builtin_prefetch(a + (r + PAGE) * num_in + i, 0, 2);  // the next page, as a rule
             f32x16 w = load(a + r * num_in + i);
             keep(w);
+#pragma GCC unroll 8
             for (int n = 0; n < N; n++) acc[n][r] += xs[n] * w;
         }
     }
-    if (i < num_in) {
-        for (int r = 0; r < RANKS; r++) {
-            const f32x16 w = load_some(a + r * num_in + i, num_in - i);
-            for (int n = 0; n < N; n++) acc[n][r] += load_some(x[n] + i, num_in - i) * w;
-        }
-    }
+#pragma GCC unroll 8
     for (int n = 0; n < N; n++)
-        for (int r = 0; r < RANKS; r++) h[n][r] = scale * sum(acc[n][r]);
+#pragma GCC unroll 8
+        for (int r = 0; r < RANKS; r++) {
+            float dot = sum(acc[n][r]);
+            for (int64_t left = i; left < num_in; left++) dot += x[n][left] * a[r * num_in + left];
+            h[n][r] = scale * dot;
+        }
 }
 
 template <int N>
@@ -90,14 +93,18 @@ inline void expand(const float* const* h, const float* b, int64_t num_ranks, int
         f32x16 acc[N][VECTORS] = {};
         for (int64_t r = 0; r < num_ranks; r++) {
             const float* row = b + r * width + o;
+#pragma GCC unroll 8
             for (int v = 0; v < VECTORS; v++) {
                 __builtin_prefetch(row + (VECTORS + v) * LANES, 0, 2);
                 f32x16 w = load(row + v * LANES);
                 keep(w);
+#pragma GCC unroll 8
                 for (int n = 0; n < N; n++) acc[n][v] += h[n][r] * w;
             }
         }
+#pragma GCC unroll 8
         for (int n = 0; n < N; n++)
+#pragma GCC unroll 8
             for (int v = 0; v < VECTORS; v++) {
                 float* out = y[n] + o + v * LANES;
                 store(out, load(out) + acc[n][v]);
