@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import torch
 
-from weft.engine.build import BuiltEngine
+from weft.engine.build import BuiltEngine, warm_up
 from weft.engine.model.decoder import Decoder
 from weft.engine.model.weights import DenseWeights
 from weft.engine.offline import Completion, load_adapters, run_requests
@@ -154,6 +154,7 @@ def measure(
     """
     vocab_size = built.decoder.config.vocab_size
     load_adapters(built, load.digests)
+    warm_up(built.engine)
     base_load = Load(load.num_requests, load.input_len, load.output_len, (), load.seed)
     warm = Load(load.num_requests, load.input_len, 2, load.digests, load.seed)
     run_load(built, warm, vocab_size, "warm-up")
