@@ -15,6 +15,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from weft.engine.build import BuiltEngine
 from weft.engine.cuda_runner import CudaRunner
+from weft.engine.graphs import StepOutput
 from weft.engine.offline import Completion, load_adapters, run_requests
 from weft.engine.plan import ScheduledReq
 from weft.engine.runner import StepRows
@@ -143,8 +144,17 @@ SAMPLING: dict[str, dict[str, Any]] = {
 }
 
 
+# a last bit may move a rounded value by a step, so that other devices may draw other tokens
+ROUNDED = [{"kv_dtype": "int8", "quantization": "int8"}] if IS_INTERPRETED else []
+
+
 @pytest.mark.slow
-def test_tokens_are_chosen_as_on_the_cpu(benches: Mapping[str, Bench]) -> None:
+@pytest.mark.parametrize(
+    "rounding", [{}, *ROUNDED], ids=lambda options: "-".join(options) or "none"
+)
+def test_tokens_are_chosen_as_on_the_cpu(
+    benches: Mapping[str, Bench], rounding: dict[str, Any]
+) -> None:
     bench, found = benches["dense"], []
     requests = [
         EngineRequest(
@@ -153,7 +163,7 @@ def test_tokens_are_chosen_as_on_the_cpu(benches: Mapping[str, Bench]) -> None:
         for i, (name, options) in enumerate(SAMPLING.items())
     ]
     for options in (KERNELS, {"kernels": "torch"}):
-        built, _ = build(bench, **options)
+        built, _ = build(bench, **options, **rounding)
         found.append(run(built, requests))
     got, want = found
     for name in SAMPLING:
@@ -180,3 +190,28 @@ def test_who_computes_what_is_not_finite_fails_alone(benches: Mapping[str, Bench
     assert len(completions["good"].token_ids) == 2
     assert "non-finite" in (completions["bad"].error or "")
     assert all(bool(t.isfinite().all()) for t in built.engine._runner._kv.tensors())
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(IS_INTERPRETED, reason="the interpreter is on the host")
+def test_nothing_in_a_step_waits_for_the_device(
+    benches: Mapping[str, Bench], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Steps with prompts; that one can be captured shows the same of steps that decode."""
+    built, digests = build(benches["moe"], **KERNELS, prefix_cache=False)
+    run_requests(built, requests_for(digests))  # a first call may copy small tables
+    runner = built.engine._runner
+    assert isinstance(runner, CudaRunner)
+    compute, layouts = runner._compute, []
+
+    def watched(layout: StepLayout) -> StepOutput:
+        layouts.append(layout)
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            return compute(layout)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+
+    monkeypatch.setattr(runner, "_compute", watched)
+    run(built, requests_for(digests))
+    assert any(layout.num_rows > layout.num_logits for layout in layouts)
