@@ -77,6 +77,17 @@ class Backend:
             x_TH.add_(delta_TH)
         return rms_norm(x_TH, weight_H, eps)
 
+    def greedy(self, logits_NV: Tensor) -> tuple[Tensor, Tensor]:
+        """The best token of each row, int64 `[N]`, and whether all of the row is finite, bool
+        `[N]`; logits_NV float32 `[N, V]`."""
+        # several times as fast as argmax on a CPU; a finite sum has finite terms, and costs a
+        # fraction of looking at each
+        tokens_N = logits_NV.max(dim=1).indices
+        finite_N = logits_NV.sum(dim=1).isfinite()
+        if not finite_N.all():
+            finite_N = logits_NV.isfinite().all(dim=1)
+        return tokens_N, finite_N
+
     def silu_mul(self, gate_up: Tensor) -> Tensor:
         """See `weft_kernels.activation`."""
         return silu_mul(gate_up)

@@ -103,6 +103,30 @@ def test_the_gate_of_extreme_values_is_exact(backend: Backend) -> None:
     assert_near(got, reference.silu_mul(torch.cat((gate, torch.ones(len(gate))))[None]), 1e-6)
 
 
+@pytest.mark.parametrize("vocab", [1, 7, 16, 133, 8192])
+def test_the_best_token_is_the_first_of_the_largest(
+    backend: Backend, vocab: int, generator: torch.Generator
+) -> None:
+    logits = torch.randn(33, vocab, generator=generator)
+    logits[5] = -3.0
+    logits[6] -= 100
+    logits[7, vocab // 2 :] = 50.0
+    tokens, is_finite = backend.greedy(logits)
+    assert (tokens.dtype, is_finite.dtype) == (torch.int64, torch.bool)
+    assert torch.equal(tokens, torch.tensor([row.tolist().index(row.max()) for row in logits]))
+    assert is_finite.all()
+
+
+def test_rows_of_logits_that_are_not_finite_are_told(backend: Backend) -> None:
+    logits = torch.randn(6, 50)
+    logits[1, 49], logits[2, 3], logits[3, 20] = torch.nan, torch.inf, -torch.inf
+    logits[5] = 3e38  # the sum overflows, and no term of it
+    tokens, is_finite = backend.greedy(logits)
+    assert is_finite.tolist() == [True, False, False, False, True, True]
+    assert tokens[4] == logits[4].argmax()
+    assert backend.greedy(torch.empty(0, 5))[0].shape == (0,)
+
+
 def test_a_row_that_is_not_finite_stays_alone(backend: Backend) -> None:
     for bad in (torch.nan, torch.inf):
         x, gate_up = torch.zeros(3, 24), torch.ones(3, 48)

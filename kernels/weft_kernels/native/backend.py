@@ -46,6 +46,9 @@ class NativeBackend(backend.Backend):
     ) -> Tensor:
         return ops.add_rms_norm_(x_TH, delta_TH, weight_H, eps)
 
+    def greedy(self, logits_NV: Tensor) -> tuple[Tensor, Tensor]:
+        return ops.greedy(logits_NV)
+
     def silu_mul(self, gate_up: Tensor) -> Tensor:
         return ops.silu_mul(gate_up)
 

@@ -47,6 +47,7 @@ class Library:
         self.paged_decode = function("weft_paged_decode", "pppppplllllllfpi")
         self.pack_linear = function("weft_pack_linear", "pllp")
         self.linear = function("weft_linear", "plpplllpi")
+        self.greedy = function("weft_greedy", "pllppi")
         self.lora = function("weft_lora", "plplppllplpi")
         self.expert_segments = function("weft_expert_segments", "pppllllpp", "l")
 

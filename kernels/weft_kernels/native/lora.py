@@ -74,6 +74,7 @@ class LoraRows:
         self._segments["num_rows"] = counts
         self._max_ranks = max((slots[slot].max_ranks for slot in used), default=0)
         self._h = torch.empty(len(self._rows) * self._max_ranks)
+        self._call = _Call(self._table, self._segments, self._rows, self._h)
 
     @property
     def is_empty(self) -> bool:
@@ -84,7 +85,7 @@ class LoraRows:
 
         y_TO `[T, O]` and x_TI `[T, I]`, float32, rows may be strided.
         """
-        _add_(self._table, self._segments, self._rows, y_TO, x_TI, input_index, self._h)
+        self._call.add_(y_TO, x_TI, input_index)
 
     def for_pairs(self, expert_TK: Tensor, position_TK: Tensor, num_experts: int) -> PairRows:
         """The same for (token, expert) pairs: int64 `[T, K]` each pair's expert, and its row."""
@@ -96,37 +97,43 @@ class LoraRows:
             expert_TK.data_ptr(), position_TK.data_ptr(), self.slot_of_T.ctypes.data, num_tokens,
             top_k, len(self._slots), num_experts, segments.ctypes.data, rows.ctypes.data,
         )  # fmt: skip
-        return PairRows(self._table, segments[:num_segments], rows, num_pairs * self._max_ranks)
+        h = torch.empty(num_pairs * self._max_ranks)
+        return PairRows(_Call(self._table, segments[:num_segments], rows, h))
 
 
+@dataclass(frozen=True, slots=True)
 class PairRows:
     """Which (token, expert) pairs of one layer use which slot and expert."""
+
+    _call: _Call
+
+    def add_(self, y_PO: Tensor, x_PI: Tensor, first_input: int) -> None:
+        """Add to pairs in place; the input of expert e is `first_input + e`."""
+        self._call.add_(y_PO, x_PI, first_input)
+
+
+class _Call:
+    """The arguments that do not change from layer to layer; addresses are slow to ask for."""
 
     def __init__(
         self,
         table: NDArray[np.void],
         segments: NDArray[np.void],
         rows: NDArray[np.int64],
-        num_scratch: int,
+        h: Tensor,
     ) -> None:
-        self._table, self._segments, self._rows = table, segments, rows
-        self._h = torch.empty(num_scratch)
+        self._arrays = (table, segments, rows, h)  # what the addresses point to
+        self._table, self._segments = table.ctypes.data, segments.ctypes.data
+        self._rows, self._num_segments = rows.ctypes.data, len(segments)
+        self._h = h.data_ptr()
 
-    def add_(self, y_PO: Tensor, x_PI: Tensor, first_input: int) -> None:
-        """Add to pairs in place; the input of expert e is `first_input + e`."""
-        _add_(self._table, self._segments, self._rows, y_PO, x_PI, first_input, self._h)
-
-
-def _add_(
-    table: NDArray[np.void], segments: NDArray[np.void], rows: NDArray[np.int64],
-    y: Tensor, x: Tensor, input_index: int, h: Tensor,
-) -> None:  # fmt: skip
-    for tensor in (x, y):
-        is_plain = tensor.dtype is torch.float32 and tensor.device.type == "cpu"
-        if not is_plain or tensor.stride(1) != 1:
-            raise ValueError("the native adapters take float32 rows on the CPU")
-    library().lora(
-        table.ctypes.data, input_index, segments.ctypes.data, len(segments), rows.ctypes.data,
-        x.data_ptr(), x.stride(0), x.shape[1], y.data_ptr(), y.stride(0), h.data_ptr(),
-        torch.get_num_threads(),
-    )  # fmt: skip
+    def add_(self, y: Tensor, x: Tensor, input_index: int) -> None:
+        for tensor in (x, y):
+            is_plain = tensor.dtype is torch.float32 and tensor.device.type == "cpu"
+            if not is_plain or tensor.stride(1) != 1:
+                raise ValueError("the native adapters take float32 rows on the CPU")
+        library().lora(
+            self._table, input_index, self._segments, self._num_segments, self._rows,
+            x.data_ptr(), x.stride(0), x.shape[1], y.data_ptr(), y.stride(0), self._h,
+            torch.get_num_threads(),
+        )  # fmt: skip

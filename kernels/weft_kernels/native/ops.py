@@ -54,6 +54,18 @@ def silu_mul(gate_up: Tensor) -> Tensor:
     return y
 
 
+def greedy(logits_NV: Tensor) -> tuple[Tensor, Tensor]:
+    """The first of the largest of each row: int64 `[N]`; whether the row is finite: bool `[N]`."""
+    _check(logits_NV)
+    tokens_N = torch.empty(len(logits_NV), dtype=torch.int64)
+    finite_N = torch.empty(len(logits_NV), dtype=torch.bool)
+    library().greedy(
+        logits_NV.data_ptr(), *logits_NV.shape, tokens_N.data_ptr(), finite_N.data_ptr(),
+        torch.get_num_threads(),
+    )  # fmt: skip
+    return tokens_N, finite_N
+
+
 def rotate_and_write(
     qkv: Tensor, norms: Tensor | None, eps: float, rotary: Tensor, kv_slots_T: Tensor,
     num_heads: int, k_cache: Tensor, v_cache: Tensor,
@@ -93,6 +105,8 @@ class Attention:
         self._rows = np.array([spans[i][0] for i in one], dtype=np.int64)
         self._lengths = np.array([spans[i][2] for i in one], dtype=np.int64)
         self._tables = _pad([tables[i] for i in one])
+        arrays = (self._rows, self._tables, self._lengths)
+        self._addresses = [array.ctypes.data for array in arrays]  # slow to ask for in each layer
         self._buckets = self._create_buckets(many)
         self._all_buckets: Buckets | None = None
 
@@ -131,8 +145,8 @@ class Attention:
         _check(q_TND, k_cache, v_cache, out_TND)
         num_heads, dim = q_TND.shape[1:]
         library().paged_decode(
-            q_TND.data_ptr(), k_cache.data_ptr(), v_cache.data_ptr(), self._rows.ctypes.data,
-            self._tables.ctypes.data, self._lengths.ctypes.data, len(self._rows),
+            q_TND.data_ptr(), k_cache.data_ptr(), v_cache.data_ptr(), *self._addresses,
+            len(self._rows),
             self._tables.shape[1], self._block_size, num_heads, k_cache.shape[2], dim,
             window or 0, scale, out_TND.data_ptr(), torch.get_num_threads(),
         )  # fmt: skip

@@ -101,7 +101,8 @@ class Runner:
             return {}
         items, logits_NV = self._forward(plan, adapters)
         samples = [item.samples for item in items]
-        sampled = sample(logits_NV, [item.req for item in items], self._eos_token_ids, samples)
+        reqs, backend = [item.req for item in items], self._decoder.backend
+        sampled = sample(logits_NV, reqs, self._eos_token_ids, samples, backend)
         pairs = zip(items, sampled, strict=True)
         return {item.req: row for item, row in pairs if item.samples or row.failure is not None}
 
