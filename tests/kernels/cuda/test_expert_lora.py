@@ -66,7 +66,12 @@ def create_case(
 
 @pytest.mark.parametrize(
     ("popularity", "num_rows"),
-    [*((popularity, 7) for popularity in POPULARITIES), ("zipf", 0), ("zipf", 1), ("zipf", 20)],
+    [
+        *((popularity, 7) for popularity in POPULARITIES),
+        ("zipf", 0),
+        ("zipf", 1),
+        pytest.param("zipf", 20, marks=pytest.mark.verify),
+    ],
 )
 def test_it_is_the_twin(
     popularity: str,
