@@ -62,7 +62,7 @@ class CudaRunner(Runner):
     ) -> None:
         super().__init__(decoder, kv, adapters, block_size, host_kv, eos_token_ids)
         self._slots = adapters
-        self._max_running, self._max_len = max_running, max_len
+        self._max_rows, self._max_running, self._max_len = max_rows, max_running, max_len
         self._planner = _create_planner(decoder, kv, block_size)
         limits = self._planner.limits(max_rows, max_running, max_len, has_prefill=True)
         ints = num_ints(max_rows, max_running, self._planner.num_ints(limits))
@@ -82,13 +82,27 @@ class CudaRunner(Runner):
 
     def warm_up(self) -> None:
         """Capture the steps that decode: for powers of two up to all that may run, without
-        adapters, with those of attention alone, and with all."""
+        adapters, with those of attention alone, and with all. Compile what prompts need: kernels
+        differ by the size of a step, and by whether 16 divides it."""
         with self._on_stream():
             for num_rows in reversed(buckets(self._max_running)):
                 for reach in REACHES:
                     layout = self._decode_layout(num_rows, reach)
                     self._send([], self._create_rows([]), [], layout)
                     self._graphs.capture(layout)
+            if self._stream is None:
+                return  # the interpreter compiles nothing
+            for num_rows in buckets(self._max_rows)[4:]:
+                for odd in (0, 1):
+                    self._run_padding(num_rows - odd)
+                    self._stream.synchronize()
+
+    def _run_padding(self, num_rows: int) -> StepOutput:
+        """A step with all the kernels of prompts and no request."""
+        limits = self._planner.limits(num_rows, 1, self._max_len, has_prefill=True)
+        layout = StepLayout(num_rows, 1, limits, REACHES[-1])
+        self._send([], self._create_rows([]), [], layout)
+        return self._compute(layout)
 
     def run(self, plan: StepPlan, adapters: Mapping[str, PooledAdapter]) -> dict[Req, Sampled]:
         with self._on_stream():

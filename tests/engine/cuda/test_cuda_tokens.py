@@ -144,6 +144,22 @@ SAMPLING: dict[str, dict[str, Any]] = {
 }
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ADAPTERS)
+def test_a_step_of_padding_changes_nothing(benches: Mapping[str, Bench], kind: str) -> None:
+    built, _ = build(benches[kind], **KERNELS)
+    runner = built.engine._runner
+    assert isinstance(runner, CudaRunner)
+    for tensor in runner._kv.tensors():
+        tensor.fill_(3)
+    for num_rows in (1, 21):
+        with runner._on_stream():
+            output = runner._run_padding(num_rows)
+            assert bool(output.logits_NV.isfinite().all())
+    assert all(bool((tensor == 3).all()) for tensor in runner._kv.tensors())
+    built.tiers.close()
+
+
 # a last bit may move a rounded value by a step, so that other devices may draw other tokens
 ROUNDED = [{"kv_dtype": "int8", "quantization": "int8"}] if IS_INTERPRETED else []
 
