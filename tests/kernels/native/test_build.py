@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-import ctypes
+import platform
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 import torch
 
+from weft_kernels.memory import Arena
+from weft_kernels.native import ops
 from weft_kernels.native.build import NativeBuildError, build
 from weft_kernels.native.library import library
+from weft_kernels.native.linear import create_native_linear
+from weft_kernels.native.lora import LoraRows, Run, SlotParts
 
 
 @pytest.fixture
@@ -18,6 +22,15 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder = tmp_path / "cache"
     monkeypatch.setenv("WEFT_CACHE_DIR", str(folder))
     return folder
+
+
+# says a version, and writes it where the library is asked for: its last argument
+PRETENDED = """
+if [ "$1" = --version ]; then echo {version}; exit; fi
+for out; do :; done
+sleep 0.1
+echo {version} > "$out"
+"""
 
 
 def write_compiler(path: Path, script: str) -> Path:
@@ -30,12 +43,11 @@ def test_it_is_compiled_once_for_all_who_ask_at_a_time(
     cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls = tmp_path / "calls"
-    compiler = write_compiler(tmp_path / "c++", f'echo x >> {calls}; exec c++ "$@"')
-    monkeypatch.setenv("CXX", str(compiler))
+    script = f"echo x >> {calls}" + PRETENDED.format(version="one")
+    monkeypatch.setenv("CXX", str(write_compiler(tmp_path / "c++", script)))
     with ThreadPoolExecutor(2) as pool:
         first, second = pool.map(lambda _: build(), range(2))
     assert first == second
-    ctypes.CDLL(str(first))
     num_calls = len(calls.read_text().splitlines())
     assert build() == first
     # asking for its version is how the compiler is told from another
@@ -47,9 +59,12 @@ def test_it_is_compiled_once_for_all_who_ask_at_a_time(
 def test_another_compiler_makes_another_library(
     cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    first = build()
-    monkeypatch.setenv("CXX", str(write_compiler(tmp_path / "other", 'exec c++ "$@"')))
-    assert build() != first
+    libraries = []
+    for version in ("one", "two"):
+        compiler = write_compiler(tmp_path / "c++", PRETENDED.format(version=version))
+        monkeypatch.setenv("CXX", str(compiler))
+        libraries.append(build())
+    assert [path.read_text() for path in libraries] == ["one\n", "two\n"]
 
 
 def test_a_compiler_that_fails_leaves_nothing_and_says_what_it_said(
@@ -82,3 +97,30 @@ def test_it_shares_torchs_team_of_threads() -> None:
     maps = Path("/proc/self/maps").read_text().split()
     runtimes = {word for word in maps if "libgomp" in word or "libiomp" in word or "libomp" in word}
     assert len(runtimes) == 1, f"two OpenMP runtimes would fight for the cores: {runtimes}"
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="the flags are for x86-64")
+def test_a_cpu_of_fewer_registers_computes_the_same(
+    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    x, w = torch.randn(9, 70), torch.randn(70, 40)
+    a, b = torch.randn(16, 70), torch.randn(16, 40)
+    slot = SlotParts([[Run(a.data_ptr(), b.data_ptr(), 16, 0, 40, 0.5)]])
+
+    def compute() -> tuple[torch.Tensor, ...]:
+        y = create_native_linear(w, Arena()).apply(x)
+        LoraRows([slot], [0, -1, 0, 0, 0, 0, -1, 0, 0]).add_(y, x, 0)
+        return y, ops.silu_mul(y), ops.add_rms_norm_(y.clone(), y, torch.ones(40), 1e-6)
+
+    library.cache_clear()
+    want = compute()
+    compiler = write_compiler(tmp_path / "older", 'exec c++ "$@" -mno-avx512f')
+    monkeypatch.setenv("CXX", str(compiler))
+    library.cache_clear()
+    try:
+        got = compute()
+    finally:
+        library.cache_clear()
+    assert len(list(cache.iterdir())) == 2, "another library was compiled"
+    for one, other in zip(got, want, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
