@@ -29,10 +29,10 @@ from torch import Tensor
 from weft.demo import BASE_DIR
 from weft.demo.skills import SKILLS
 from weft.demo.tokens import END_OF_TEXT_ID, Document, Message, encode_chat
+from weft.engine.active import PackedBatch
 from weft.engine.bench import Load, run_load
 from weft.engine.build import BuiltEngine, build_engine
 from weft.engine.config import EngineConfig, kv_token_bytes, resolve_kv_dtype
-from weft.engine.active import PackedBatch
 from weft.engine.model.decoder import Batch
 from weft.engine.runner import create_kv_cache
 from weft_kernels.lora import LoraBatch
