@@ -293,7 +293,7 @@ def test_auto_takes_the_fastest_and_says_what_it_does_without(
 ) -> None:
     assert create_backend("auto", CPU, torch.bfloat16).name == "torch"
     monkeypatch.setenv("CXX", str(tmp_path / "missing"))
-    from weft_kernels.native.library import library
+    from weft_kernels.native.binding import library
 
     library.cache_clear()
     with caplog.at_level(logging.WARNING):

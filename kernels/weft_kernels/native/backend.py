@@ -12,7 +12,7 @@ from weft_kernels.attention import Int8Cache
 from weft_kernels.linear import LinearWeight
 from weft_kernels.memory import Arena
 from weft_kernels.native import ops
-from weft_kernels.native.library import library
+from weft_kernels.native.binding import library
 from weft_kernels.native.linear import create_native_linear
 
 

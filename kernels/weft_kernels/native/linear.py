@@ -15,7 +15,7 @@ from torch import Tensor
 
 from weft_kernels.linear import LinearWeight
 from weft_kernels.memory import Arena
-from weft_kernels.native.library import library
+from weft_kernels.native.binding import library
 
 _PANEL = 32
 

@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from weft_kernels.native.library import PART, SEGMENT, SLOT, library
+from weft_kernels.native.binding import PART, SEGMENT, SLOT, library
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,7 +20,7 @@ from weft_kernels.attention import (
     create_attention_buckets,
     paged_attention,
 )
-from weft_kernels.native.library import library
+from weft_kernels.native.binding import library
 
 Buckets = tuple[AttentionBucket, ...]
 

@@ -11,8 +11,8 @@ import torch
 
 from weft_kernels.memory import Arena
 from weft_kernels.native import ops
+from weft_kernels.native.binding import library
 from weft_kernels.native.build import NativeBuildError, build
-from weft_kernels.native.library import library
 from weft_kernels.native.linear import create_native_linear
 from weft_kernels.native.lora import LoraRows, Run, SlotParts
 

@@ -13,7 +13,7 @@
 
 using namespace weft;
 
-// One run of rank rows of one site in one slot. The Python side writes these (`PART` in library.py).
+// One run of rank rows of one site in one slot. The Python side writes these (`PART` in binding.py).
 struct Part {
     const float* a;  // [num_ranks, num_in]
     const float* b;  // [num_ranks, width]
