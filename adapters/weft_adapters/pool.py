@@ -22,6 +22,7 @@ from torch import Tensor
 from weft_adapters.arena import Arena
 from weft_adapters.format import SiteWeights
 from weft_adapters.sites import BaseSpec, Site
+from weft_adapters.tensors import Float32
 from weft_kernels.memory import zeros
 
 PAGE_ROWS = 8
@@ -52,13 +53,13 @@ class PooledSite:
 
 @dataclass(frozen=True, slots=True)
 class PooledAdapter:
-    """An adapter on the device. `checksum` is over its pages as they were written; `load_number`
-    counts the pool's loads, so that each can be told from the next."""
+    """An adapter on the device. `checksum` is over its pages as they were written, where the pool
+    keeps them; `load_number` counts the pool's loads, so that each can be told from the next."""
 
     digest: str
     sites: Mapping[Site, PooledSite]
     num_bytes: int
-    checksum: int
+    checksum: int | None
     load_number: int
 
 
@@ -66,21 +67,32 @@ def padded_rank(rank: int) -> int:
     return -(-rank // PAGE_ROWS) * PAGE_ROWS
 
 
-def _slices(tensor: Tensor, num_rows: int) -> list[slice]:
-    """The first `num_rows` rows in pieces that torch handles on the calling thread alone."""
+def _slices(tensor: Tensor) -> list[slice]:
+    """A matrix's rows in pieces that torch handles on the calling thread alone."""
+    num_rows, width = tensor.shape
     if tensor.device.type != "cpu":
         return [slice(0, num_rows)]
-    step = max(1, _MAX_ELEMENTS_AT_ONCE // tensor.shape[1])
+    step = max(1, _MAX_ELEMENTS_AT_ONCE // width)
     return [slice(i, min(i + step, num_rows)) for i in range(0, num_rows, step)]
 
 
 class PagePool:
-    """One flat tensor of `budget_bytes`, shared by all adapters of one base. Thread-safe."""
+    """One flat tensor of `budget_bytes`, shared by all adapters of one base. Thread-safe.
+
+    With `keep_checksums`, `integrity` finds pages that were changed, at the price of reading every
+    adapter once more when it is loaded.
+    """
 
     def __init__(
-        self, base: BaseSpec, budget_bytes: int, dtype: torch.dtype, device: torch.device | str
+        self,
+        base: BaseSpec,
+        budget_bytes: int,
+        dtype: torch.dtype,
+        device: torch.device | str,
+        *,
+        keep_checksums: bool = False,
     ) -> None:
-        self._base = base
+        self._base, self._keep_checksums = base, keep_checksums
         self.dtype, self.device = dtype, torch.device(device)
         widths = {sum(base.shape(site)) for site in base.sites()}
         self._unit_width = math.gcd(*widths)
@@ -89,6 +101,9 @@ class PagePool:
         if num_units == 0:
             raise ValueError(f"a pool of {budget_bytes} bytes has no room for a single page")
         self._memory = zeros(num_units * self._unit_elements, dtype=dtype, device=self.device)
+        # numpy copies a few rows in a fraction of torch's time, and on the calling thread alone
+        is_on_host = self.device.type == "cpu" and dtype == torch.float32
+        self._host_array = self._memory.numpy() if is_on_host else None
         self._arena = Arena(num_units)
         self._adapters: dict[str, PooledAdapter] = {}
         self._being_written: dict[str, Mapping[Site, PooledSite]] = {}
@@ -141,7 +156,7 @@ class PagePool:
             for site, pooled in placed.items():
                 self._write(site, pooled, weights[site])
             num_bytes = self.num_bytes_needed(weights)
-            checksum = self._checksum(placed)
+            checksum = self._checksum(placed) if self._keep_checksums else None
         except BaseException:
             with self._lock:
                 del self._being_written[digest]
@@ -186,24 +201,38 @@ class PagePool:
             units = self._units(site, run.num_rows)
             self._arena.give_back(run.offset // self._unit_elements, units)
 
-    def _views(self, site: Site, run: Run) -> tuple[Tensor, Tensor]:
+    def _bounds(self, site: Site, run: Run) -> tuple[slice, slice]:
+        """The elements of a run's A and of its B."""
         num_in, num_out = self._base.shape(site)
         middle = run.offset + run.num_rows * num_in
-        end = middle + run.num_rows * num_out
-        a = self._memory[run.offset : middle].view(run.num_rows, num_in)
-        return a, self._memory[middle:end].view(run.num_rows, num_out)
+        return slice(run.offset, middle), slice(middle, middle + run.num_rows * num_out)
+
+    def _views(self, site: Site, run: Run) -> tuple[Tensor, Tensor]:
+        a, b = (self._memory[part].view(run.num_rows, -1) for part in self._bounds(site, run))
+        return a, b
 
     def _write(self, site: Site, pooled: PooledSite, weights: SiteWeights) -> None:
         row = 0
         for run in pooled.runs:
-            for target, source in zip(self._views(site, run), (weights.a, weights.b), strict=True):
-                part = torch.from_numpy(source[row : row + run.num_rows])
-                for rows in _slices(target, len(part)):
-                    target[rows].copy_(part[rows])
-                    if self.dtype != torch.float32 and not torch.isfinite(target[rows]).all():
-                        raise ValueError(f"The weights of {site} are too large for {self.dtype}.")
-                target[len(part) :].zero_()  # the padding may hold another adapter's rows
+            rows = slice(row, row + run.num_rows)
+            for bounds, source in zip(self._bounds(site, run), (weights.a, weights.b), strict=True):
+                self._copy(source[rows], bounds, site)
             row += run.num_rows
+
+    def _copy(self, source: Float32, bounds: slice, site: Site) -> None:
+        """Rows to a part of the arena, and zeros after them: it may hold another adapter's."""
+        filled = slice(bounds.start, bounds.start + source.size)
+        padding = slice(filled.stop, bounds.stop)
+        if self._host_array is not None:
+            self._host_array[filled].reshape(source.shape)[:] = source
+            self._host_array[padding] = 0
+            return
+        target, part = self._memory[filled].view(source.shape), torch.from_numpy(source)
+        for rows in _slices(target):
+            target[rows].copy_(part[rows])
+            if self.dtype != torch.float32 and not torch.isfinite(target[rows]).all():
+                raise ValueError(f"The weights of {site} are too large for {self.dtype}.")
+        self._memory[padding].zero_()
 
     def get(self, digest: str) -> PooledAdapter | None:
         with self._lock:
@@ -239,11 +268,12 @@ class PagePool:
             for run in pooled.runs:
                 for view in self._views(site, run):
                     data = view.cpu().contiguous().view(torch.uint8).numpy()
-                    checksum = zlib.crc32(data.tobytes(), checksum)
+                    checksum = zlib.crc32(data, checksum)
         return checksum
 
     def integrity(self) -> None:
-        """AssertionError when a page is lost, shared, or does not hold what was written."""
+        """AssertionError when a page is lost or shared, or, where the pool keeps checksums, does
+        not hold what was written."""
         with self._lock:
             taken = [
                 (run.offset // self._unit_elements, self._units(site, run.num_rows))
@@ -260,5 +290,5 @@ class PagePool:
                 position = start + size
             assert position == self._arena.num_units, "free + used pages are not all pages"
             for adapter in self._adapters.values():
-                found = self._checksum(adapter.sites)
+                found = None if adapter.checksum is None else self._checksum(adapter.sites)
                 assert found == adapter.checksum, f"the pages of {adapter.digest} have changed"

@@ -118,7 +118,7 @@ def test_weights_that_overflow_the_pools_dtype_are_refused(dense: BaseSpec) -> N
 
 
 def test_a_changed_page_is_noticed(dense: BaseSpec) -> None:
-    pool = PagePool(dense, MIB, torch.float32, "cpu")
+    pool = PagePool(dense, MIB, torch.float32, "cpu", keep_checksums=True)
     pool.try_load("a", weights_of(dense, {Site(0, "q_proj"): 8}))
     pool.read("a", Site(0, "q_proj"))[1][3, 3] += 1
     with pytest.raises(AssertionError, match="changed"):

@@ -40,7 +40,7 @@ def create(
     made: list[AdapterTiers] = []
 
     def build(num_pages: int = 2, host_bytes: int = 2**20, **keys: Any) -> AdapterTiers:
-        pool = PagePool(dense, num_pages * PAGE_BYTES, torch.float32, "cpu")
+        pool = PagePool(dense, num_pages * PAGE_BYTES, torch.float32, "cpu", keep_checksums=True)
         tiers = AdapterTiers(keys.pop("store", store), dense, pool, host_bytes, **keys)
         made.append(tiers)
         return tiers

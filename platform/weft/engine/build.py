@@ -73,7 +73,9 @@ def build_engine(
         quantization=config.quantization,
     )  # fmt: skip
     base = BaseSpec.from_config(raw, digest)
-    pool = PagePool(base, config.adapter_bytes, dtype, device)
+    pool = PagePool(
+        base, config.adapter_bytes, dtype, device, keep_checksums=config.check_integrity
+    )
     tiers = AdapterTiers(
         FolderStore(config.adapters_dir), base, pool, config.host_adapter_bytes,
         on_change=on_adapter_change,
