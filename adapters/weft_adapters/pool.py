@@ -268,7 +268,7 @@ class PagePool:
             for run in pooled.runs:
                 for view in self._views(site, run):
                     data = view.cpu().contiguous().view(torch.uint8).numpy()
-                    checksum = zlib.crc32(data, checksum)
+                    checksum = zlib.crc32(data.data, checksum)
         return checksum
 
     def integrity(self) -> None:

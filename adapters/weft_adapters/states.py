@@ -24,10 +24,12 @@ class AdapterState(StrEnum):
 
 @dataclass(slots=True)
 class Entry:
-    """The tiers' record of one version; times are monotonic seconds."""
+    """The tiers' record of one version; times are monotonic seconds. `num_bytes_needed` of the
+    device are known once it has been on the host."""
 
     state: AdapterState
     pooled: PooledAdapter | None = None
+    num_bytes_needed: int = 0
     num_references: int = 0
     last_used_s: float = 0.0
     awaited_until_s: float = 0.0

@@ -4,9 +4,9 @@
 
 Callers of `request`, `acquire` and `release` never wait: a thread of ours reads, verifies and
 copies. An adapter with references stays where it is; among the others the least recently used one
-makes room. Where all are in use without a pause, those that came first give out no more references
-until the adapter that waits has had its turn. The digest is verified against the bytes each time
-they enter host memory.
+makes room. Who finds none waits for it; where all are in use without a pause, those that came first
+give out no more references until the one that has waited longest has had its turn. The digest is
+verified against the bytes each time they enter host memory.
 """
 
 from __future__ import annotations
@@ -23,15 +23,13 @@ from weft_adapters.sites import BaseSpec
 from weft_adapters.source import load_verified
 from weft_adapters.states import AdapterState, Entry
 from weft_adapters.store import AdapterNotStoredError, AdapterStore
+from weft_adapters.waitlist import Waitlist
 
 logger = logging.getLogger("weft.adapters")
 
 # an adapter that was just loaded for a waiting request is not evicted before that request can run
 _GRACE_S = 5.0
 _RETRY_S = 0.25
-# what waits for room so long, and is still asked for, has others drained
-_PATIENCE_S = 2.0
-_WANTED_S = 5.0
 
 
 class AdapterTooLargeError(ValueError):
@@ -57,9 +55,10 @@ class AdapterTiers:
         self._store, self._base, self._pool = store, base, pool
         self._on_change = on_change
         self._entries: dict[str, Entry] = {}
+        self._on_device: dict[str, Entry] = {}
         self._host = HostTier(host_budget_bytes)
         self._queue: deque[str] = deque()
-        self._blocked: list[str] = []
+        self._blocked = Waitlist(self._entries)
         self._changed = threading.Condition()
         self._closing = False
         self._thread = threading.Thread(target=self._run, name="weft-adapter-loader", daemon=True)
@@ -75,6 +74,7 @@ class AdapterTiers:
             if entry is None or entry.is_stale_failure:
                 entry = self._entries[digest] = Entry(AdapterState.ABSENT)
             entry.requested_s = time.monotonic()
+            self._blocked.ask(digest, entry.requested_s)
             is_idle = entry.state in (AdapterState.ABSENT, AdapterState.HOST)
             if is_idle and digest not in self._queue and digest not in self._blocked:
                 self._queue.append(digest)
@@ -157,11 +157,23 @@ class AdapterTiers:
                 if self._blocked:
                     # room may be there by now; otherwise a release or the clock will make it
                     self._changed.wait(_RETRY_S)
-                    self._queue.extend(self._blocked)
-                    self._blocked.clear()
+                    retries = self._blocked.take(self._room(time.monotonic()))
+                    self._queue.extendleft(reversed(retries))
                     continue
                 self._changed.wait()
             return None
+
+    def _room(self, now: float) -> int:
+        """Bytes of the device that are free, or idle adapters'. The caller holds the lock."""
+        return self._pool.num_free_bytes + sum(_pooled_bytes(e) for e in self._idle(now).values())
+
+    def _idle(self, now: float) -> dict[str, Entry]:
+        """On the device, and neither in use nor just loaded for somebody."""
+        return {
+            digest: entry
+            for digest, entry in self._on_device.items()
+            if entry.num_references == 0 and entry.awaited_until_s <= now
+        }
 
     def _bring(self, digest: str) -> bool:
         """Store to host to device; False when the device has no room yet."""
@@ -177,44 +189,49 @@ class AdapterTiers:
                 f"the adapter needs {num_bytes} bytes of device memory, "
                 f"the pool has {self._pool.num_bytes}"
             )
-        while (pooled := self._pool.try_load(digest, weights)) is None:
+        with self._changed:
+            has_to_wait = self._blocked.is_before(digest, time.monotonic())
+        if has_to_wait:
+            self._block(digest, num_bytes)
+            return False
+        # where a run of pages is missing, one more eviction may join two
+        pooled: PooledAdapter | None = None
+        while self._pool.num_free_bytes < num_bytes or (
+            (pooled := self._pool.try_load(digest, weights)) is None
+        ):
             if not self._evict_one(num_bytes):
                 self._block(digest, num_bytes)
                 return False
         with self._changed:
-            self._drain(0)
-            entry = self._entries[digest]
+            entry = self._on_device[digest] = self._entries[digest]
             entry.pooled, entry.state = pooled, AdapterState.DEVICE
             entry.loaded_s = entry.last_used_s = time.monotonic()
             entry.blocked_since_s = None
             entry.awaited_until_s = entry.last_used_s + _GRACE_S
+            self._update_draining()
         return True
 
     def _block(self, digest: str, num_bytes: int) -> None:
-        """Have it tried again later; after some patience, others are drained for it."""
-        now = time.monotonic()
+        """Have it tried again when there may be room."""
         with self._changed:
-            entry = self._entries[digest]
-            entry.state = AdapterState.HOST
-            self._blocked.append(digest)
-            if now - entry.requested_s > _WANTED_S:
-                entry.blocked_since_s = None  # a hint, or nobody waits any more
-            elif entry.blocked_since_s is None:
-                entry.blocked_since_s = now
-            is_due = entry.blocked_since_s is not None and now - entry.blocked_since_s > _PATIENCE_S
-            self._drain(num_bytes if is_due else 0)
+            self._entries[digest].state = AdapterState.HOST
+            self._blocked.add(digest, num_bytes, time.monotonic())
+            self._update_draining()
+
+    def _update_draining(self) -> None:
+        """Have others drained for who has waited longest. The caller holds the lock."""
+        self._drain(self._blocked.num_bytes_due(time.monotonic()))
 
     def _drain(self, num_bytes: int) -> None:
-        """Of the adapters in use, drain those that came first until `num_bytes` are in sight, and
-        no others. The caller holds the lock."""
-        on_device = [entry for entry in self._entries.values() if entry.pooled is not None]
+        """Drain adapters until `num_bytes` are in sight, and no others: the idle ones first, which
+        nobody may take up again, then those in use that came first. The caller holds the lock."""
         in_sight = self._pool.num_free_bytes
-        in_sight += sum(_pooled_bytes(e) for e in on_device if e.num_references == 0)
-        for entry in sorted(on_device, key=lambda entry: entry.loaded_s):
-            entry.state = AdapterState.DEVICE
-            if entry.num_references > 0 and in_sight < num_bytes:
-                entry.state = AdapterState.DRAINING
-                in_sight += _pooled_bytes(entry)
+        for entry in sorted(
+            self._on_device.values(), key=lambda entry: (entry.num_references > 0, entry.loaded_s)
+        ):
+            is_enough = in_sight >= num_bytes
+            entry.state = AdapterState.DEVICE if is_enough else AdapterState.DRAINING
+            in_sight += 0 if is_enough else _pooled_bytes(entry)
 
     def _set_state(self, digest: str, state: AdapterState) -> None:
         with self._changed:
@@ -234,18 +251,11 @@ class AdapterTiers:
         """Free the least recently used idle adapter; False when all of them would not suffice."""
         now = time.monotonic()
         with self._changed:
-            idle = [
-                (entry.last_used_s, digest)
-                for digest, entry in self._entries.items()
-                if entry.pooled and entry.num_references == 0 and entry.awaited_until_s <= now
-            ]
-            reachable = self._pool.num_free_bytes + sum(
-                _pooled_bytes(self._entries[digest]) for _, digest in idle
-            )
-            if not idle or reachable < num_bytes:
+            idle = self._idle(now)
+            if not idle or self._room(now) < num_bytes:
                 return False
-            digest = min(idle)[1]
-            entry = self._entries[digest]
+            digest = min(idle, key=lambda digest: idle[digest].last_used_s)
+            entry = self._on_device.pop(digest)
             entry.pooled = None
             entry.state = AdapterState.HOST
             if digest not in self._host:
@@ -271,6 +281,8 @@ class AdapterTiers:
         """AssertionError when states, references or pages contradict each other."""
         self._pool.integrity()
         with self._changed:
+            on_device = {d for d, entry in self._entries.items() if entry.pooled is not None}
+            assert on_device == set(self._on_device), "who is on the device is miscounted"
             for digest, entry in self._entries.items():
                 assert entry.num_references >= 0, f"{digest} has negative references"
                 is_there = entry.state in (AdapterState.DEVICE, AdapterState.DRAINING)

@@ -36,7 +36,7 @@ def create(
     """(num_pages of q_proj=2, host_bytes, on_change, store) -> tiers that end with the test."""
     monkeypatch.setattr("weft_adapters.tiers._GRACE_S", 0.0)
     monkeypatch.setattr("weft_adapters.tiers._RETRY_S", 0.02)
-    monkeypatch.setattr("weft_adapters.tiers._PATIENCE_S", 0.4)
+    monkeypatch.setattr("weft_adapters.waitlist._PATIENCE_S", 0.4)
     made: list[AdapterTiers] = []
 
     def build(num_pages: int = 2, host_bytes: int = 2**20, **keys: Any) -> AdapterTiers:
@@ -178,11 +178,34 @@ def test_adapters_in_use_without_a_pause_starve_no_other(create: Create, put_ada
             tiers.release(digest)
 
 
+def test_newcomers_do_not_put_off_who_has_waited_longest(create: Create, put_adapter: Put) -> None:
+    """Small ones arrive all the time, and each of them could have what one that ends gives back."""
+    tiers = create(num_pages=2)
+    large, *small = (put_adapter(seed, rank=8 if seed else 16) for seed in range(8))
+    on_device(tiers, *small[:2])
+    held = small[:2]
+    for digest in held:
+        assert tiers.acquire(digest) is not None
+    deadline_s = time.monotonic() + 10
+    while tiers.state(large) is not AdapterState.DEVICE:
+        assert time.monotonic() < deadline_s, "the large one starves"
+        tiers.request(large)
+        time.sleep(0.01)
+        for digest in small:
+            if digest not in held and tiers.acquire(digest) is not None:
+                held.append(digest)
+            tiers.request(digest)
+        if len(held) > 1 or (held and tiers.state(held[0]) is AdapterState.DRAINING):
+            tiers.release(held.pop(0))
+    for digest in held:
+        tiers.release(digest)
+
+
 def test_a_hint_drains_nothing(
     create: Create, put_adapter: Put, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("weft_adapters.tiers._PATIENCE_S", 0.1)
-    monkeypatch.setattr("weft_adapters.tiers._WANTED_S", 0.05)
+    monkeypatch.setattr("weft_adapters.waitlist._PATIENCE_S", 0.1)
+    monkeypatch.setattr("weft_adapters.waitlist._WANTED_S", 0.05)
     tiers = create(num_pages=2)
     first, second, third = (put_adapter(seed) for seed in range(3))
     on_device(tiers, first, second)
