@@ -55,8 +55,12 @@ def _cache_dir() -> Path:
         path = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "weft"
     try:
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        status = path.stat()
     except OSError as error:
         raise NativeBuildError(f"no cache folder: {error}") from error
+    # what lies there is run: nobody else may have put it there
+    if status.st_uid != os.getuid() or status.st_mode & 0o022:
+        raise NativeBuildError(f"the cache folder {path} is not this user's alone")
     return path
 
 

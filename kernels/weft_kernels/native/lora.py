@@ -89,6 +89,8 @@ class LoraRows:
 
     def for_pairs(self, expert_TK: Tensor, position_TK: Tensor, num_experts: int) -> PairRows:
         """The same for (token, expert) pairs: int64 `[T, K]` each pair's expert, and its row."""
+        if expert_TK.dtype is not torch.int64 or position_TK.dtype is not torch.int64:
+            raise ValueError("experts and positions of pairs are int64 numbers")
         num_tokens, top_k = expert_TK.shape
         num_pairs = len(self._rows) * top_k
         segments, rows = np.zeros(num_pairs, dtype=SEGMENT), np.empty(num_pairs, dtype=np.int64)

@@ -24,6 +24,9 @@ from weft_kernels.native.binding import library
 
 Buckets = tuple[AttentionBucket, ...]
 
+# the C++ functions keep a head on their stack
+MAX_HEAD_DIM = 1024
+
 
 def _check(*tensors: Tensor) -> None:
     for x in tensors:
@@ -32,6 +35,12 @@ def _check(*tensors: Tensor) -> None:
                 f"the native operators take contiguous float32 tensors on the CPU, not {x.dtype} "
                 f"on {x.device} with strides {x.stride()}"
             )
+
+
+def _check_heads(k_cache: Tensor) -> None:
+    dim = k_cache.shape[-1]
+    if dim > MAX_HEAD_DIM:
+        raise ValueError(f"heads of {dim} are wider than {MAX_HEAD_DIM}")
 
 
 def add_rms_norm_(x_TH: Tensor, delta_TH: Tensor | None, weight_H: Tensor, eps: float) -> Tensor:
@@ -76,6 +85,9 @@ def rotate_and_write(
     `[T]`; num_heads = N G; caches `[num_blocks, block_size, N, D]`; q `[T, N G, D]`.
     """
     _check(qkv, rotary, k_cache, v_cache, *(() if norms is None else (norms,)))
+    _check_heads(k_cache)
+    if kv_slots_T.dtype is not torch.int64 or not kv_slots_T.is_contiguous():
+        raise ValueError("the slots of the KV cache are contiguous int64 numbers")
     num_kv_heads, dim = k_cache.shape[2:]
     q = qkv.new_empty(qkv.shape[0], num_heads, dim)
     library().rotate_and_write(
@@ -143,6 +155,7 @@ class Attention:
         out_TND: Tensor,
     ) -> None:  # fmt: skip
         _check(q_TND, k_cache, v_cache, out_TND)
+        _check_heads(k_cache)
         num_heads, dim = q_TND.shape[1:]
         library().paged_decode(
             q_TND.data_ptr(), k_cache.data_ptr(), v_cache.data_ptr(), *self._addresses,

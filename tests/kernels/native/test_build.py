@@ -90,6 +90,13 @@ def test_a_missing_compiler_and_a_missing_folder_are_named(
         build()
 
 
+def test_a_cache_that_others_can_write_to_is_not_trusted(cache: Path) -> None:
+    cache.mkdir()
+    cache.chmod(0o777)
+    with pytest.raises(NativeBuildError, match="not this user's alone"):
+        build()
+
+
 @pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="Linux tells what is loaded")
 def test_it_shares_torchs_team_of_threads() -> None:
     torch.mm(torch.ones(64, 64), torch.ones(64, 64))
