@@ -35,12 +35,12 @@ class OperatorConfigs:
 
 @dataclass(frozen=True, slots=True)
 class TuningSpace:
-    """What the tuning command may try for an operator, bound to `TUNING` in the operator's module.
+    """What the tuning command may try for an operator; a module of this package binds it to `TUNING`.
 
-    shapes: those to list in the table. candidates: the
-    configurations to time for a shape. create_launch: random inputs for a shape on a device and a
-    function that gives, for a configuration, a call that launches the operator once on them. It is
-    called several times per shape, so that timing can go round several sets of inputs.
+    shapes: those to list in the table. candidates: the configurations to time for a shape.
+    create_launch: random inputs for a shape on a device and a function that gives, for a
+    configuration, a call that launches the operator once on them. It is called several times per
+    shape, so that timing can go round several sets of inputs.
     """
 
     operator: str

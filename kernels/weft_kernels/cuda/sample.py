@@ -24,7 +24,6 @@ step, but needs a sort of the vocabulary for top-p: some milliseconds for 64 row
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, fields
 
 import torch
@@ -33,7 +32,14 @@ import triton.language as tl
 from torch import Tensor
 
 from weft_kernels.cuda.aot import AotVariant
-from weft_kernels.cuda.configs import Config, Launch, Shape, TuningSpace, get_config, listed_configs
+from weft_kernels.cuda.configs import Config, get_config, listed_configs
+from weft_kernels.cuda.sample_draw import draw, uniform
+from weft_kernels.cuda.sample_radix_select import (
+    INFINITE,
+    collect_candidates,
+    find_last_tie,
+    find_threshold,
+)
 
 OK = 0
 NOT_FINITE = 1
@@ -42,8 +48,6 @@ NOTHING_ALLOWED = 2
 _OK = tl.constexpr(OK)
 _NOT_FINITE = tl.constexpr(NOT_FINITE)
 _NOTHING_ALLOWED = tl.constexpr(NOTHING_ALLOWED)
-# the bits of float32's infinity
-_INFINITE = tl.constexpr(0x7F800000)
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,82 +128,6 @@ def _check(logits_NV: Tensor, rows: SamplingRows | None, is_masked_N: Tensor | N
 
 
 @triton.jit
-def _mix(z: tl.tensor) -> tl.tensor:
-    z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9
-    z = (z ^ (z >> 27)) * 0x94D049BB133111EB
-    return z ^ (z >> 31)
-
-
-@triton.jit
-def _uniform(seed: tl.tensor, position: tl.tensor) -> tl.tensor:
-    """u in [0, 1), float64, from two integers."""
-    z = _mix(seed.to(tl.uint64, bitcast=True)) + position.to(tl.uint64, bitcast=True)
-    z = _mix(z + 0x9E3779B97F4A7C15)
-    return (z >> 11).to(tl.float64) * (1.0 / 9007199254740992.0)
-
-
-@triton.jit
-def _keys(
-    row_ptr: tl.tensor,
-    ids: tl.tensor,
-    vocab: tl.tensor,
-    best: tl.tensor,
-    temperature: tl.tensor,
-    most: tl.tensor,
-) -> tl.tensor:
-    """Bits of -score, which is never negative: the less, the better; infinite where not to draw."""
-    x = tl.load(row_ptr + ids, mask=ids < vocab, other=float("-inf")).to(tl.float32)
-    distance = tl.abs(tl.div_rn(x - best, temperature))
-    return tl.where(distance > most, float("inf"), distance).to(tl.int32, bitcast=True)
-
-
-@triton.jit
-def _weights(keys: tl.tensor) -> tl.tensor:
-    return tl.exp(-keys.to(tl.float32, bitcast=True))
-
-
-@triton.jit
-def _up_to(
-    keys_ptr: tl.tensor,
-    num_keys: tl.tensor,
-    probe: tl.tensor,
-    IS_COUNT: tl.constexpr,
-    BLOCK_K: tl.constexpr,
-) -> tl.tensor:
-    """How many keys are at most `probe`, int32, or the sum of their weights, float64."""
-    # none of the keys is infinite; what is loaded beyond them is, and is never in
-    probe = tl.minimum(probe, _INFINITE - 1)
-    total_K = tl.zeros([BLOCK_K], tl.int32 if IS_COUNT else tl.float64)
-    for start in range(0, num_keys, BLOCK_K):
-        offsets = start + tl.arange(0, BLOCK_K)
-        keys = tl.load(keys_ptr + offsets, mask=offsets < num_keys, other=_INFINITE)
-        is_in = keys <= probe
-        if IS_COUNT:
-            total_K += is_in.to(tl.int32)
-        else:
-            total_K += tl.where(is_in, _weights(keys), 0.0)
-    return tl.sum(total_K, axis=0)
-
-
-@triton.jit
-def _least_key(
-    keys_ptr: tl.tensor,
-    num_keys: tl.tensor,
-    target: tl.tensor,
-    IS_COUNT: tl.constexpr,
-    BLOCK_K: tl.constexpr,
-) -> tl.tensor:
-    """The least key up to which the keys are `target` or more, by count or by weight; infinite
-    where all of them are less."""
-    least = tl.zeros([], tl.int32)
-    for step in range(31):
-        bit = 1 << (30 - step)
-        reached = _up_to(keys_ptr, num_keys, least | (bit - 1), IS_COUNT, BLOCK_K)
-        least = tl.where(reached < target, least | bit, least)
-    return tl.minimum(least, _INFINITE)
-
-
-@triton.jit
 def _find_best(
     row_ptr: tl.tensor,
     is_masked: tl.tensor,
@@ -224,186 +152,6 @@ def _find_best(
     place = tl.min(tl.where(best_V == best, place_V, vocab), axis=0)
     status = tl.where(best == float("-inf"), _NOTHING_ALLOWED, _OK)
     return best, place, tl.where(tl.max(fault_V, axis=0) > 0, _NOT_FINITE, status)
-
-
-@triton.jit
-def _cut(
-    row_ptr: tl.tensor,
-    keys_ptr: tl.tensor,
-    vocab: tl.tensor,
-    best: tl.tensor,
-    temperature: tl.tensor,
-    most: tl.tensor,
-    top_k: tl.tensor,
-    top_p: tl.tensor,
-    BLOCK_V: tl.constexpr,
-    NUM_STAGES: tl.constexpr,
-) -> tl.tensor:
-    """Write the keys of the scores that top-k and top-p can keep, and some more, to `keys_ptr`;
-    their number and the weight of all scores."""
-    ids_V = tl.arange(0, BLOCK_V)
-    total_V = tl.zeros([BLOCK_V], tl.float64)
-    # weight and number of the scores within 4, 8 and 16 of the best; float32 is enough to decide
-    # where to cut with room to spare
-    weight4_V = tl.zeros([BLOCK_V], tl.float32)
-    weight8_V = tl.zeros([BLOCK_V], tl.float32)
-    weight16_V = tl.zeros([BLOCK_V], tl.float32)
-    count4_V = tl.zeros([BLOCK_V], tl.int32)
-    count8_V = tl.zeros([BLOCK_V], tl.int32)
-    count16_V = tl.zeros([BLOCK_V], tl.int32)
-    for start in tl.range(0, vocab, BLOCK_V, num_stages=NUM_STAGES):
-        keys = _keys(row_ptr, start + ids_V, vocab, best, temperature, most)
-        distance = keys.to(tl.float32, bitcast=True)
-        weight = tl.exp(-distance)
-        total_V += weight
-        weight4_V += tl.where(distance <= 4.0, weight, 0.0)
-        weight8_V += tl.where(distance <= 8.0, weight, 0.0)
-        weight16_V += tl.where(distance <= 16.0, weight, 0.0)
-        count4_V += (distance <= 4.0).to(tl.int32)
-        count8_V += (distance <= 8.0).to(tl.int32)
-        count16_V += (distance <= 16.0).to(tl.int32)
-    total = tl.sum(total_V, axis=0)
-    least_weight = tl.where(top_k < vocab, 0.0, (top_p + 1e-4) * total)
-    least_count = tl.where(top_k < vocab, top_k, 0)
-    is_16 = (tl.sum(weight16_V, axis=0) >= least_weight) & (
-        tl.sum(count16_V, axis=0) >= least_count
-    )
-    is_8 = (tl.sum(weight8_V, axis=0) >= least_weight) & (tl.sum(count8_V, axis=0) >= least_count)
-    is_4 = (tl.sum(weight4_V, axis=0) >= least_weight) & (tl.sum(count4_V, axis=0) >= least_count)
-    cut = tl.where(is_4, 4.0, tl.where(is_8, 8.0, tl.where(is_16, 16.0, float("inf"))))
-
-    num_keys = 0
-    for start in tl.range(0, vocab, BLOCK_V, num_stages=NUM_STAGES):
-        keys = _keys(row_ptr, start + ids_V, vocab, best, temperature, most)
-        is_near = (keys.to(tl.float32, bitcast=True) <= cut) & (keys < _INFINITE)
-        is_near_int = is_near.to(tl.int32)
-        places = num_keys + tl.cumsum(is_near_int, axis=0) - 1
-        tl.store(keys_ptr + places, keys, mask=is_near)
-        num_keys += tl.sum(is_near_int, axis=0)
-    tl.debug_barrier()  # the program's threads read what others of them wrote
-    return num_keys, total
-
-
-@triton.jit
-def _keep(
-    keys_ptr: tl.tensor,
-    num_keys: tl.tensor,
-    total: tl.tensor,
-    vocab: tl.tensor,
-    top_k: tl.tensor,
-    top_p: tl.tensor,
-    BLOCK_K: tl.constexpr,
-) -> tl.tensor:
-    """The worst key that is kept, how many of its equals are, and how many there are."""
-    worst = tl.zeros([], tl.int32) + _INFINITE
-    num_ties = vocab
-    if top_k < vocab:
-        worst = _least_key(keys_ptr, num_keys, top_k, True, BLOCK_K)
-        num_ties = top_k - _up_to(keys_ptr, num_keys, worst - 1, True, BLOCK_K)
-        total = _up_to(keys_ptr, num_keys, worst - 1, False, BLOCK_K)
-        total += num_ties.to(tl.float64) * _weights(worst)
-    if top_p < 1.0:
-        # the best is kept whatever top_p is
-        target = tl.maximum(top_p * total, 1e-300)
-        reached = _least_key(keys_ptr, num_keys, target, False, BLOCK_K)
-        missing = target - _up_to(keys_ptr, num_keys, reached - 1, False, BLOCK_K)
-        needed = tl.maximum(tl.ceil(missing / _weights(reached).to(tl.float64)), 1.0)
-        num_needed = tl.minimum(needed, vocab.to(tl.float64)).to(tl.int32)
-        if reached < worst:
-            num_ties = num_needed
-        elif reached == worst:
-            num_ties = tl.minimum(num_ties, num_needed)
-        worst = tl.minimum(worst, reached)
-    num_equal = _up_to(keys_ptr, num_keys, worst, True, BLOCK_K)
-    num_equal -= _up_to(keys_ptr, num_keys, worst - 1, True, BLOCK_K)
-    return worst, num_ties, num_equal
-
-
-@triton.jit
-def _place_of_tie(
-    row_ptr: tl.tensor,
-    vocab: tl.tensor,
-    best: tl.tensor,
-    temperature: tl.tensor,
-    most: tl.tensor,
-    worst: tl.tensor,
-    num_ties: tl.tensor,
-    BLOCK_V: tl.constexpr,
-) -> tl.tensor:
-    """The place of the last of the first `num_ties` scores with the key `worst`."""
-    ids_V = tl.arange(0, BLOCK_V)
-    place = vocab
-    num_seen = 0
-    for start in range(0, vocab, BLOCK_V):
-        ids = start + ids_V
-        keys = _keys(row_ptr, ids, vocab, best, temperature, most)
-        is_tie = ((keys == worst) & (ids < vocab)).to(tl.int32)
-        seen = num_seen + tl.cumsum(is_tie, axis=0)
-        is_last = (seen == num_ties) & (is_tie > 0)
-        place = tl.minimum(place, tl.min(tl.where(is_last, ids, vocab), axis=0))
-        num_seen += tl.sum(is_tie, axis=0)
-    return place
-
-
-@triton.jit
-def _kept_weights(
-    row_ptr: tl.tensor,
-    ids: tl.tensor,
-    vocab: tl.tensor,
-    best: tl.tensor,
-    temperature: tl.tensor,
-    most: tl.tensor,
-    worst: tl.tensor,
-    last_tie: tl.tensor,
-) -> tl.tensor:
-    keys = _keys(row_ptr, ids, vocab, best, temperature, most)
-    is_kept = (keys < worst) | ((keys == worst) & (ids <= last_tie))
-    return tl.where(is_kept, _weights(keys), 0.0).to(tl.float64)
-
-
-@triton.jit
-def _draw(
-    row_ptr: tl.tensor,
-    vocab: tl.tensor,
-    best: tl.tensor,
-    temperature: tl.tensor,
-    most: tl.tensor,
-    worst: tl.tensor,
-    last_tie: tl.tensor,
-    u: tl.tensor,
-    BLOCK_V: tl.constexpr,
-    NUM_STAGES: tl.constexpr,
-) -> tl.tensor:
-    """The block in which the weights, in the order of the vocabulary, cross u times their sum, and
-    then the token in it."""
-    ids_V = tl.arange(0, BLOCK_V)
-    sum_V = tl.zeros([BLOCK_V], tl.float64)
-    for start in tl.range(0, vocab, BLOCK_V, num_stages=NUM_STAGES):
-        sum_V += _kept_weights(
-            row_ptr, start + ids_V, vocab, best, temperature, most, worst, last_tie
-        )
-    goal = u * tl.sum(sum_V, axis=0)
-    start = 0
-    before = tl.zeros([], tl.float64)
-    block = 0
-    block_before = tl.zeros([], tl.float64)
-    while (start < vocab) & (before <= goal):
-        weights = _kept_weights(
-            row_ptr, start + ids_V, vocab, best, temperature, most, worst, last_tie
-        )
-        weight = tl.sum(weights, axis=0)
-        # where rounding leaves the goal beyond the last token, that one is drawn
-        if weight > 0.0:
-            block = start
-            block_before = before
-        before += weight
-        start += BLOCK_V
-    ids = block + ids_V
-    weights = _kept_weights(row_ptr, ids, vocab, best, temperature, most, worst, last_tie)
-    is_past = (block_before + tl.cumsum(weights, axis=0) > goal) & (weights > 0.0)
-    first = tl.min(tl.where(is_past, ids, vocab), axis=0)
-    last = tl.max(tl.where(weights > 0.0, ids, -1), axis=0)
-    return tl.where(first < vocab, first, last)
 
 
 @triton.jit
@@ -441,23 +189,23 @@ def _sample_kernel(
             top_k = tl.load(top_ks_ptr + row)
             top_k = tl.where(top_k > 0, tl.minimum(top_k, vocab), vocab)
             top_p = tl.load(top_ps_ptr + row).to(tl.float64)
-            worst = tl.zeros([], tl.int32) + _INFINITE
+            worst = tl.zeros([], tl.int32) + INFINITE
             last_tie = vocab
             if (top_k < vocab) | (top_p < 1.0):
                 row_keys_ptr = keys_ptr + row * vocab
-                num_keys, total = _cut(
+                num_keys, total = collect_candidates(
                     row_ptr, row_keys_ptr, vocab, best, temperature, most, top_k, top_p,
                     BLOCK_V, NUM_STAGES,
                 )  # fmt: skip
-                worst, num_ties, num_equal = _keep(
+                worst, num_ties, num_equal = find_threshold(
                     row_keys_ptr, num_keys, total, vocab, top_k, top_p, BLOCK_K
                 )
                 if num_ties < num_equal:
-                    last_tie = _place_of_tie(
+                    last_tie = find_last_tie(
                         row_ptr, vocab, best, temperature, most, worst, num_ties, BLOCK_V
                     )
-            u = _uniform(tl.load(seeds_ptr + row), tl.load(positions_ptr + row))
-            token = _draw(
+            u = uniform(tl.load(seeds_ptr + row), tl.load(positions_ptr + row))
+            token = draw(
                 row_ptr, vocab, best, temperature, most, worst, last_tie, u, BLOCK_V, NUM_STAGES
             )
     tl.store(tokens_ptr + row, tl.where(status == 0, token, 0).to(tl.int64))
@@ -492,36 +240,3 @@ def aot_variants() -> list[AotVariant]:
                     )
                 )
     return variants
-
-
-def _candidates(shape: Shape) -> list[Config]:
-    return [
-        {"BLOCK_V": block, "BLOCK_K": 1024, "num_warps": warps, "num_stages": stages}
-        for block in (2048, 4096, 8192)
-        for warps in (8, 16, 32)
-        for stages in (1, 2, 3)
-        if 8 * 32 * warps <= block <= 16 * 32 * warps
-    ]
-
-
-def _create_launch(shape: Shape, device: torch.device) -> Callable[[Config], Launch]:
-    """64 rows, half of them with top-p, spread like a language model's."""
-    logits = 3.0 * torch.randn(64, shape["vocab"], device=device)
-    half = torch.arange(64, device=device) % 2
-    rows = SamplingRows(
-        seeds=torch.arange(64, device=device),
-        positions=torch.full((64,), 100, device=device),
-        temperatures=torch.full((64,), 0.8, device=device),
-        top_ks=torch.zeros(64, dtype=torch.int32, device=device),
-        top_ps=torch.where(half > 0, 0.95, 1.0),
-        min_ps=torch.zeros(64, device=device),
-    )
-    return lambda config: lambda: sample(logits, rows, config=config)
-
-
-TUNING = TuningSpace(
-    operator="sample",
-    shapes=[{"vocab": 128256}, {"vocab": 151936}],
-    candidates=_candidates,
-    create_launch=_create_launch,
-)

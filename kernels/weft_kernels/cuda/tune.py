@@ -2,8 +2,8 @@
 
     python -m weft_kernels.cuda.tune [--operator NAME ...] [--out FILE]
 
-An operator's module takes part by binding a `configs.TuningSpace` to `TUNING`, or several of them
-in a tuple. Only the operators that were timed change in the file, which is written after each.
+A module of this package takes part by binding a `configs.TuningSpace` to `TUNING`, or several of
+them in a tuple. Only the operators that were timed change in the file, which is written after each.
 """
 
 from __future__ import annotations
