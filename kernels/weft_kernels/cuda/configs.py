@@ -35,7 +35,7 @@ class OperatorConfigs:
 
 @dataclass(frozen=True, slots=True)
 class TuningSpace:
-    """What the tuning command may try for an operator; a module of this package binds it to `TUNING`.
+    """What the tuning command may try for an operator; bound to `TUNING` in a module beside this.
 
     shapes: those to list in the table. candidates: the configurations to time for a shape.
     create_launch: random inputs for a shape on a device and a function that gives, for a
