@@ -13,8 +13,8 @@ from __future__ import annotations
 import math
 import threading
 import zlib
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -54,13 +54,18 @@ class PooledSite:
 @dataclass(frozen=True, slots=True)
 class PooledAdapter:
     """An adapter on the device. `checksum` is over its pages as they were written, where the pool
-    keeps them; `load_number` counts the pool's loads, so that each can be told from the next."""
+    keeps them; `load_number` counts the pool's loads, so that each can be told from the next;
+    `prepared` is what was made of its sites at the load (see `PagePool.prepare_with`)."""
 
     digest: str
     sites: Mapping[Site, PooledSite]
     num_bytes: int
     checksum: int | None
     load_number: int
+    prepared: object = field(default=None, repr=False, compare=False)
+
+
+Prepare = Callable[[Mapping[Site, PooledSite]], object]
 
 
 def padded_rank(rank: int) -> int:
@@ -108,6 +113,7 @@ class PagePool:
         self._adapters: dict[str, PooledAdapter] = {}
         self._being_written: dict[str, Mapping[Site, PooledSite]] = {}
         self._num_loads = 0
+        self._prepare: Prepare | None = None
         self._lock = threading.Lock()
 
     @property
@@ -140,6 +146,20 @@ class PagePool:
     def _units(self, site: Site, num_rows: int) -> int:
         return num_rows // PAGE_ROWS * (sum(self._base.shape(site)) // self._unit_width)
 
+    def prepare_with(self, prepare: Prepare) -> None:
+        """Have `prepare` called with the sites of each load, once and by the thread that loads, so
+        that nothing is left to be done when a step first uses the adapter. What it returns goes
+        with these pages alone, as the adapter's `prepared`. What it raises fails the load.
+
+        ValueError when the pool holds adapters already, or prepares for somebody else.
+        """
+        with self._lock:
+            if self._adapters or self._being_written:
+                raise ValueError("the pool has adapters that were loaded without being prepared")
+            if self._prepare is not None:
+                raise ValueError("the pool's adapters are prepared for somebody else")
+            self._prepare = prepare
+
     def try_load(self, digest: str, weights: Mapping[Site, SiteWeights]) -> PooledAdapter | None:
         """Copy an adapter into free pages; None, and nothing changed, when they do not suffice.
 
@@ -157,6 +177,7 @@ class PagePool:
                 self._write(site, pooled, weights[site])
             num_bytes = self.num_bytes_needed(weights)
             checksum = self._checksum(placed) if self._keep_checksums else None
+            prepared = None if self._prepare is None else self._prepare(placed)
         except BaseException:
             with self._lock:
                 del self._being_written[digest]
@@ -164,7 +185,7 @@ class PagePool:
             raise
         with self._lock:
             self._num_loads += 1
-            adapter = PooledAdapter(digest, placed, num_bytes, checksum, self._num_loads)
+            adapter = PooledAdapter(digest, placed, num_bytes, checksum, self._num_loads, prepared)
             self._adapters[digest] = adapter
             del self._being_written[digest]
         return adapter

@@ -17,8 +17,10 @@ from torch import Tensor
 
 from weft_kernels.cuda.configs import Launch
 from weft_kernels.cuda.lora_sites import SiteGroup, create_site_group
-from weft_kernels.cuda.pages import PAGE_ROWS, PageTable, SitePages, create_page_table
+from weft_kernels.cuda.page_columns import SitePages
+from weft_kernels.cuda.pages import PAGE_ROWS, PageTable
 from weft_kernels.cuda.segments import Segments, create_segments
+from weft_kernels.cuda.slot_pages import create_page_table
 from weft_kernels.popularity import assign_adapters
 
 

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from weft_adapters.format import SiteWeights
-from weft_adapters.pool import PagePool, padded_rank
+from weft_adapters.pool import PagePool, PooledSite, padded_rank
 from weft_adapters.sites import BaseSpec, Site
 
 MIB = 2**20
@@ -159,3 +159,51 @@ def test_any_history_keeps_every_page_and_every_value(
         assert_holds(pool, digest, weights)
         pool.free(digest)
     assert pool.num_free_pages == pool.num_pages
+
+
+def test_a_load_is_prepared_once_from_its_own_sites(dense: BaseSpec) -> None:
+    pool, prepared = PagePool(dense, MIB, torch.float32, "cpu"), []
+
+    def prepare(sites: Mapping[Site, PooledSite]) -> object:
+        prepared.append(sites)
+        return tuple(sites)
+
+    pool.prepare_with(prepare)
+    weights = weights_of(dense, {Site(0, "q_proj"): 8})
+    first = pool.try_load("a", weights)
+    assert first is not None
+    assert first.prepared == (Site(0, "q_proj"),)
+    assert pool.try_load("a", weights) is first
+    assert prepared == [first.sites]
+    pool.free("a")
+    other = pool.try_load("other", weights)  # takes its pages
+    again = pool.try_load("a", weights)
+    assert other is not None
+    assert again is not None
+    assert prepared == [first.sites, other.sites, again.sites]
+    assert again.sites != first.sites
+
+
+def test_a_load_that_cannot_be_prepared_leaves_nothing(dense: BaseSpec) -> None:
+    pool = PagePool(dense, MIB, torch.float32, "cpu")
+
+    def refuse(sites: Mapping[Site, PooledSite]) -> object:
+        raise ValueError("no slot holds it")
+
+    pool.prepare_with(refuse)
+    with pytest.raises(ValueError, match="no slot holds it"):
+        pool.try_load("a", weights_of(dense, {Site(0, "q_proj"): 8}))
+    assert pool.get("a") is None
+    assert pool.num_free_pages == pool.num_pages
+    pool.integrity()
+
+
+def test_loads_are_prepared_for_one_alone_from_the_first_on(dense: BaseSpec) -> None:
+    pool = PagePool(dense, MIB, torch.float32, "cpu")
+    pool.prepare_with(len)
+    with pytest.raises(ValueError, match="for somebody else"):
+        pool.prepare_with(len)
+    late = PagePool(dense, MIB, torch.float32, "cpu")
+    late.try_load("a", weights_of(dense, {Site(0, "q_proj"): 8}))
+    with pytest.raises(ValueError, match="without being prepared"):
+        late.prepare_with(len)

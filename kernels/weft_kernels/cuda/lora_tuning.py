@@ -14,8 +14,10 @@ from weft_kernels.cuda.lora_fused import lora_fused_
 from weft_kernels.cuda.lora_shrink import create_planes, lora_shrink
 from weft_kernels.cuda.lora_sites import SiteGroup, create_site_group
 from weft_kernels.cuda.lora_tail import lora_tail
-from weft_kernels.cuda.pages import PageTable, SitePages, create_page_table
+from weft_kernels.cuda.page_columns import SitePages
+from weft_kernels.cuda.pages import PageTable
 from weft_kernels.cuda.segments import Segments, create_segments
+from weft_kernels.cuda.slot_pages import create_page_table
 from weft_kernels.cuda.tail_pages import create_tail_pages
 
 _RANK = 16

@@ -1,9 +1,9 @@
 """The adapters of the running batch in slots: columns of a page table on the device.
 
-Nothing is packed or copied: kernels follow a row's slot to the pages in the pool. An adapter that
-enters has one column rewritten, whole. One that leaves keeps its column for as long as its pages
-are in the pool and nobody needs the slot, in case it comes back; no row can name it meanwhile,
-because slots are only given out for adapters that running requests hold.
+No weights are copied: kernels follow a row's slot to the pages in the pool. An adapter that enters
+has one column rewritten, whole, from what was packed when it was loaded. One that leaves keeps its
+column for as long as its pages are in the pool and nobody needs the slot, in case it comes back; no
+row can name it meanwhile, because slots are only given out for adapters that running requests hold.
 
 A site's index in the table is a plain number; those of a layer's experts follow each other, so that
 a kernel finds an expert's as `first + expert`.
@@ -17,13 +17,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from weft_adapters.pool import PagePool, PooledAdapter
+from weft_adapters.pool import PagePool, PooledAdapter, PooledSite
 from weft_adapters.sites import ATTENTION_PROJECTIONS, INPUTS, BaseSpec, Site
 from weft_kernels.cuda.expert_lora import ExpertLora
 from weft_kernels.cuda.lora import adapted_linear
 from weft_kernels.cuda.lora_sites import SiteGroup, create_site_group
-from weft_kernels.cuda.pages import PageTable, SitePages, create_page_table
+from weft_kernels.cuda.page_columns import PageColumn, SitePages
+from weft_kernels.cuda.pages import PageTable
 from weft_kernels.cuda.segments import Segments, create_segments
+from weft_kernels.cuda.slot_pages import create_page_table
 from weft_kernels.linear import LinearWeight
 
 # what the adapters of a batch reach: a step launches nothing for sites beyond that
@@ -100,8 +102,16 @@ class SlotBatch:
         return ExpertLora(self._table, *self._sites.experts[layer], self.slots_T)
 
 
+@dataclass(frozen=True, slots=True)
+class _Prepared:
+    """What a load leaves for the step that first uses the adapter."""
+
+    column: PageColumn
+    reach: int
+
+
 class SlotAdapters:
-    """Says which row of a batch uses which slot."""
+    """Says which row of a batch uses which slot. Made before the pool's first load."""
 
     def __init__(self, base: BaseSpec, pool: PagePool, num_slots: int, max_rank: int) -> None:
         self._pool = pool
@@ -109,6 +119,7 @@ class SlotAdapters:
         self._pages = create_page_table(
             pool.memory, self._sites.shapes, [None] * num_slots, max_rank=max_rank
         )
+        pool.prepare_with(self._prepare)
         self._holders: list[PooledAdapter | None] = [None] * num_slots
         self._reaches = [NOTHING] * num_slots
         # of the held adapters alone; the one that came last into use is the last
@@ -168,23 +179,28 @@ class SlotAdapters:
         empty = (slot for slot in self._idle if self._holders[slot] is None)
         return next(empty, self._idle[0])
 
+    def _prepare(self, sites: Mapping[Site, PooledSite]) -> _Prepared:
+        """Called by the thread that loads; reads nothing that a step changes."""
+        index = self._sites.index
+        pages = {
+            index[site]: SitePages(
+                pooled.rank, pooled.scale, [(run.offset, run.num_rows) for run in pooled.runs]
+            )
+            for site, pooled in sites.items()
+        }
+        beyond = any(site.projection not in ATTENTION_PROJECTIONS for site in sites)
+        return _Prepared(self._pages.form.prepare(pages), EVERYTHING if beyond else ATTENTION)
+
     def _write(self, slot: int, adapter: PooledAdapter | None) -> None:
-        self._holders[slot], self._reaches[slot] = adapter, NOTHING
         if adapter is None:
             self._pages.set(slot, None)
+            self._holders[slot], self._reaches[slot] = None, NOTHING
             return
-        index = self._sites.index
-        self._pages.set(
-            slot,
-            {
-                index[site]: SitePages(
-                    pooled.rank, pooled.scale, [(run.offset, run.num_rows) for run in pooled.runs]
-                )
-                for site, pooled in adapter.sites.items()
-            },
-        )
-        beyond = any(site.projection not in ATTENTION_PROJECTIONS for site in adapter.sites)
-        self._reaches[slot] = EVERYTHING if beyond else ATTENTION
+        prepared = adapter.prepared
+        if not isinstance(prepared, _Prepared):
+            raise ValueError(f"adapter {adapter.digest} was not loaded for these slots")
+        self._pages.set(slot, prepared.column)
+        self._holders[slot], self._reaches[slot] = adapter, prepared.reach
 
     def slots(self, row_digests: Sequence[str | None]) -> tuple[list[int], int]:
         """Each row's slot, and what the rows' adapters reach; KeyError for an adapter that was not

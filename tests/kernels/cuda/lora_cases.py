@@ -14,7 +14,9 @@ import torch
 from torch import Tensor
 
 from weft_kernels.cuda.lora_sites import SiteGroup, create_site_group
-from weft_kernels.cuda.pages import PAGE_ROWS, SitePages, SlotPages, create_page_table
+from weft_kernels.cuda.page_columns import SitePages
+from weft_kernels.cuda.pages import PAGE_ROWS
+from weft_kernels.cuda.slot_pages import SlotPages, create_page_table
 from weft_kernels.reference import Lora
 from weft_kernels.reference import adapted_linear as twin
 
@@ -86,8 +88,10 @@ class Case:
             has_biases=self.has_biases,
         )
         # freed entries lead to NaN
+        columns = [pages.get(slot) for slot in range(len(adapters))]
+        num_used = sum(column.num_entries for column in columns if column is not None)
         for offsets in (pages.table.a_offsets, pages.table.b_offsets):
-            offsets[sum(p.num_pages for a in adapters for p in a.values()) :] = 0
+            offsets[num_used:] = 0
         return pages
 
 

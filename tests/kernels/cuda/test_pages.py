@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Mapping
 from dataclasses import replace
 
 import pytest
 import torch
+from torch import Tensor
 
-from weft_kernels.cuda.pages import (
-    AdapterPages,
-    SitePages,
-    SlotPages,
-    check_page_table,
-    create_page_table,
-)
+from weft_kernels.cuda.page_columns import AdapterPages, ColumnForm, SitePages
+from weft_kernels.cuda.pages import check_page_table
+from weft_kernels.cuda.slot_pages import SlotPages, create_page_table
 
 SHAPES = [(16, 24), (24, 8), (40, 16)]
 SIZE = 1 << 16
@@ -42,6 +40,19 @@ def adapter(seed: int, sites: tuple[int, ...] = (0, 1, 2)) -> dict[int, SitePage
         runs = [(8 * rng.randrange(4000), num_rows) for num_rows in rows]
         pages[site] = SitePages(rank, rng.random(), runs)
     return pages
+
+
+def page_offsets(pages: SitePages, num_in: int, num_out: int) -> list[tuple[int, int]]:
+    """Where A and B of each page start, worked out one by one."""
+    found = []
+    for start, num_rows in pages.runs:
+        for row in range(0, num_rows, 8):
+            found.append((start + row * num_in, start + num_rows * num_in + row * num_out))
+    return found
+
+
+def put(pages: SlotPages, slot: int, adapter: AdapterPages | None) -> None:
+    pages.set(slot, None if adapter is None else pages.form.prepare(adapter))
 
 
 def found_pages(pages: SlotPages, site: int, slot: int) -> list[tuple[int, int]]:
@@ -82,7 +93,7 @@ def test_churn_leaves_each_slot_what_it_was_given(device: torch.device) -> None:
         slot = rng.randrange(5)
         new = None if rng.random() < 0.3 else adapter(step, tuple(rng.sample(range(3), 2)))
         try:
-            pages.set(slot, new)
+            put(pages, slot, new)
         except ValueError:
             refusals += 1
         else:
@@ -91,11 +102,103 @@ def test_churn_leaves_each_slot_what_it_was_given(device: torch.device) -> None:
         for s in range(5):
             for site, shape in enumerate(SHAPES):
                 want = seated.get(s, {}).get(site)
-                offsets = ([], []) if want is None else want.page_offsets(*shape)
-                assert found_pages(pages, site, s) == list(zip(*offsets, strict=True))
+                offsets = [] if want is None else page_offsets(want, *shape)
+                assert found_pages(pages, site, s) == offsets
     assert 0 < refusals < 75
     pages.check()
     assert addresses == [t.data_ptr() for t in (pages.table.ranks, pages.table.a_offsets)]
+
+
+POISON = 0x5A5A5A5A
+
+
+def plain_column(adapter: AdapterPages, first: int) -> Mapping[str, list[float]]:
+    """A column of the table, site by site, for entries from `first` on."""
+    column: dict[str, list[float]] = {
+        name: []
+        for name in ("ranks", "true_ranks", "first_pages", "scales", "row_scales", "biases")
+    }
+    firsts, at = {}, first
+    for site, pages in adapter.items():
+        firsts[site] = at
+        at += len(page_offsets(pages, *SHAPES[site]))
+    for site in range(len(SHAPES)):
+        found = adapter.get(site, SitePages(0, 0.0, []))
+        column["ranks"].append(-(-found.rank // 8) * 8)
+        column["true_ranks"].append(found.rank)
+        column["first_pages"].append(firsts.get(site, 0))
+        column["scales"].append(found.scale)
+        column["row_scales"].append(-1 if found.row_scale is None else found.row_scale)
+        column["biases"].append(-1 if found.bias is None else found.bias)
+    return column
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_a_column_is_what_its_sites_say_and_the_others_are_left_alone(
+    seed: int, device: torch.device
+) -> None:
+    rng = random.Random(seed)
+    new = adapter(seed, tuple(rng.sample(range(3), rng.randint(0, 3))))
+    for site, found in new.items():
+        vectors = [rng.choice([None, 8 * rng.randrange(4000)]) for _ in range(2)]
+        new[site] = replace(found, row_scale=vectors[0], bias=vectors[1])
+    pages, slot = create([None] * 4, device), rng.randrange(4)
+    put(pages, 3 - slot, adapter(seed + 100))
+    table = pages.table
+    entries = [table.a_offsets, table.b_offsets]
+    columns: dict[str, Tensor] = {}
+    for name in plain_column({}, 0):
+        columns[name] = getattr(table, name)
+    for values in (*entries, *columns.values()):
+        values.fill_(POISON)
+    put(pages, slot, new)
+    want = [page_offsets(found, *SHAPES[site]) for site, found in new.items()]
+    offsets = [pair for own in want for pair in own]
+    first = min((int(v) for v in table.first_pages[list(new), slot]), default=0)
+    for name, column in plain_column(new, first).items():
+        assert columns[name][:, slot].tolist() == pytest.approx(column)
+        others = [other for other in range(4) if other != slot]
+        assert (columns[name][:, others] == POISON).all()
+    for part, values in enumerate(entries):
+        live = values[first : first + len(offsets)].tolist()
+        assert live == [pair[part] for pair in offsets]
+        assert int((values == POISON).sum()) == len(values) - len(offsets)
+
+
+def test_offsets_of_a_pool_beyond_32_bits_keep_their_values() -> None:
+    # in units of 8 elements up to 2^34 of them, whole beyond
+    for num_elements, dtype in ((1 << 34, torch.int32), ((1 << 34) + 8, torch.int64)):
+        form = ColumnForm(tuple(SHAPES), num_elements, max_rank=64)
+        start = num_elements - 16 * (16 + 24)
+        column = form.prepare({0: SitePages(16, 1.0, [(start, 16)])})
+        _, offsets, _ = form.split(column.packed, column.num_entries)
+        assert offsets.dtype is dtype
+        unit = 8 if dtype is torch.int32 else 1
+        assert (offsets.to(torch.int64) * unit).T.tolist() == [
+            list(pair) for pair in page_offsets(SitePages(16, 1.0, [(start, 16)]), 16, 24)
+        ]
+        with pytest.raises(ValueError, match="reaches beyond"):
+            form.prepare({0: SitePages(16, 1.0, [(start + 8, 16)])})
+
+
+def test_whole_offsets_reach_the_table(device: torch.device) -> None:
+    pages = create([None, None], device)
+    own, large = adapter(3), replace(pages.form, num_elements=1 << 35)
+    column = large.prepare(own)
+    assert large.offset_dtype is torch.int64
+    with pytest.raises(ValueError, match="for another page table"):
+        pages.set(0, column)
+    other = replace_form(pages, large)
+    other.set(1, column)
+    for site, found in own.items():
+        assert found_pages(other, site, 1) == page_offsets(found, *SHAPES[site])
+
+
+def replace_form(pages: SlotPages, form: ColumnForm) -> SlotPages:
+    """The same table, written as one of a pool of another size."""
+    return SlotPages(
+        pages.table, form, pages._rows, pages._entries, pages._vectors, [None] * len(pages._slots)
+    )
 
 
 def test_an_emptied_slot_leads_nowhere(device: torch.device) -> None:
@@ -114,7 +217,7 @@ def test_an_emptied_slot_leads_nowhere(device: torch.device) -> None:
 
 def test_a_smaller_adapter_does_not_inherit_sites(device: torch.device) -> None:
     pages = create([adapter(1)], device)
-    pages.set(0, adapter(2, (1,)))
+    put(pages, 0, adapter(2, (1,)))
     assert (pages.table.ranks[:, 0] > 0).tolist() == [False, True, False]
     pages.check()
 
@@ -133,22 +236,19 @@ def test_a_smaller_adapter_does_not_inherit_sites(device: torch.device) -> None:
         (0, SitePages(8, 1.0, [(0, 8)], bias=SIZE - 16), "reaches beyond"),
     ],
 )
-def test_what_the_table_cannot_hold_is_refused_and_changes_nothing(
+def test_what_the_table_cannot_hold_is_refused_when_it_is_prepared(
     site: int, wrong: SitePages, message: str, device: torch.device
 ) -> None:
-    pages = create([adapter(1)], device)
-    before = found_pages(pages, 0, 0)
+    pages = create([None], device)
     with pytest.raises(ValueError, match=message):
-        pages.set(0, {site: wrong})
-    assert found_pages(pages, 0, 0) == before
-    pages.check()
+        pages.form.prepare({2: SitePages(8, 1.0, [(0, 8)]), site: wrong})
 
 
 def test_vectors_need_a_place(device: torch.device) -> None:
     pages = create_page_table(torch.zeros(SIZE, device=device), SHAPES, [None], max_rank=8)
     assert pages.table.row_scales is None
     with pytest.raises(ValueError, match="no place for"):
-        pages.set(0, {0: SitePages(8, 1.0, [(0, 8)], row_scale=0)})
+        pages.form.prepare({0: SitePages(8, 1.0, [(0, 8)], row_scale=0)})
     with pytest.raises(ValueError, match="slot 1"):
         pages.set(1, None)
 
@@ -156,8 +256,9 @@ def test_vectors_need_a_place(device: torch.device) -> None:
 def test_pages_that_do_not_fit_are_refused(device: torch.device) -> None:
     pages = create([{0: SitePages(16, 1.0, [(0, 16)])}, None], device, num_entries=3)
     with pytest.raises(ValueError, match="2 pages beside 2 of other slots"):
-        pages.set(1, {0: SitePages(16, 1.0, [(0, 16)])})
-    pages.set(1, {0: SitePages(8, 1.0, [(0, 8)])})
+        put(pages, 1, {0: SitePages(16, 1.0, [(0, 16)])})
+    pages.check()
+    put(pages, 1, {0: SitePages(8, 1.0, [(0, 8)])})
     pages.check()
 
 

@@ -1,0 +1,205 @@
+"""An adapter's column of the page table, prepared before it is known which slot it gets.
+
+Whoever loads an adapter packs here all that its slot will need into one tensor on the host, checked
+and never changed again. To put it into a slot is then one copy to the device and a few operations
+there (`slot_pages`), which suits a step: nothing is looked up, and no memory of the host is written
+that an earlier copy may still read.
+
+The packed tensor, int32:
+
+    vectors  [V, S]  int64: where row scales and biases start, of those that the table has
+    offsets  [2, E]  where A and B of each page start, in units of 8 elements, or as int64 where the
+                     pool has 2^34 elements or more
+    rows     [5, S]  rank, true rank, first page counted from the adapter's own, scale (the bits of
+                     a float32), and 1 where the adapter touches the site
+
+Legend: S sites, E pages of the adapter, V 0 to 2.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from weft_kernels.cuda.pages import ABSENT, PAGE_ROWS
+
+
+@dataclass(frozen=True, slots=True)
+class SitePages:
+    """Where one site of an adapter lies in the pool.
+
+    runs: (offset, number of rank rows) of rows that lie together, A rows first, then B rows; whole
+    pages, in the order of the rank. row_scale, bias: offsets of `[out]` vectors. A site that only
+    has a bias has rank 0 and no runs.
+    """
+
+    rank: int
+    scale: float
+    runs: Sequence[tuple[int, int]]
+    row_scale: int | None = None
+    bias: int | None = None
+
+
+AdapterPages = Mapping[int, SitePages]
+"""An adapter's sites by their index in the table; those that it does not touch are missing."""
+
+# of the packed rows; the table has all but the last
+RANK, TRUE_RANK, FIRST_PAGE, SCALE, IS_TOUCHED = range(5)
+
+_Ints = NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True)
+class PageColumn:
+    """One adapter, ready for any slot of the tables of `form`. packed: int32, on the host, pinned
+    where the table is on a CUDA device."""
+
+    form: ColumnForm
+    packed: Tensor
+    num_entries: int
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ColumnForm:
+    """What the columns of one table look like. shapes: (in, out) of each site; num_elements: of the
+    pool; max_rank: a multiple of 8."""
+
+    shapes: Sequence[tuple[int, int]]
+    num_elements: int
+    max_rank: int
+    has_row_scales: bool = False
+    has_biases: bool = False
+    is_pinned: bool = False
+    _widths: _Ints = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_widths", np.array(self.shapes, dtype=np.int64).T)
+
+    @property
+    def num_vectors(self) -> int:
+        return int(self.has_row_scales) + int(self.has_biases)
+
+    @property
+    def offset_dtype(self) -> torch.dtype:
+        return torch.int32 if self.num_elements <= PAGE_ROWS << 31 else torch.int64
+
+    def num_ints(self, num_entries: int) -> int:
+        """The length of a packed column."""
+        offsets = 2 * num_entries * self.offset_dtype.itemsize // 4
+        return 2 * self.num_vectors * len(self.shapes) + offsets + 5 * len(self.shapes)
+
+    def split(self, packed: Tensor, num_entries: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Views of a packed column: vectors `[V, S]`, offsets `[2, E]`, rows `[5, S]`."""
+        num_sites = len(self.shapes)
+        start, end = 2 * self.num_vectors * num_sites, self.num_ints(num_entries) - 5 * num_sites
+        vectors = packed[:start].view(torch.int64).view(self.num_vectors, num_sites)
+        offsets = packed[start:end].view(self.offset_dtype).view(2, num_entries)
+        return vectors, offsets, packed[end:].view(5, num_sites)
+
+    def prepare(self, adapter: AdapterPages) -> PageColumn:
+        """Pack an adapter, from any thread; ValueError for what the table cannot hold."""
+        found = _Pages(adapter)
+        self._check(found)
+        a, b = found.page_offsets(*self._widths)
+        packed = torch.empty(self.num_ints(len(a)), dtype=torch.int32, pin_memory=self.is_pinned)
+        vectors, offsets, rows = (part.numpy() for part in self.split(packed, len(a)))
+        unit = PAGE_ROWS if offsets.dtype == np.int32 else 1
+        offsets[0], offsets[1] = a // unit, b // unit
+        rows[:] = 0
+        rows[RANK, found.sites] = found.num_pages * PAGE_ROWS
+        rows[TRUE_RANK, found.sites] = found.ranks
+        rows[FIRST_PAGE, found.sites] = np.cumsum(found.num_pages) - found.num_pages
+        rows[SCALE, found.sites] = found.scales.view(np.int32)
+        rows[IS_TOUCHED, found.sites] = 1
+        own = [values for values, has in self._vectors_of(found) if has]
+        for row, values in zip(vectors, own, strict=True):
+            row[:] = ABSENT
+            row[found.sites] = values
+        return PageColumn(self, packed, len(a))
+
+    def _vectors_of(self, found: _Pages) -> tuple[tuple[_Ints, bool], tuple[_Ints, bool]]:
+        return (found.row_scales, self.has_row_scales), (found.biases, self.has_biases)
+
+    def _check(self, found: _Pages) -> None:
+        num_sites = len(self.shapes)
+        bad = (found.sites < 0) | (found.sites >= num_sites)
+        if bad.any():
+            raise ValueError(f"site {found.sites[bad][0]} is not one of the table's {num_sites}")
+        bad = (found.ranks < 0) | (found.ranks > self.max_rank)
+        if bad.any():
+            rank, site = found.ranks[bad][0], found.sites[bad][0]
+            raise ValueError(f"the rank {rank} at site {site} is not in 0 .. {self.max_rank}")
+        site_of_run = found.sites[found.owners]
+        bad = (found.num_rows <= 0) | (found.num_rows % PAGE_ROWS != 0)
+        if bad.any():
+            raise ValueError(
+                f"a run at site {site_of_run[bad][0]} does not hold whole pages of {PAGE_ROWS} rows"
+            )
+        bad = found.num_pages != -(-found.ranks // PAGE_ROWS)
+        if bad.any():
+            count, site, rank = (v[bad][0] for v in (found.num_pages, found.sites, found.ranks))
+            raise ValueError(f"{count} pages at site {site} for the rank {rank}")
+        bad = found.starts % PAGE_ROWS != 0
+        if bad.any():
+            raise ValueError(
+                f"a run at site {site_of_run[bad][0]} does not start at a multiple of {PAGE_ROWS}"
+            )
+        self._check_reach(
+            site_of_run, found.starts, found.num_rows * self._widths[:, site_of_run].sum(0)
+        )
+        for values, has in self._vectors_of(found):
+            own = values != ABSENT
+            sites = found.sites[own]
+            if len(sites) and not has:
+                raise ValueError(
+                    f"site {sites[0]} has an [out] vector that the table has no place for"
+                )
+            self._check_reach(sites, values[own], self._widths[1, sites])
+
+    def _check_reach(self, sites: _Ints, starts: _Ints, sizes: _Ints) -> None:
+        bad = (starts < 0) | (starts + sizes > self.num_elements)
+        if bad.any():
+            raise ValueError(
+                f"site {sites[bad][0]} reaches beyond the pool's {self.num_elements} elements"
+            )
+
+
+class _Pages:
+    """An adapter's sites side by side, and its runs; owners: the place of each run's site."""
+
+    def __init__(self, adapter: AdapterPages) -> None:
+        pages, count = adapter.values(), len(adapter)
+        self.sites = np.fromiter(adapter, np.int64, count)
+        self.ranks = np.fromiter((p.rank for p in pages), np.int64, count)
+        self.scales = np.fromiter((p.scale for p in pages), np.float32, count)
+        self.row_scales = np.array([_start(p.row_scale) for p in pages], dtype=np.int64)
+        self.biases = np.array([_start(p.bias) for p in pages], dtype=np.int64)
+        runs = np.array([run for p in pages for run in p.runs], dtype=np.int64).reshape(-1, 2)
+        self.starts, self.num_rows = runs[:, 0], runs[:, 1]
+        counts = np.fromiter((len(p.runs) for p in pages), np.int64, count)
+        self.owners = np.repeat(np.arange(count), counts)
+        rows = np.bincount(self.owners, weights=self.num_rows, minlength=count)
+        self.num_pages = rows.astype(np.int64) // PAGE_ROWS
+
+    def page_offsets(self, num_in: _Ints, num_out: _Ints) -> tuple[_Ints, _Ints]:
+        """Where A and B of each page start, by the widths of the table's sites."""
+        counts = self.num_rows // PAGE_ROWS
+        run = np.repeat(np.arange(len(counts)), counts)
+        row = (np.arange(len(run)) - np.repeat(np.cumsum(counts) - counts, counts)) * PAGE_ROWS
+        site = self.sites[self.owners[run]]
+        start = self.starts[run]
+        a = start + row * num_in[site]
+        b = start + self.num_rows[run] * num_in[site] + row * num_out[site]
+        return a, b
+
+
+def _start(offset: int | None) -> int:
+    """A negative offset is not ABSENT, and found to reach beyond the pool."""
+    if offset is None:
+        return ABSENT
+    return offset if offset >= 0 else ABSENT - 1
