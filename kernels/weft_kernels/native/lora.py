@@ -50,10 +50,7 @@ class SlotParts:
         counts = [0, *(len(own) for own in runs)]
         self._starts = np.cumsum(counts, dtype=np.int64)
         self.max_ranks = max((sum(run.num_ranks for run in own) for own in runs), default=0)
-
-    @property
-    def addresses(self) -> tuple[int, int]:
-        return self._parts.ctypes.data, self._starts.ctypes.data
+        self.addresses = (self._parts.ctypes.data, self._starts.ctypes.data)
 
 
 class LoraRows:

@@ -1,7 +1,7 @@
-"""The adapters of the running batch where the page pool has them: nothing is packed or copied.
+"""The adapters of the running batch where the page pool has them: no weights are copied.
 
-A slot is a table of page addresses, built when an adapter is first in a batch and dropped when no
-running request holds it: until then its pages stay where they are.
+A slot is a table of page addresses, built when the adapter is loaded, by the thread that does, and
+used for as long as running requests hold it: until then its pages stay where they are.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from weft_adapters.pool import PagePool, PooledAdapter
+from weft_adapters.pool import PagePool, PooledAdapter, PooledSite
 from weft_adapters.sites import INPUTS, BaseSpec, Site
 from weft_kernels.linear import LinearWeight
 from weft_kernels.moe import PairAdapters, Pairs
@@ -75,23 +75,41 @@ class _InPlacePairs:
 
 
 @dataclass(frozen=True, slots=True)
-class _Slot:
-    load_number: int
+class _Place:
+    """Where a site's columns begin among those of its input's sites, and how many it has."""
+
+    input: int
+    column: int
+    width: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Prepared:
+    """What a load leaves for the step that first uses the adapter."""
+
     parts: SlotParts
     layers_with_experts: frozenset[int]
 
 
+@dataclass(frozen=True, slots=True)
+class _Slot:
+    load_number: int
+    prepared: _Prepared
+
+
 class InPlaceAdapters:
-    """Says which row of a batch uses which pages."""
+    """Says which row of a batch uses which pages. Made before the pool's first load."""
 
     def __init__(self, base: BaseSpec, pool: PagePool) -> None:
         self._base, self._pool = base, pool
-        self._inputs: list[list[Site]] = []  # by input; the sites' columns lie side by side
+        self._num_inputs = 0
+        self._places: dict[Site, _Place] = {}
         self._first_inputs: dict[tuple[int, str], int] = {}
         for layer in range(base.num_layers):
             self._add_inputs(layer)
         self._slots: dict[str, _Slot] = {}
         self._last: tuple[list[str | None], InPlaceBatch] | None = None
+        pool.prepare_with(self._prepare)
 
     def _add_inputs(self, layer: int) -> None:
         experts = range(self._base.num_experts)
@@ -102,8 +120,18 @@ class InPlaceAdapters:
                 inputs = [[Site(layer, name, expert) for name in names] for expert in experts]
             else:
                 continue
-            self._first_inputs[layer, names[0]] = len(self._inputs)
-            self._inputs += inputs
+            self._first_inputs[layer, names[0]] = self._num_inputs
+            for sites in inputs:
+                self._add_input(sites)
+
+    def _add_input(self, sites: Sequence[Site]) -> None:
+        """One input; the columns of its sites lie side by side."""
+        column = 0
+        for site in sites:
+            width = self._base.shape(site)[1]
+            self._places[site] = _Place(self._num_inputs, column, width)
+            column += width
+        self._num_inputs += 1
 
     def order_key(self, digest: str | None, num_rows: int) -> tuple[bool, str]:
         """Rows of requests sorted by this key have those of an adapter side by side."""
@@ -121,25 +149,25 @@ class InPlaceAdapters:
         for digest in gone:
             del slots[digest]
         for adapter in new:
-            slots[adapter.digest] = self._create_slot(adapter)
+            if not isinstance(adapter.prepared, _Prepared):
+                raise ValueError(f"adapter {adapter.digest} was not loaded for these kernels")
+            slots[adapter.digest] = _Slot(adapter.load_number, adapter.prepared)
         if gone or new:
             self._last = None
 
-    def _create_slot(self, adapter: PooledAdapter) -> _Slot:
-        runs = []
-        for sites in self._inputs:
-            own, column = [], 0
-            for site in sites:
-                width = self._base.shape(site)[1]
-                if pooled := adapter.sites.get(site):
-                    own += [
-                        Run(a, b, num_rows, column, width, pooled.scale)
-                        for a, b, num_rows in self._pool.addresses(site, pooled)
-                    ]
-                column += width
-            runs.append(own)
-        layers = frozenset(site.layer for site in adapter.sites if site.expert is not None)
-        return _Slot(adapter.load_number, SlotParts(runs), layers)
+    def _prepare(self, sites: Mapping[Site, PooledSite]) -> _Prepared:
+        """Called by the thread that loads; reads nothing that a step changes."""
+        runs: list[list[Run]] = [[] for _ in range(self._num_inputs)]
+        for site, pooled in sites.items():
+            place = self._places[site]
+            runs[place.input] += [
+                Run(a, b, num_rows, place.column, place.width, pooled.scale)
+                for a, b, num_rows in self._pool.addresses(site, pooled)
+            ]
+        for own in runs:
+            own.sort(key=lambda run: run.column)
+        layers = frozenset(site.layer for site in sites if site.expert is not None)
+        return _Prepared(SlotParts(runs), layers)
 
     def create_batch(self, row_digests: Sequence[str | None]) -> InPlaceBatch:
         """`row_digests[t]` is row t's adapter, one of those of the last `update`."""
@@ -148,7 +176,7 @@ class InPlaceAdapters:
         used = sorted({digest for digest in row_digests if digest is not None})
         number: dict[str | None, int] = {digest: slot for slot, digest in enumerate(used)}
         number[None] = -1
-        slots = [self._slots[digest] for digest in used]
+        slots = [self._slots[digest].prepared for digest in used]
         rows = LoraRows([slot.parts for slot in slots], [number[d] for d in row_digests])
         layers = frozenset[int]().union(*(slot.layers_with_experts for slot in slots))
         batch = InPlaceBatch(rows, self._first_inputs, layers)
