@@ -38,7 +38,9 @@ serve: install ## the same, and stay up until Ctrl-C
 ENGINE_TESTS := tests/adapters tests/engine tests/kernels
 
 test: install ## the whole test suite
-	$(BIN)/python -m pytest -p tests.without_web $(ENGINE_TESTS)
+	@# a process for each core; more threads than cores would wait for each other
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -p tests.without_web \
+		-n auto --maxprocesses 8 --dist loadfile $(ENGINE_TESTS)
 	$(BIN)/python -m pytest $(ENGINE_TESTS:%=--ignore=%)
 
 lint: install ## formatting, lint, types, import layers

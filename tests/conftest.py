@@ -282,6 +282,20 @@ def near_ties() -> NearTies:
     return _near_ties[-1]
 
 
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """One of several processes tells the one that reports."""
+    output: dict[str, object] | None = getattr(session.config, "workeroutput", None)
+    if output is not None:
+        output["near_ties"] = [(ties.num_positions, ties.num_ties) for ties in _near_ties]
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    """pytest-xdist: one of the processes has ended."""
+    told = getattr(node, "workeroutput", {}).get("near_ties", ())
+    _near_ties.extend(NearTies(*counts) for counts in told)
+
+
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """Near-ties are printed: a number that grows says something."""
     if _near_ties:

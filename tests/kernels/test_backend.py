@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import random
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -20,14 +21,18 @@ CPU = torch.device("cpu")
 EPS = 1e-6
 
 
-@pytest.fixture(params=["torch", "native"])
-def backend(request: pytest.FixtureRequest) -> Backend:
-    if request.param == "native":
+@pytest.fixture(params=["torch", "native", "native, 3 threads"])
+def backend(request: pytest.FixtureRequest) -> Iterator[Backend]:
+    name, _, threads = request.param.partition(", ")
+    if name == "native":
         try:
             build()
         except NativeBuildError as error:
             pytest.skip(f"the native kernels are not tested: {error}")
-    return create_backend(request.param, CPU, torch.float32)
+    num_threads = torch.get_num_threads()
+    torch.set_num_threads(3 if threads else num_threads)
+    yield create_backend(name, CPU, torch.float32)
+    torch.set_num_threads(num_threads)
 
 
 def assert_near(got: torch.Tensor, want: torch.Tensor, tolerance: float = 1e-5) -> None:

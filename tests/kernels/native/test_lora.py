@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -16,7 +16,16 @@ from weft_kernels.native.lora import LoraRows, Run, SlotParts
 from weft_kernels.popularity import POPULARITIES, assign_adapters
 from weft_kernels.reference import Lora
 
+
 BASE_ONLY = -1
+
+
+@pytest.fixture(autouse=True, params=[1, 3], ids=["1 thread", "3 threads"])
+def _num_threads(request: pytest.FixtureRequest) -> Iterator[None]:
+    num_threads = torch.get_num_threads()
+    torch.set_num_threads(request.param)
+    yield
+    torch.set_num_threads(num_threads)
 
 
 @dataclass
