@@ -16,7 +16,6 @@ from weft_kernels.native.lora import LoraRows, Run, SlotParts
 from weft_kernels.popularity import POPULARITIES, assign_adapters
 from weft_kernels.reference import Lora
 
-
 BASE_ONLY = -1
 
 
