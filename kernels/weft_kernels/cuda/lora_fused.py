@@ -21,7 +21,7 @@ from torch import Tensor
 
 from weft_kernels.cuda.aot import AotVariant
 from weft_kernels.cuda.configs import Config, get_config, listed_configs
-from weft_kernels.cuda.lora_expand import (
+from weft_kernels.cuda.lora_output import (
     TABLE_SIGNATURE,
     WITHOUT_VECTORS,
     add_to_rows,

@@ -26,7 +26,8 @@ from torch import Tensor
 
 from weft_kernels.cuda.aot import AotVariant
 from weft_kernels.cuda.configs import Config, get_config, listed_configs
-from weft_kernels.cuda.lora_expand import check_output, chunk_columns, sum_planes
+from weft_kernels.cuda.lora_expand import sum_planes
+from weft_kernels.cuda.lora_output import check_output, chunk_columns
 from weft_kernels.cuda.lora_sites import SiteGroup
 from weft_kernels.cuda.pages import PAGE_ROWS, PageTable
 from weft_kernels.cuda.segments import Segments
