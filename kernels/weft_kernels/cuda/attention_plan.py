@@ -24,35 +24,26 @@ Legend: T rows, N KV heads, G query heads per KV head.
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
+from weft_kernels.cuda.attention_tiles import (
+    ITEM_FIELDS,
+    MERGE_FIELDS,
+    Ints,
+    Tiling,
+    create_blank_tiles,
+    create_tiles,
+    split_tiles,
+)
 from weft_kernels.cuda.configs import Config, get_config
 
-Ints = NDArray[np.int32]
 Span = tuple[int, int, int]
-ITEM_FIELDS, MERGE_FIELDS = 8, 4
-
-
-@dataclass(frozen=True, slots=True)
-class Tiling:
-    """How one form of the kernel cuts its work.
-
-    block_m: (query, query head) rows of a tile; block_l: keys that it takes at a time; split_len:
-    tiles with fewer keys than twice this stay whole; num_programs: how many fill the device.
-    """
-
-    block_m: int
-    block_l: int
-    split_len: int
-    num_programs: int
-    num_warps: int
-    num_stages: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,30 +131,35 @@ class AttentionPlanner:
     def pack(
         self,
         spans: Sequence[Span],
-        tables: Sequence[Sequence[int] | Ints],
+        tables: Sequence[Sequence[int]],
         num_rows: int | None = None,
         limits: AttentionLimits | None = None,
     ) -> tuple[Ints, AttentionLimits]:
         """The step's packed tensor, on the host, and what limits it keeps.
 
         spans[i] = (first batch row, chunk length, context length with the chunk); tables[i] =
-        blocks, more than needed do no harm. Rows from the last request's to `num_rows` are padding:
-        attention makes them zeros. With `limits` (those of a captured graph) the lists are filled
+        blocks, more than needed do no harm; an `array` of int32 costs a copy, a list the conversion
+        of each number. Rows from the last request's to `num_rows` are padding: attention makes them
+        zeros. With `limits` (those of a captured graph) the lists are filled
         up with work of no queries, and what comes back may be shorter than `num_ints` by the
         entries that the tables do not use; without, everything has the size that it needs.
         """
-        flat, starts = self._flatten_tables(spans, tables)
         columns = np.array(spans, dtype=np.int32).reshape(-1, 3)
+        flat, starts = self._flatten_tables(columns, tables)
         num_live = int((columns[:, 0] + columns[:, 1]).max(initial=0))
         num_padding = max(0, (num_live if num_rows is None else num_rows) - num_live)
         is_short = columns[:, 1] <= self._num_queries(self.decode)
+        requests = [(columns, starts), (columns[:0], starts[:0])]
+        if not is_short.all():
+            requests = [(columns[own], starts[own]) for own in (is_short, ~is_short)]
         parts: list[tuple[Ints, Ints]] = []
         for window in self.windows:
-            for tiling, chosen in ((self.decode, is_short), (self.prefill, ~is_short)):
-                tiles = self._create_tiles(columns[chosen], starts[chosen], window, tiling)
-                items, merges = self._split(tiles, tiling)
-                if tiling is self.decode:
-                    items = np.concatenate((items, self._blank_items(num_live, num_padding)))
+            for tiling, own in zip((self.decode, self.prefill), requests, strict=True):
+                tiles = create_tiles(*own, window, self._num_queries(tiling))
+                items, merges = split_tiles(tiles, tiling, self._num_splits(tiling))
+                if tiling is self.decode and num_padding:
+                    blanks = create_blank_tiles(num_live, num_padding, self._num_queries(tiling))
+                    items = np.concatenate((items, blanks))
                 parts.append((items, merges))
         if limits is None:
             decode, prefill = (_needed(parts[form::2]) for form in (0, 1))
@@ -201,75 +197,24 @@ class AttentionPlanner:
     def _tables_start(self, limits: AttentionLimits) -> int:
         return len(self.windows) * (limits.decode.num_ints + limits.prefill.num_ints)
 
-    def _flatten_tables(
-        self, spans: Sequence[Span], tables: Sequence[Sequence[int] | Ints]
-    ) -> tuple[Ints, Ints]:
-        needed = [-(-total // self.block_size) for _, _, total in spans]
-        for (_, num_new, total), blocks, count in zip(spans, tables, needed, strict=True):
-            if not 1 <= num_new <= total:
-                raise ValueError(f"a chunk of {num_new} tokens in a context of {total}")
-            if len(blocks) < count:
-                raise ValueError(f"{len(blocks)} blocks do not hold a context of {total} tokens")
-        # rows that are arrays already cost a copy, lists a conversion of each number
-        used = [
-            np.asarray(blocks[:count], dtype=np.int32)
-            for blocks, count in zip(tables, needed, strict=True)
-        ]
-        flat = np.concatenate(used) if used else np.zeros(0, dtype=np.int32)
-        starts = np.concatenate(([0], np.cumsum(needed[:-1], dtype=np.int32)))
-        return flat, starts[: len(spans)].astype(np.int32)
-
-    def _create_tiles(
-        self, columns: Ints, table_starts: Ints, window: int | None, tiling: Tiling
-    ) -> Ints:
-        """Items `[number of tiles, 8]` that hold all keys of a tile each."""
-        num_queries = self._num_queries(tiling)
-        counts = -(-columns[:, 1] // num_queries)
-        req = np.repeat(np.arange(len(columns)), counts)
-        first, num_new, total = columns[req].T
-        query = (np.arange(len(req)) - np.repeat(np.cumsum(counts) - counts, counts)) * num_queries
-        tiles = np.zeros((len(req), ITEM_FIELDS), dtype=np.int32)
-        tiles[:, 0] = table_starts[req]
-        tiles[:, 1] = first + query
-        tiles[:, 2] = np.minimum(num_queries, num_new - query)
-        tiles[:, 3] = total - num_new + query
-        tiles[:, 4] = 0 if window is None else np.maximum(0, tiles[:, 3] - window + 1)
-        tiles[:, 5] = tiles[:, 3] + tiles[:, 2]
-        tiles[:, 6] = -1
-        return tiles
-
-    def _split(self, tiles: Ints, tiling: Tiling) -> tuple[Ints, Ints]:
-        """Cut tiles into items, longest first, so that a long one does not start last."""
-        num_keys = tiles[:, 5] - tiles[:, 4]
-        # a tile gets splits for its share of the keys, so that all together fill the device once
-        share = int(num_keys.sum()) / self._num_splits(tiling)
-        counts = np.maximum(num_keys // max(share, tiling.split_len), 1)
-        # splits of like length, in whole steps of the kernel's loop
-        steps = -(-num_keys // tiling.block_l)
-        each = (-(-steps // counts)).astype(np.int32) * tiling.block_l
-        counts = -(-num_keys // each)
-        tile = np.repeat(np.arange(len(tiles)), counts)
-        place = np.arange(len(tile)) - np.repeat(np.cumsum(counts) - counts, counts)
-        items = tiles[tile]
-        items[:, 4] += place * each[tile]
-        items[:, 5] = np.minimum(items[:, 4] + each[tile], items[:, 5])
-        is_part = counts[tile] > 1
-        items[is_part, 6] = np.arange(is_part.sum())
-        merges = np.zeros((int((counts > 1).sum()), MERGE_FIELDS), dtype=np.int32)
-        merges[:, 0] = items[is_part & (place == 0), 6]
-        merges[:, 1] = counts[counts > 1]
-        merges[:, 2:] = tiles[counts > 1, 1:3]
-        return items[np.argsort(items[:, 4] - items[:, 5], kind="stable")], merges
-
-    def _blank_items(self, first: int, count: int) -> Ints:
-        """Items without keys for `count` rows of padding: they write zeros."""
-        num_queries = self._num_queries(self.decode)
-        items = np.zeros((-(-count // num_queries), ITEM_FIELDS), dtype=np.int32)
-        offset = np.arange(len(items)) * num_queries
-        items[:, 1] = first + offset
-        items[:, 2] = np.minimum(num_queries, count - offset)
-        items[:, 6] = -1
-        return items
+    def _flatten_tables(self, columns: Ints, tables: Sequence[Sequence[int]]) -> tuple[Ints, Ints]:
+        """All blocks in use, one table after another, and where each starts."""
+        needed = -(-columns[:, 2] // self.block_size)
+        sizes = np.fromiter(map(len, tables), np.int32, len(tables))
+        if len(sizes) != len(columns):
+            raise ValueError(f"{len(sizes)} block tables for {len(columns)} requests")
+        bad = (columns[:, 1] < 1) | (columns[:, 1] > columns[:, 2])
+        if bad.any():
+            _, num_new, total = columns[bad][0]
+            raise ValueError(f"a chunk of {num_new} tokens in a context of {total}")
+        bad = sizes < needed
+        if bad.any():
+            size, total = sizes[bad][0], columns[bad][0, 2]
+            raise ValueError(f"{size} blocks do not hold a context of {total} tokens")
+        flat = array("i")
+        for blocks, count in zip(tables, needed.tolist(), strict=True):
+            flat.extend(blocks[:count])
+        return np.array(flat), np.cumsum(needed, dtype=np.int32) - needed
 
     def _fill(
         self, parts: Sequence[tuple[Ints, Ints]], flat: Ints, limits: AttentionLimits
@@ -340,7 +285,7 @@ def create_attention_planner(
 def create_attention_metadata(
     planner: AttentionPlanner,
     spans: Sequence[Span],
-    tables: Sequence[Sequence[int] | Ints],
+    tables: Sequence[Sequence[int]],
     device: torch.device,
     num_rows: int | None = None,
 ) -> AttentionMetadata:

@@ -19,12 +19,12 @@ from weft_kernels.cuda.attention_plan import (
     AttentionMetadata,
     AttentionPlanner,
     Span,
-    Tiling,
     create_attention_metadata,
     create_attention_planner,
     get_tiling,
     tiling_of,
 )
+from weft_kernels.cuda.attention_tiles import Tiling
 from weft_kernels.cuda.configs import Config, Launch, Shape, TuningSpace, listed_configs
 from weft_kernels.cuda.kv_write import Cache
 

@@ -13,9 +13,9 @@ from weft_kernels.cuda.attention import paged_attention
 from weft_kernels.cuda.attention_plan import (
     AttentionPlanner,
     Span,
-    Tiling,
     create_attention_metadata,
 )
+from weft_kernels.cuda.attention_tiles import Tiling
 from weft_kernels.cuda.kv_write import Cache, Fp8Cache
 
 BLOCK_SIZE = 16

@@ -13,12 +13,11 @@ import torch
 from weft_kernels.cuda.attention_plan import (
     AttentionPlanner,
     AttentionWork,
-    Ints,
     Span,
-    Tiling,
     create_attention_metadata,
     create_attention_planner,
 )
+from weft_kernels.cuda.attention_tiles import Ints, Tiling
 
 PLANNER = AttentionPlanner(
     num_kv_heads=2,
