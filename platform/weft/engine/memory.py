@@ -5,6 +5,8 @@ Blocks change hands here at once; their contents follow when the runner makes th
 
 from __future__ import annotations
 
+from array import array
+
 from weft.engine.blocks import BlockManager
 from weft.engine.plan import BlockMoves
 from weft.engine.prefix import PrefixRoots, chain
@@ -68,13 +70,13 @@ class SequenceMemory:
             blocks.release([shared])
         missing = -(-(req.num_computed + num_new) // size) - len(req.blocks)
         if missing > 0:
-            req.blocks += blocks.allocate(missing)
+            req.blocks.extend(blocks.allocate(missing))
 
     def free(self, req: Req) -> None:
         """Give back all that `req` holds, on device and host; it has computed nothing then."""
         self.blocks.release(req.blocks)
         self._freed_host += req.host_blocks
-        req.blocks, req.host_blocks = [], []
+        req.blocks, req.host_blocks = array("i"), []
         req.num_computed = req.num_published = 0
 
     # ---- sharing ----
@@ -90,7 +92,7 @@ class SequenceMemory:
         hashes = chain(req.prefix_root, req.block_hashes, req.token_ids, num_tokens, size)
         found = self.blocks.match(hashes[: (num_tokens - 1) // size])
         self.blocks.share(found)
-        req.blocks = found
+        req.blocks = array("i", found)
         req.num_computed = len(found) * size
         req.num_published = len(found)
 
@@ -130,11 +132,11 @@ class SequenceMemory:
         hosts = [self._free_host.pop() for _ in range(num_blocks)]
         self._out += zip(req.blocks[:num_blocks], hosts, strict=True)
         self.blocks.release(req.blocks)
-        req.blocks, req.host_blocks = [], hosts
+        req.blocks, req.host_blocks = array("i"), hosts
 
     def swap_in(self, req: Req) -> None:
         """Bring it back into blocks of its own; ask whether `len(req.host_blocks)` fit first."""
-        req.blocks = self.blocks.allocate(len(req.host_blocks))
+        req.blocks = array("i", self.blocks.allocate(len(req.host_blocks)))
         self._back += zip(req.host_blocks, req.blocks, strict=True)
         self._freed_host += req.host_blocks
         req.host_blocks = []

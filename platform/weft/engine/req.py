@@ -6,6 +6,7 @@ others fork off its blocks when it is done.
 
 from __future__ import annotations
 
+from array import array
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import TYPE_CHECKING
@@ -29,7 +30,8 @@ class ReqState(Enum):
 @dataclass(eq=False, slots=True)
 class Req:
     """Choice `index` of a request. `num_computed` tokens of `token_ids` have keys and values in
-    `blocks`, or, while it is swapped out, in `host_blocks`.
+    `blocks`, or, while it is swapped out, in `host_blocks`. `blocks` are int32, as every step hands
+    them to kernels.
 
     `choices` are all sequences of the request, this one included. `block_hashes` name the full
     blocks known so far (see `prefix`). `num_charged` tokens of the prompt were charged as service.
@@ -42,7 +44,7 @@ class Req:
     choices: list[Req] = field(default_factory=list)
     token_ids: list[int] = field(default_factory=list)
     num_computed: int = 0
-    blocks: list[int] = field(default_factory=list)
+    blocks: array[int] = field(default_factory=lambda: array("i"))
     host_blocks: list[int] = field(default_factory=list)
     prefix_root: bytes = b""
     block_hashes: list[bytes] = field(default_factory=list)

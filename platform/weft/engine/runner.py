@@ -68,7 +68,7 @@ class StepRows:
     digests: list[str | None]
     logit_rows: list[int]
     spans: list[tuple[int, int, int]]
-    tables: list[list[int]]
+    tables: list[Sequence[int]]
 
 
 class Runner:
