@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
 import torch
+from tests.engine.preparations import record_threads, run_in_turn
 from tests.engine.test_active import BASE, DOWN0, Q0, UP1, V0, Ranks, create_weights
 
 from weft.engine.in_place import InPlaceAdapters, InPlaceBatch
@@ -17,6 +19,10 @@ from weft_adapters.sites import INPUTS, Site
 from weft_kernels.linear import create_linear_weight
 from weft_kernels.moe import Pairs
 from weft_kernels.native.build import NativeBuildError, build
+from weft_kernels.native.lora import Run, SlotParts
+
+if TYPE_CHECKING:
+    from tests.conftest import Bench
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -154,3 +160,48 @@ def test_rows_of_an_adapter_stand_together(adapters: Adapters) -> None:
     order = sorted([("b", 1), (None, 1), ("a", 40), ("b", 9)], key=lambda item: (
         adapters.in_place.order_key(*item)))  # fmt: skip
     assert [digest for digest, _ in order] == [None, "a", "b", "b"]
+
+
+def test_addresses_are_those_of_the_pages_and_no_others(adapters: Adapters) -> None:
+    """Against the sites one by one, in the order of their columns."""
+    pooled = adapters.pooled["c"]
+    wanted: list[list[Run]] = []
+    for layer in range(BASE.num_layers):
+        for names in INPUTS:
+            is_dense = BASE.has(Site(layer, names[0]))
+            experts = [None] if is_dense else list(range(BASE.num_experts))
+            for expert in experts:
+                sites = [Site(layer, name, expert) for name in names]
+                if not BASE.has(sites[0]):
+                    continue
+                own, column = [], 0
+                for site in sites:
+                    width = BASE.shape(site)[1]
+                    if site in pooled.sites:
+                        own += [
+                            Run(*found, column, width, pooled.sites[site].scale)
+                            for found in adapters.pool.addresses(site, pooled.sites[site])
+                        ]
+                    column += width
+                wanted.append(own)
+    adapters.in_place.update({"c": pooled})
+    got, want = adapters.in_place._slots["c"].prepared.parts, SlotParts(wanted)
+    assert len(got._parts) == len(pooled.sites)
+    assert (got._parts == want._parts).all()
+    assert (got._starts == want._starts).all()
+
+
+def test_an_adapter_that_was_loaded_for_others_is_refused(adapters: Adapters) -> None:
+    with pytest.raises(ValueError, match="not loaded for these kernels"):
+        adapters.in_place.update({"a": replace(adapters.pooled["a"], prepared="something else")})
+
+
+def test_tables_are_built_where_adapters_are_loaded(
+    dense: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    built, digests = dense.build(kernels="native", max_running=1)
+    threads = record_threads(monkeypatch, SlotParts, "__init__")
+    loaded = [digests["small"], digests["mlp"]]
+    run_in_turn(built, [*loaded, loaded[0]])
+    built.tiers.close()
+    assert threads == ["weft-adapter-loader"] * 2

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ from weft_adapters.format import SiteWeights
 from weft_adapters.pool import PagePool, PooledAdapter
 from weft_adapters.sites import INPUTS, Site
 from weft_kernels.cuda.expert_lora import expand_, shrink
-from weft_kernels.cuda.routing import group_pairs
+from weft_kernels.cuda.pair_groups import group_pairs
 from weft_kernels.linear import create_linear_weight
 
 NUM_SLOTS = 3
@@ -178,6 +179,32 @@ def test_a_pool_that_is_full_again_and_again_has_entries_for_all(device: torch.d
         adapters.hold()
         adapters.free(f"first {turn}")
         adapters.free(f"second {turn}")
+
+
+def test_what_was_prepared_of_pages_that_went_is_not_used_again(adapters: Adapters) -> None:
+    adapters.hold("a")
+    stale = adapters.pooled["a"]
+    adapters.free("a")
+    adapters.load("new", {Q0: 8, V0: 8, DOWN0: 8}, seed=9)  # takes the pages of "a"
+    adapters.load("a", RANKS["a"], seed=0)
+    assert adapters.pooled["a"].prepared is not stale.prepared
+    adapters.hold("a")
+    (slot,), _ = adapters.slots.slots(["a"])
+    assert adapters.slots._holders[slot] is adapters.pooled["a"]
+    columns = [adapters.slots._pages.get(s) for s in range(NUM_SLOTS)]
+    held = [column for column in columns if column is not None]
+    assert len(held) == 1  # the stale column is gone, not only idle
+    adapters.assert_used(["a", "new"])
+
+
+def test_an_adapter_that_was_loaded_for_others_is_refused(adapters: Adapters) -> None:
+    with pytest.raises(ValueError, match="not loaded for these slots"):
+        adapters.slots.update({"a": replace(adapters.pooled["a"], prepared=None)})
+    other = Adapters(adapters.device)
+    other.load("a", RANKS["a"])
+    with pytest.raises(ValueError, match="for another page table"):
+        adapters.slots.update({"a": other.pooled["a"]})
+    adapters.assert_used(["a", "b", "c"])
 
 
 def test_more_adapters_than_slots_are_refused(adapters: Adapters) -> None:
