@@ -33,7 +33,7 @@ from torch import Tensor
 from weft_kernels.cuda.aot import AotVariant
 from weft_kernels.cuda.configs import Config, get_config, listed_configs
 from weft_kernels.cuda.pages import PAGE_ROWS, PageTable
-from weft_kernels.cuda.routing import FEW_PAIRS, TILE_ROWS, PairGroups
+from weft_kernels.cuda.pair_groups import FEW_PAIRS, TILE_ROWS, PairGroups
 
 # rank rows of one tensor-core step: two pages
 RANK_STEP = 16

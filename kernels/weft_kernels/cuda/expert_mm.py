@@ -23,7 +23,7 @@ from weft_kernels.cuda.aot import AotVariant
 from weft_kernels.cuda.configs import Config, listed_configs
 from weft_kernels.cuda.expert_lora import RANK_STEP, ExpertLora, expand_tile
 from weft_kernels.cuda.pages import PAGE_ROWS
-from weft_kernels.cuda.routing import FEW_PAIRS, TILE_ROWS, PairGroups
+from weft_kernels.cuda.pair_groups import FEW_PAIRS, TILE_ROWS, PairGroups
 
 
 def gate_up(

@@ -2,8 +2,9 @@
 
     y[t] = sum_k w[t, k] * down_e(silu(gate_e(x[t])) * up_e(x[t])),   e = top-k experts of x[t]
 
-with `w, e` of `routing.py`, and each projection's adapter (`expert_lora.py`) added before the
-activation or before the weight. A shared expert is the caller's: a dense MLP beside this.
+with `w, e` of `routing.py`, pairs in the order of `pair_groups.py`, and each projection's adapter
+(`expert_lora.py`) added before the activation or before the weight. A shared expert is the
+caller's: a dense MLP beside this.
 
 Up to `MAX_FEW_TOKENS` tokens take the decode kernels (`expert_mm.py`): 5 launches after the
 router's GEMM with adapters, 4 without. More take `torch.nn.functional.grouped_mm` over gathered
@@ -25,11 +26,12 @@ from torch import Tensor
 from torch.nn import functional
 
 from weft_kernels import grouped
-from weft_kernels.cuda import expert_mm, routing
+from weft_kernels.cuda import expert_mm
 from weft_kernels.cuda.aot import AotVariant
 from weft_kernels.cuda.configs import get_config
 from weft_kernels.cuda.expert_lora import MANY_TILE_ROWS, ExpertLora, expand_, shrink
-from weft_kernels.cuda.routing import PairGroups, group_pairs, route
+from weft_kernels.cuda.pair_groups import TILE_ROWS, PairGroups, group_pairs
+from weft_kernels.cuda.routing import route
 from weft_kernels.cuda.silu_mul import silu_mul
 from weft_kernels.moe import ExpertWeights
 
@@ -90,7 +92,7 @@ def _moe_of_few(
     down_config = get_config("moe_down", **shape)
     num_blocks = triton.cdiv(hidden, down_config["BLOCK_N"])
     arrived_TN = torch.empty(len(x_TH), num_blocks, dtype=torch.int32, device=x_TH.device)
-    groups = _group(experts_TK, num_experts, lora, routing.TILE_ROWS, arrived_TN)
+    groups = _group(experts_TK, num_experts, lora, TILE_ROWS, arrived_TN)
     h_SPR = None
     if lora is not None:
         h_SPR = shrink(x_TH, groups, lora.table, (lora.gate_site, lora.up_site))

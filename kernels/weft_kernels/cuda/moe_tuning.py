@@ -19,7 +19,8 @@ from weft_kernels.cuda.expert_lora import (
     shrink,
 )
 from weft_kernels.cuda.pages import PAGE_ROWS, PageTable
-from weft_kernels.cuda.routing import TILE_ROWS, PairGroups, group_pairs, route
+from weft_kernels.cuda.pair_groups import TILE_ROWS, PairGroups, group_pairs
+from weft_kernels.cuda.routing import route
 
 _DTYPE = torch.bfloat16
 _RANK = 16

@@ -21,7 +21,7 @@ from weft_kernels.cuda.expert_lora import ExpertLora
 from weft_kernels.cuda.moe import moe
 from weft_kernels.cuda.page_columns import SitePages
 from weft_kernels.cuda.pages import PAGE_ROWS
-from weft_kernels.cuda.routing import TILE_ROWS, PairGroups
+from weft_kernels.cuda.pair_groups import TILE_ROWS, PairGroups
 from weft_kernels.cuda.slot_pages import SlotPages, create_page_table
 from weft_kernels.moe import ExpertWeights
 from weft_kernels.reference import Lora

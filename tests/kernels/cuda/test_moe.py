@@ -20,7 +20,8 @@ from torch.nn import functional
 
 from weft_kernels import reference
 from weft_kernels.cuda.moe import moe
-from weft_kernels.cuda.routing import FEW_PAIRS, group_pairs, route
+from weft_kernels.cuda.pair_groups import FEW_PAIRS, group_pairs
+from weft_kernels.cuda.routing import route
 
 
 @pytest.fixture(autouse=True)

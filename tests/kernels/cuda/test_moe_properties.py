@@ -19,8 +19,8 @@ from tests.kernels.cuda.moe_cases import (
     poisoned_memory,
 )
 
-from weft_kernels.cuda import routing
-from weft_kernels.cuda.routing import group_pairs
+from weft_kernels.cuda import pair_groups
+from weft_kernels.cuda.pair_groups import group_pairs
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
@@ -53,7 +53,7 @@ def test_pairs_are_sorted_and_cut_into_tiles(
     groups = group_pairs(experts_TK, num_experts, slots_T, num_slots)
     check_groups(groups, experts, num_experts, slots, num_slots)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(routing, "MAX_COMPARED_PAIRS", 0)
+        patch.setattr(pair_groups, "MAX_COMPARED_PAIRS", 0)
         by_sort = group_pairs(experts_TK, num_experts, slots_T, num_slots)
     check_groups(by_sort, experts, num_experts, slots, num_slots)
 
