@@ -29,7 +29,7 @@ from benchmarks.models import (
 )
 from benchmarks.population import Population
 
-from weft.engine.build import build_engine
+from weft.engine.build import build_engine, warm_up
 from weft.engine.config import MIB, EngineConfig
 from weft.messages import EngineOutput, EngineRequest, SamplingParams
 from weft_adapters.store import FolderStore
@@ -101,6 +101,10 @@ class Churn:
 
     def _count_load(self) -> None:
         self._num_loads += 1
+
+    def warm_up(self) -> None:
+        """As a server does before its first request: on a CUDA device, steps are captured."""
+        warm_up(self._engine)
 
     def run(self) -> None:
         """Submit and step until all requests have ended."""

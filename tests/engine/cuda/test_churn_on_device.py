@@ -11,6 +11,8 @@ from benchmarks.churn import Churn
 from tests.engine.cuda.conftest import IS_INTERPRETED
 from tests.engine.test_churn import assert_right_weights
 
+from weft.engine.graphs import CapturedStep
+
 pytestmark = [pytest.mark.slow] if IS_INTERPRETED else [pytest.mark.slow, pytest.mark.gpu]
 # interpreted, experts take minutes
 MOE = pytest.param("moe", marks=[pytest.mark.verify] if IS_INTERPRETED else [])
@@ -18,12 +20,14 @@ MOE = pytest.param("moe", marks=[pytest.mark.verify] if IS_INTERPRETED else [])
 
 @pytest.mark.parametrize("kind", ["dense", MOE])
 def test_no_request_gets_another_versions_tokens(
-    kind: str, tmp_path: Path, device: torch.device
+    kind: str, tmp_path: Path, device: torch.device, captured_steps: list[CapturedStep]
 ) -> None:
     num_requests = 2 if IS_INTERPRETED else 75
     churn = Churn(tmp_path, kind, num_requests, seed=1, device=str(device), kernels="triton")
+    churn.warm_up()
     if not IS_INTERPRETED:
         assert_right_weights(churn)
+        assert len({step.layout for step in captured_steps}) > 3
         return
     # too few requests for all that happens in a churn, which is what can be interpreted
     churn.run()
@@ -31,3 +35,4 @@ def test_no_request_gets_another_versions_tokens(
     churn.isolated.close()
     assert not verdicts.mismatches, verdicts.mismatches
     assert verdicts.num_positions >= 2
+    assert captured_steps
