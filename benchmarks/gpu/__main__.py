@@ -3,9 +3,11 @@
     python -m benchmarks.gpu [--part k/n] [--budget-s S] [--peers FOLDER] [--out FILE]
     python -m benchmarks.gpu WHAT ...       of "tests" and the benches, only these
 
-Results go to `benchmarks/results/<device>/<date>.json`, after each one, and a table beside it. What
-the file has of the same code is not done again, so that it can be filled in parts, and after a run
-that was cut off or ran out of its seconds. What matters most comes first.
+What matters most comes first: the short tests; the rows that the targets are judged by; the long
+tests; all other rows. Every file of tests and every bench is a process of its own, so that a crash,
+a hang or a lost device costs one test, case or peer. Results go to
+`benchmarks/results/<device>/<date>.json`, after each one, and a table beside it. What the file has
+of the same code is not done again; what failed is, after the rest.
 
 Without a CUDA device, or with --interpret, everything runs on tiny shapes under Triton's
 interpreter: end to end, for errors and not for times, and no file is written.
@@ -14,87 +16,77 @@ interpreter: end to end, for errors and not for times, and no file is written.
 from __future__ import annotations
 
 import argparse
-import importlib
 import os
 import pkgutil
+import signal
 import sys
+import tempfile
 import time
-import traceback
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import benchmarks.gpu
 import torch
-from benchmarks.gpu import bare_image
-from benchmarks.gpu.checks import CheckResult, find_checks, run_checks
-from benchmarks.gpu.harness import Case, Ceilings, Row, Setting, interpret_case, time_case
-from benchmarks.gpu.results import Results, default_path, print_rows, this_machine
+from benchmarks.gpu.checks import ROOT, environment
+from benchmarks.gpu.harness import Ceilings, Setting
+from benchmarks.gpu.processes import watch
+from benchmarks.gpu.results import Results, default_path, print_rows, print_verdicts
+from benchmarks.gpu.run import Plan, Run
 from benchmarks.gpu.sources import CODE, TESTS, digest_of
 from benchmarks.report import say
 
-from weft_kernels.cuda.timing import copy_bandwidth, matmul_rate
-
 TESTS_NAME = "tests"
-# the benches take turns in this order
+# the benches in the order in which their rows are wanted
 _BENCH_ORDER = ("bench_engine", "bench_lora", "bench_attention", "bench_moe_lora")
-_FOUND = [m.name for m in pkgutil.iter_modules(benchmarks.gpu.__path__) if "bench_" in m.name]
+_FOUND = [
+    module.name
+    for module in pkgutil.iter_modules(benchmarks.gpu.__path__)
+    if module.name.startswith("bench_")
+]
 BENCHES = (*_BENCH_ORDER, *sorted(set(_FOUND) - set(_BENCH_ORDER)))
 
-# `make gpu` in 9 minutes and a part in 8, with the time to start and to finish the last case
-_WHOLE_S, _PART_S = 500.0, 440.0
+# `make gpu` in 9 minutes and a part in 8, with the time to start and to write the table
+_WHOLE_S, _PART_S = 515.0, 455.0
 _INTERPRETED_S = 1800.0
-# what the tests may take of that, so that a first run brings figures as well
-_TESTS_SHARE = 0.45
+_CEILINGS_S = 60.0
 _BANNER = """\
 
 NO CUDA DEVICE IN THIS RUN: kernels are interpreted, on tiny shapes.
-Errors show. No times are taken, and nothing is written to benchmarks/results.
+Errors show. No times are taken, no target is judged, nothing is written to benchmarks/results.
 """
 
 
-@dataclass(frozen=True, slots=True)
-class _Run:
-    """What to do, in which part, until when (monotonic seconds)."""
-
-    tests: bool
-    benches: Sequence[str]
-    part: tuple[int, int]
-    started: float
-    seconds: float
-
-    @property
-    def seconds_left(self) -> float:
-        return self.started + self.seconds - time.monotonic()
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
+    started = time.monotonic()
     parser = _parser()
     options = parser.parse_args(arguments)
     unknown = set(options.what) - {TESTS_NAME, *BENCHES}
     if unknown:
         parser.error(f"unknown: {', '.join(sorted(unknown))}")
+    # so that a run that is told to end takes its processes with it
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     is_interpreted = options.interpret or not torch.cuda.is_available()
     default_s = _PART_S if options.part != (1, 1) else _WHOLE_S
     if is_interpreted:
         default_s = _INTERPRETED_S
-    run = _Run(
-        tests=not options.what or TESTS_NAME in options.what,
-        benches=[b for b in BENCHES if not options.what or b in options.what],
-        part=options.part,
-        started=time.monotonic(),
-        seconds=default_s if options.budget_s is None else options.budget_s,
-    )
-    if not is_interpreted:
-        setting = Setting(torch.device("cuda"), torch.bfloat16, is_tiny=False, peers=options.peers)
-        return _measure(run, setting, options.out or default_path())
-    # read when a kernel is decorated, so before a bench is imported
-    os.environ["TRITON_INTERPRET"] = "1"
-    # nor do the tests see a device
-    os.environ["CUDA_VISIBLE_DEVICES"] = ""
-    bare_image.install()
-    setting = Setting(torch.device("cpu"), torch.float32, is_tiny=True, peers=options.peers)
-    return _interpret(run, setting)
+    seconds = default_s if options.budget_s is None else options.budget_s
+    peers = None if options.peers is None else options.peers.resolve()
+    with tempfile.TemporaryDirectory(prefix="weft-gpu-") as folder:
+
+        def plan() -> Plan:
+            return Plan(
+                tests=not options.what or TESTS_NAME in options.what,
+                benches=[b for b in BENCHES if not options.what or b in options.what],
+                part=options.part,
+                seconds=seconds - (time.monotonic() - started),
+            )
+
+        if is_interpreted:
+            return _interpret(plan(), peers, Path(folder))
+        machine, ceilings = _look_at_device(Path(folder))
+        out = options.out or default_path(str(machine["device"]))
+        return _measure(plan(), peers, Path(folder), machine, ceilings, out)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -102,7 +94,7 @@ def _parser() -> argparse.ArgumentParser:
     what = f"of {TESTS_NAME}, {', '.join(BENCHES)}; all by default"
     parser.add_argument("what", nargs="*", metavar="WHAT", help=what)
     parser.add_argument("--part", type=_part, default=(1, 1), metavar="k/n", help="1/1 is all")
-    parser.add_argument("--budget-s", type=float, metavar="S", help="start nothing after S seconds")
+    parser.add_argument("--budget-s", type=float, metavar="S", help="be done after S seconds")
     parser.add_argument("--peers", type=Path, help="the folder with others' released kernels")
     parser.add_argument("--out", type=Path, help="the file of results to fill")
     parser.add_argument("--interpret", action="store_true", help="tiny, without a device or times")
@@ -116,110 +108,56 @@ def _part(text: str) -> tuple[int, int]:
     return int(k), int(n)
 
 
-def cases_of(
-    benches: Sequence[str], setting: Setting, part: tuple[int, int] = (1, 1)
-) -> Iterator[tuple[str, Case]]:
-    """The part's cases, the benches by turns. A part is every n-th of all, so that parts take about
-    as long as each other."""
-    k, n = part
-    for number, item in enumerate(_in_turns(benches, setting)):
-        if number % n == k - 1:
-            yield item
-
-
-def _in_turns(benches: Sequence[str], setting: Setting) -> Iterator[tuple[str, Case]]:
-    left = {
-        bench: iter(importlib.import_module(f"benchmarks.gpu.{bench}").cases(setting))
-        for bench in benches
-    }
-    while left:
-        for bench, cases in list(left.items()):
-            case = next(cases, None)
-            if case is None:
-                del left[bench]
-            else:
-                yield bench, case
-
-
-def _interpret(run: _Run, setting: Setting) -> int:
+def _interpret(plan: Plan, peers: Path | None, logs: Path) -> int:
     say(_BANNER)
-    results: list[CheckResult] = []
-    _run_tests(run, [], results, source="", is_interpreted=True)
-    failed = [
-        f"{check.path}: {check.outcome}"
-        for check in results
-        if check.outcome not in ("passed", "skipped")
-    ]
-    rows: list[Row] = []
-    for bench, case in cases_of(run.benches, setting, run.part):
-        if run.seconds_left <= 0:
-            failed.append("the benches: out of time")
-            break
-        try:
-            rows.append(interpret_case(bench, case, setting.dtype))
-        except Exception:  # the run goes on; the exit code and the list say that it failed
-            say(traceback.format_exc())
-            failed.append(f"{bench}: {case.key}")
-    print_rows("interpreted on tiny shapes: errors, no times", rows)
+    # read when a kernel is decorated, in the processes of this run; nor do these see a device
+    os.environ["TRITON_INTERPRET"] = "1"
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""
+    setting = Setting(torch.device("cpu"), torch.float32, is_tiny=True, peers=peers)
+    run = Run(plan, setting, None, logs, tests_source="")
+    run.interpret()
+    print_rows("interpreted on tiny shapes: errors, no times", run.rows.values())
     say(_BANNER)
-    return _end(failed)
+    return _end(run, [f"{name}: out of time" for name in run.left])
 
 
-def _measure(run: _Run, setting: Setting, path: Path) -> int:
-    code, tests = digest_of(CODE), digest_of((*CODE, *TESTS))
-    results = Results(path, code)
-    ceilings = Ceilings(copy_bandwidth(), matmul_rate())
-    results.start_run(this_machine(), ceilings, part=f"{run.part[0]}/{run.part[1]}")
-    checks: list[CheckResult] = []
-    done = [path for path in find_checks() if results.has_passed(path, tests)]
-    _run_tests(run, done, checks, source=tests, is_interpreted=False, keep=results)
-    failed = [f"{check.path}: {check.outcome}" for check in checks if check.outcome == "failed"]
-    num_left = sum(check.outcome in ("timed out", "not run") for check in checks)
-    keys: set[tuple[str, str]] = set()
-    for bench, case in cases_of(run.benches, setting, run.part):
-        if results.has(bench, case.key):
-            continue
-        if run.seconds_left <= 0:
-            num_left += 1
-            continue
-        say(f"{bench}: {case.key}")
-        try:
-            results.add(time_case(bench, case, setting.dtype, ceilings))
-            keys.add((bench, case.key))
-        except Exception:  # as above
-            say(traceback.format_exc())
-            failed.append(f"{bench}: {case.key}")
-    print_rows(str(path), [row for row in results.rows() if (row.bench, row.key) in keys])
+def _look_at_device(logs: Path) -> tuple[dict[str, Any], Ceilings | None]:
+    """The machine, and what it reaches; None where that could not be measured. In a process of its
+    own: this one must outlive a lost device."""
+    log, found = logs / "ceilings.log", dict[str, Any]()
+    ending = watch(
+        [sys.executable, "-m", "benchmarks.gpu.ceilings", str(log)], log, folder=ROOT,
+        environment=environment(), silent_s=_CEILINGS_S, end=time.monotonic() + _CEILINGS_S,
+        on_line=lambda line: found.update(line),
+    )  # fmt: skip
+    if "machine" not in found:
+        raise RuntimeError(f"the device cannot be used: {ending}\n{ending.output}")
+    if "ceilings" not in found:
+        say(f"the device's bandwidth was not measured: {ending}\n{ending.output}")
+        return found["machine"], None
+    return found["machine"], Ceilings(**found["ceilings"])
+
+
+def _measure(
+    plan: Plan, peers: Path | None, logs: Path, machine: dict[str, Any],
+    ceilings: Ceilings | None, path: Path,
+) -> int:  # fmt: skip
+    results = Results(path, digest_of(CODE))
+    results.start_run(machine, ceilings, part=f"{plan.part[0]}/{plan.part[1]}")
+    setting = Setting(torch.device("cuda"), torch.bfloat16, is_tiny=False, peers=peers)
+    run = Run(plan, setting, results, logs, digest_of((*CODE, *TESTS)))
+    run.measure(ceilings)
+    print_rows(str(path), run.rows.values())
+    code = _end(run, [] if ceilings else ["the device's bandwidth"])
     say(f"written: {path} and {results.write_table()}")
-    if num_left:
-        say(f"{num_left} test files and cases are left: run the same again to go on")
-    return _end(failed)
+    if run.left:
+        say(f"left for another run of the same: {', '.join(run.left)}")
+    print_verdicts(results.verdicts())
+    return code
 
 
-def _run_tests(
-    run: _Run, done: Sequence[str], results: list[CheckResult], *, source: str,
-    is_interpreted: bool, keep: Results | None = None,
-) -> None:  # fmt: skip
-    """The part's test files, but those done; results are added, and kept if so wanted."""
-    if not run.tests:
-        return
-    k, n = run.part
-    paths = [path for path in find_checks()[k - 1 :: n] if path not in done]
-    share = _TESTS_SHARE if run.benches and not is_interpreted else 1.0
-
-    def take(result: CheckResult) -> None:
-        results.append(result)
-        if keep is not None and result.outcome != "not run":
-            keep.add_check(result)
-        say(f"{result.path}: {result.outcome} {result.summary}")
-        if result.output:
-            say(result.output)
-
-    seconds = share * run.seconds_left
-    run_checks(paths, is_interpreted=is_interpreted, seconds=seconds, source=source, on_result=take)
-
-
-def _end(failed: Sequence[str]) -> int:
+def _end(run: Run, others: Sequence[str]) -> int:
+    failed = [*run.failed, *others]
     for name in failed:
         say(f"failed: {name}")
     return 1 if failed else 0

@@ -1,309 +1,175 @@
 """A decode step of a whole model: random weights of Qwen3-30B-A3B and Llama-3-8B, 1k of context.
 
-One row is one replay of the engine's decoder, from token ids to float32 logits, with the adapters
-of as many requests; adapters of rank 16 are distinct, on the attention's projections of
-Qwen3-30B-A3B and on all linears of Llama-3-8B. What the runner makes once a step on the host is
-outside. Useful bytes are the floor: the weights that are read (of experts, as many as are expected
-of random routing), the keys and values of every context, and the pages of every adapter. The peer
-`own step without adapters` is the same step, so its ratio is the retention.
+    step          one replay of the engine's decoder, from token ids to float32 logits
+    served_step   the same as the engine's runner does it, by the host's clock: metadata, one copy
+                  to the device, the replay of a captured graph, greedy tokens, one copy back
+
+Adapters are distinct, of rank 16 or of 8, 16 and 64 in turn, on the attention's projections of
+Qwen3-30B-A3B and on all linears of Llama-3-8B; there are 64 slots for them, however many are used.
+Useful bytes are the floor: the weights that are read (of experts, as many as are expected of random
+routing), the keys and values of every context, and the pages of every adapter. The peer `own step
+without adapters` is the same step, so its ratio is the retention.
 
 The error is that of two layers of the same shape in float32, against torch's operators.
-The order is by importance.
 """
 
 from __future__ import annotations
 
-import random
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import lru_cache
-from typing import Any
 
-import numpy as np
 import torch
+from benchmarks.gpu.engine_model import (
+    BLOCK_SIZE,
+    Adapters,
+    Base,
+    Load,
+    adapted_sites,
+    create_adapters,
+    create_base,
+    create_batch,
+    create_plan,
+)
 from benchmarks.gpu.harness import Case, Create, Setting, relative_error
+from benchmarks.gpu.judges import OWN_STEP
+from benchmarks.gpu.model_shapes import LLAMA_3_8B, QWEN3_30B_A3B, RANKS, Model
 from torch import Tensor
 
-from weft.engine.model.config import ModelConfig, create_model_config
-from weft.engine.model.decoder import AdapterBatch, Batch, Decoder, KVCache
-from weft.engine.model.weights import DenseWeights, LayerWeights, ModelWeights
-from weft.engine.runner import AdapterSet, create_kv_cache
-from weft_adapters.format import SiteWeights
-from weft_adapters.pool import PagePool, PooledAdapter
-from weft_adapters.sites import ATTENTION_PROJECTIONS, BaseSpec
-from weft_kernels.backend import Backend, create_backend
+from weft.engine.cuda_runner import CudaRunner
+from weft.engine.model.config import create_model_config
+from weft.engine.runner import Runner
+from weft.engine.slot_adapters import SlotAdapters
+from weft_adapters.sites import BaseSpec
 from weft_kernels.cuda.configs import Launch
-from weft_kernels.moe import ExpertWeights
 
-BLOCK_SIZE = 16
-RANK = 16
-LLAMA = {
-    "model_type": "llama", "vocab_size": 128256, "hidden_size": 4096, "num_hidden_layers": 32,
-    "num_attention_heads": 32, "num_key_value_heads": 8, "intermediate_size": 14336,
-    "rms_norm_eps": 1e-5, "rope_theta": 5e5, "max_position_embeddings": 8192,
-    "tie_word_embeddings": False,
-}  # fmt: skip
-QWEN = {
-    "model_type": "qwen3_moe", "vocab_size": 151936, "hidden_size": 2048, "num_hidden_layers": 48,
-    "num_attention_heads": 32, "num_key_value_heads": 4, "head_dim": 128,
-    "intermediate_size": 6144, "rms_norm_eps": 1e-6, "rope_theta": 1e6,
-    "max_position_embeddings": 40960, "tie_word_embeddings": False, "num_experts": 128,
-    "num_experts_per_tok": 8, "moe_intermediate_size": 768, "norm_topk_prob": True,
-}  # fmt: skip
-_SMALL = {
-    "vocab_size": 96, "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4,
-    "num_key_value_heads": 2, "head_dim": 16, "intermediate_size": 48,
-}  # fmt: skip
-_SMALL_EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16}
-
-
-@dataclass(frozen=True, slots=True)
-class Model:
-    """A shape; `has_all_sites`: adapters are on all linears, not on the attention's alone."""
-
-    name: str
-    has_all_sites: bool
-
-    def raw(self, setting: Setting) -> dict[str, Any]:
-        """Its `config.json`."""
-        full = LLAMA if self.name.startswith("llama") else QWEN
-        if not setting.is_tiny:
-            return full
-        return {**full, **_SMALL, **(_SMALL_EXPERTS if "num_experts" in full else {})}
-
-
-MODELS = (Model("qwen3-30b-a3b", has_all_sites=False), Model("llama-3-8b", has_all_sites=True))
-
-
-@dataclass(frozen=True, slots=True)
-class Load:
-    """Requests that decode, how long each is, and distinct adapters among them, 0 for none."""
-
-    num_requests: int
-    context: int
-    num_adapters: int
+MODELS = (QWEN3_30B_A3B, LLAMA_3_8B)
+NUM_SLOTS, CONTEXT = 64, 1024
+# requests and distinct adapters, by importance
+LOADS = (
+    (64, 64), (64, 0), (64, 8), (8, 8), (1, 1), (64, 1), (64, 32), (32, 32), (32, 0), (8, 0), (1, 0)
+)  # fmt: skip
+SERVED = ((64, 64), (64, 0))
 
 
 def cases(setting: Setting) -> Iterator[Case]:
+    """A model's after one another: to make one takes long."""
     if setting.is_tiny:
         for model in MODELS:
-            yield _case(setting, model, Load(3, 20, 2))
-        yield _case(setting, MODELS[0], Load(2, 20, 0))
+            yield _step(setting, model, Load(3, 20, 2), "16")
+        yield _step(setting, QWEN3_30B_A3B, Load(2, 20, 0), "16")
+        yield _step(setting, LLAMA_3_8B, Load(3, 20, 3), "mixed")
+        yield _served(setting, LLAMA_3_8B, Load(2, 20, 1))
         return
     for model in MODELS:
-        for num_adapters in (64, 0, 8, 1, 32):
-            yield _case(setting, model, Load(64, 1024, num_adapters))
-    for model in MODELS:
-        for num_requests in (8, 1, 32):
-            for num_adapters in (num_requests, 0):
-                yield _case(setting, model, Load(num_requests, 1024, num_adapters))
+        for num_requests, num_adapters in LOADS:
+            load = Load(num_requests, CONTEXT, num_adapters)
+            yield _step(setting, model, load, "16")
+            if (num_requests, num_adapters) in SERVED:
+                yield _served(setting, model, load)
+        yield _step(setting, model, Load(64, CONTEXT, 64), "mixed")
 
 
-def _case(setting: Setting, model: Model, load: Load) -> Case:
+def _step(setting: Setting, model: Model, load: Load, rank: str) -> Case:
+    def launch(load: Load) -> Launch:
+        world = _world(setting, model)
+        batch = create_batch(world.base, load, world.adapters(rank), setting.device)
+        return lambda: world.base.decoder.forward(batch, world.base.kv)
+
+    return _case("step", setting, model, load, rank, launch, _error)
+
+
+def _served(setting: Setting, model: Model, load: Load) -> Case:
+    def launch(load: Load) -> Launch:
+        world = _world(setting, model)
+        chosen = world.adapters("16").choose(load)
+        runner, plan = world.runner("16"), create_plan(world.base, load, chosen)
+        return lambda: runner.run(plan, chosen)
+
+    case = _case("served_step", setting, model, load, "16", launch, _served_error)
+    return replace(case, clock="host")
+
+
+def _case(
+    operator: str, setting: Setting, model: Model, load: Load, rank: str,
+    launch: Callable[[Load], Launch], error: Callable[[Setting, Model, bool], float],
+) -> Case:  # fmt: skip
     peers: dict[str, Create] = {}
     if load.num_adapters:
-        base = replace(load, num_adapters=0)
-        peers["own step without adapters"] = lambda: _launch(setting, model, base)
+        peers[OWN_STEP] = lambda: launch(replace(load, num_adapters=0))
     return Case(
-        "step",
+        operator,
         {
             "model": model.name,
             "requests": load.num_requests,
             "context": load.context,
             "adapters": load.num_adapters,
-            "rank": RANK if load.num_adapters else 0,
-            "sites": "all linear" if model.has_all_sites else "attention",
+            "rank": rank if load.num_adapters else "0",
+            "sites": model.sites,
         },
-        lambda: _launch(setting, model, load),
-        useful_bytes=_useful_bytes(setting, model, load),
-        error=lambda: _error(setting, model, load.num_adapters > 0),
+        lambda: launch(load),
+        useful_bytes=_useful_bytes(setting, model, load, rank),
+        error=lambda: error(setting, model, load.num_adapters > 0),
         tolerance=1e-3,
         peers=peers,
-        is_step=True,
+        clock="step",
     )
 
 
-# ---- what a step is made of ----
+class _World:
+    """A model, and the adapters and the runner that were made last: two models, or two pools, are
+    too much for a device's memory."""
+
+    def __init__(self, setting: Setting, model: Model) -> None:
+        self._setting, self._model = setting, model
+        self._made: tuple[str, Adapters] | None = None
+        self._runner: CudaRunner | None = None
+        num_tokens = 2 * 20 * 3 if setting.is_tiny else 64 * CONTEXT
+        kernels = "triton" if setting.is_tiny else "auto"
+        self.base = create_base(model.raw(setting), setting, num_tokens + BLOCK_SIZE, kernels)
+
+    def is_of(self, setting: Setting, model: Model) -> bool:
+        return (self._setting, self._model) == (setting, model)
+
+    def adapters(self, rank: str) -> Adapters:
+        if self._made is None or self._made[0] != rank:
+            self._made = self._runner = None
+            num = 3 if self._setting.is_tiny else NUM_SLOTS
+            has_all = self._model.has_all_sites
+            made = create_adapters(self.base, self._setting, has_all, num, RANKS[rank])
+            self._made = rank, made
+        return self._made[1]
+
+    def runner(self, rank: str) -> CudaRunner:
+        """With its steps captured, as a server has them before its first request."""
+        adapters = self.adapters(rank)
+        if self._runner is None:
+            num = 3 if self._setting.is_tiny else 64
+            self._runner = _create_runner(self.base, adapters, num)
+        return self._runner
 
 
-@dataclass(frozen=True, slots=True)
-class _Base:
-    raw: Mapping[str, Any]
-    decoder: Decoder
-    kv: KVCache
-    num_blocks: int
+_worlds: list[_World] = []
 
 
-def _create_base(raw: Mapping[str, Any], setting: Setting, num_tokens: int, kernels: str) -> _Base:
-    """Random weights and a cache of random keys and values with room for `num_tokens`."""
-    config = create_model_config(raw)
-    backend = create_backend(kernels, setting.device, setting.dtype)
-    weights = _create_weights(config, setting, backend)
-    num_blocks = 1 + num_tokens // BLOCK_SIZE
-    kv = create_kv_cache(
-        config.num_layers, num_blocks, (BLOCK_SIZE, config.num_kv_heads, config.head_dim),
-        setting.dtype, setting.device,
+def _world(setting: Setting, model: Model) -> _World:
+    if not (_worlds and _worlds[0].is_of(setting, model)):
+        _worlds.clear()
+        _worlds.append(_World(setting, model))
+    return _worlds[0]
+
+
+def _create_runner(base: Base, adapters: Adapters, max_running: int) -> CudaRunner:
+    assert isinstance(adapters.slots, SlotAdapters)
+    runner = CudaRunner(
+        base.decoder, base.kv, adapters.slots, BLOCK_SIZE,
+        max_rows=max_running, max_running=max_running, max_len=base.decoder.max_model_len,
     )  # fmt: skip
-    for cache in kv.tensors():
-        cache[1:].normal_()
-    max_model_len = min(config.max_position_embeddings, 8192)
-    return _Base(raw, Decoder(config, weights, max_model_len, backend), kv, num_blocks)
+    runner.warm_up()
+    return runner
 
 
-def _create_weights(config: ModelConfig, setting: Setting, backend: Backend) -> ModelWeights:
-    hidden, inner, expert = (
-        config.hidden_size,
-        config.intermediate_size,
-        config.moe_intermediate_size,
-    )
-
-    def matrix(*shape: int) -> Tensor:
-        """`[..., in, out]`; what goes in comes out about as large."""
-        empty = torch.empty(shape, dtype=setting.dtype, device=setting.device)
-        return empty.normal_(0.0, shape[-2] ** -0.5)
-
-    def ones(size: int) -> Tensor:
-        return torch.ones(size, dtype=setting.dtype, device=setting.device)
-
-    def layer(i: int) -> LayerWeights:
-        has_norms = config.qk_norm == "head"
-        if i in config.moe_layers:
-            mlp: DenseWeights | ExpertWeights = ExpertWeights(
-                matrix(hidden, config.num_experts),
-                matrix(config.num_experts, hidden, 2 * expert),
-                matrix(config.num_experts, expert, hidden),
-            )
-        else:
-            gate_up = backend.create_linear_weight(matrix(hidden, 2 * inner))
-            mlp = DenseWeights(
-                gate_up, None, backend.create_linear_weight(matrix(inner, hidden)), None
-            )
-        return LayerWeights(
-            input_norm=ones(hidden),
-            qkv=backend.create_linear_weight(matrix(hidden, config.q_size + 2 * config.kv_size)),
-            qkv_bias=None,
-            q_norm=ones(config.head_dim) if has_norms else None,
-            k_norm=ones(config.head_dim) if has_norms else None,
-            o=backend.create_linear_weight(matrix(config.q_size, hidden)),
-            o_bias=None,
-            post_norm=ones(hidden),
-            mlp=mlp,
-            shared=None,
-        )
-
-    return ModelWeights(
-        embed_VH=matrix(config.vocab_size, hidden) * config.vocab_size**0.5,
-        layers=tuple(layer(i) for i in range(config.num_layers)),
-        norm=ones(hidden),
-        head=backend.create_linear_weight(matrix(hidden, config.vocab_size)),
-    )
-
-
-def _create_pool(
-    raw: Mapping[str, Any], setting: Setting, has_all_sites: bool, num_adapters: int
-) -> tuple[BaseSpec, PagePool, dict[str, PooledAdapter]]:
-    """Adapters in pages of their own, which is what counts for the time; their numbers are the
-    same."""
-    base = BaseSpec.from_config(raw, "random")
-    rng = np.random.default_rng(0)
-    weights = {}
-    for site in base.sites():
-        if site.expert is None and (has_all_sites or site.projection in ATTENTION_PROJECTIONS):
-            num_in, num_out = base.shape(site)
-            a, b = (rng.standard_normal((RANK, n), dtype=np.float32) for n in (num_in, num_out))
-            weights[site] = SiteWeights(a * num_in**-0.5, b * RANK**-0.5, 0.5)
-    sizing = PagePool(base, 1 << 20, torch.float32, "cpu")
-    num_bytes = sizing.num_bytes_needed(weights) * setting.dtype.itemsize // 4
-    pool = PagePool(base, num_adapters * num_bytes, setting.dtype, setting.device)
-    adapters = {}
-    for number in range(num_adapters):
-        adapter = pool.try_load(f"{number:064x}", weights)
-        assert adapter is not None, "the pool was made for them"
-        adapters[adapter.digest] = adapter
-    return base, pool, adapters
-
-
-def _create_adapters(backend: Backend, base: BaseSpec, pool: PagePool, num: int) -> AdapterSet:
-    """As the engine chooses them."""
-    from weft.engine.active import ActiveSet
-    from weft.engine.in_place import InPlaceAdapters
-    from weft.engine.slot_adapters import SlotAdapters
-
-    if backend.reads_page_tables:
-        return SlotAdapters(base, pool, num, RANK)
-    if backend.reads_pages:
-        return InPlaceAdapters(base, pool)
-    return ActiveSet(base, pool, pool.dtype, num)
-
-
-def _create_batch(base: _Base, load: Load, adapters: AdapterBatch, device: torch.device) -> Batch:
-    """Every request decodes its last token; its blocks lie anywhere."""
-    num_blocks = -(-load.context // BLOCK_SIZE)
-    blocks = 1 + torch.randperm(base.num_blocks - 1)[: load.num_requests * num_blocks]
-    tables = blocks.view(load.num_requests, num_blocks).tolist()
-    last = load.context - 1
-    slots = [row[last // BLOCK_SIZE] * BLOCK_SIZE + last % BLOCK_SIZE for row in tables]
-    vocab_size = base.decoder.config.vocab_size
-
-    def ints(values: list[int]) -> Tensor:
-        return torch.tensor(values, dtype=torch.int64, device=device)
-
-    return Batch(
-        tokens_T=torch.randint(0, vocab_size, (load.num_requests,), device=device),
-        positions_T=ints([last] * load.num_requests),
-        kv_slots_T=ints(slots),
-        logit_rows=ints(list(range(load.num_requests))),
-        attention=base.decoder.backend.create_attention(
-            [(i, 1, load.context) for i in range(load.num_requests)],
-            tables, BLOCK_SIZE, device, base.decoder.windows,
-        ),
-        adapters=adapters,
-    )  # fmt: skip
-
-
-def _adapter_batch(base: _Base, setting: Setting, has_all_sites: bool, load: Load) -> AdapterBatch:
-    spec, pool, adapters = _create_pool(base.raw, setting, has_all_sites, max(load.num_adapters, 1))
-    found = _create_adapters(base.decoder.backend, spec, pool, len(adapters))
-    return _rows_of(found, adapters, load)
-
-
-def _rows_of(found: AdapterSet, adapters: Mapping[str, PooledAdapter], load: Load) -> AdapterBatch:
-    digests = sorted(adapters)[: load.num_adapters]
-    found.update({digest: adapters[digest] for digest in digests})
-    if not digests:
-        return found.create_batch([None] * load.num_requests)
-    rows = [digests[i % len(digests)] for i in range(load.num_requests)]
-    random.Random(0).shuffle(rows)
-    rows.sort(key=lambda digest: found.order_key(digest, 1))
-    return found.create_batch(rows)
-
-
-# ---- one launch, its bytes and its error ----
-
-# Only the last model stays: two of them are more than half of a device's memory.
-
-
-@lru_cache(maxsize=1)
-def _shared_base(setting: Setting, model: Model) -> _Base:
-    num_tokens = 2 * 20 * 3 if setting.is_tiny else 64 * 1024
-    kernels = "triton" if setting.is_tiny else "auto"
-    return _create_base(model.raw(setting), setting, num_tokens + BLOCK_SIZE, kernels)
-
-
-@lru_cache(maxsize=1)
-def _shared_adapters(setting: Setting, model: Model, load: Load) -> AdapterBatch:
-    base = _shared_base(setting, model)
-    return _adapter_batch(base, setting, model.has_all_sites, load)
-
-
-def _launch(setting: Setting, model: Model, load: Load) -> Launch:
-    base = _shared_base(setting, model)
-    adapters = _shared_adapters(setting, model, load)
-    batch = _create_batch(base, load, adapters, setting.device)
-    return lambda: base.decoder.forward(batch, base.kv)
-
-
-def _useful_bytes(setting: Setting, model: Model, load: Load) -> int:
+def _useful_bytes(setting: Setting, model: Model, load: Load, rank: str) -> int:
     raw = model.raw(setting)
     config, spec = create_model_config(raw), BaseSpec.from_config(raw, "random")
     hidden, size = config.hidden_size, setting.dtype.itemsize
@@ -318,25 +184,54 @@ def _useful_bytes(setting: Setting, model: Model, load: Load) -> int:
         numbers += hidden * config.num_experts
         numbers += num_hit * 3 * hidden * config.moe_intermediate_size
     numbers += 2 * config.num_layers * config.kv_size * load.num_requests * load.context
-    for site in spec.sites():
-        if site.expert is None and (
-            model.has_all_sites or site.projection in ATTENTION_PROJECTIONS
-        ):
-            numbers += load.num_adapters * RANK * sum(spec.shape(site))
+    ranks = sum(RANKS[rank][i % len(RANKS[rank])] for i in range(load.num_adapters))
+    for site in adapted_sites(spec, model.has_all_sites):
+        numbers += ranks * sum(spec.shape(site))
     return size * numbers
 
 
+# ---- errors, which no load and rank has a share in ----
+
+
+@lru_cache
 @torch.inference_mode()
 def _error(setting: Setting, model: Model, has_adapters: bool) -> float:
+    def logits(base: Base, load: Load, adapters: Adapters, is_ours: bool) -> Tensor:
+        return base.decoder.forward(create_batch(base, load, adapters, setting.device), base.kv)
+
+    return _compare(setting, model, has_adapters, logits)
+
+
+@lru_cache
+@torch.inference_mode()
+def _served_error(setting: Setting, model: Model, has_adapters: bool) -> float:
+    """Ours from captured steps."""
+
+    def logits(base: Base, load: Load, adapters: Adapters, is_ours: bool) -> Tensor:
+        chosen = adapters.choose(load)
+        plan = create_plan(base, load, chosen)
+        runner: Runner
+        if is_ours:
+            runner = _create_runner(base, adapters, load.num_requests)
+        else:
+            runner = Runner(base.decoder, base.kv, adapters.slots, BLOCK_SIZE)
+        rows = runner.logits(plan, chosen)
+        return torch.stack([rows[item.req] for item in plan.scheduled])
+
+    return _compare(setting, model, has_adapters, logits)
+
+
+def _compare(
+    setting: Setting, model: Model, has_adapters: bool,
+    logits: Callable[[Base, Load, Adapters, bool], Tensor],
+) -> float:  # fmt: skip
     exact = replace(setting, dtype=torch.float32)
     raw = {**model.raw(setting), "num_hidden_layers": 2}
     raw["vocab_size"] = min(raw["vocab_size"], 1024)
-    load = Load(4, 40, 3 if has_adapters else 0)
-    logits = []
+    load, found = Load(4, 40, 3 if has_adapters else 0), []
     for kernels in ("triton", "torch"):
         torch.manual_seed(0)
-        base = _create_base(raw, exact, load.num_requests * 48, kernels)
-        adapters = _adapter_batch(base, exact, model.has_all_sites, load)
-        batch = _create_batch(base, load, adapters, exact.device)
-        logits.append(base.decoder.forward(batch, base.kv))
-    return relative_error(*logits)
+        base = create_base(raw, exact, load.num_requests * 48, kernels)
+        adapters = create_adapters(base, exact, model.has_all_sites, 3, RANKS["mixed"])
+        found.append(logits(base, load, adapters, kernels == "triton"))
+    return relative_error(*found)

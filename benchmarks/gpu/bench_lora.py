@@ -16,6 +16,7 @@ import torch
 from benchmarks.gpu.harness import Case, Create, Setting, relative_error
 from benchmarks.gpu.lora_peers import find_peers
 from benchmarks.gpu.lora_problem import BASELINES, Problem, Shape, create_problem
+from benchmarks.gpu.model_shapes import LLAMA_3_8B, QWEN3_30B_A3B, RANKS
 
 from weft_kernels.cuda.configs import Launch
 from weft_kernels.cuda.lora import FORMS, adapted_linear, add_lora_, choose_form
@@ -34,7 +35,6 @@ SITES: dict[str, tuple[int, tuple[int, ...]]] = {
     "qwen3-30b-a3b o": (4096, (2048,)),
 }
 TINY_SITE = ("tiny qkv", 64, (48, 16, 16))
-RANKS = {"16": (16,), "mixed": (8, 16, 64), "8": (8,), "64": (64,)}
 TOKENS = (64, 1, 8, 16, 32, 128, 256)
 ADAPTERS = (64, 8, 1, 4, 16, 32)
 PREFILL = ((2048, 1), (2048, 8), (2048, 64))
@@ -51,10 +51,11 @@ def cases(setting: Setting) -> Iterator[Case]:
         return
     for num_tokens, num_adapters in ((64, 64), (2048, 8)):
         yield _segments(setting, num_tokens, num_adapters)
-    for num_tokens in TOKENS:
-        for num_adapters in (n for n in ADAPTERS if n <= num_tokens):
-            for name, ranks in RANKS.items():
-                for site in SITES:
+    points = [(t, n) for t in TOKENS for n in ADAPTERS if n <= t]
+    for name, ranks in RANKS.items():
+        for model in (LLAMA_3_8B, QWEN3_30B_A3B):
+            for site in (site for site in SITES if site.startswith(model.name)):
+                for num_tokens, num_adapters in points:
                     shape = Shape(site, *SITES[site], num_tokens, num_adapters, ranks)
                     yield _lora(setting, shape, name)
                     if name == "16" and num_tokens in (16, 64, 128):

@@ -19,51 +19,20 @@ The order is by importance.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from pathlib import Path
 
 import torch
-from benchmarks.gpu.harness import Case, Create, Setting, relative_error
-from benchmarks.gpu.moe_peers import VllmProblem
-from benchmarks.gpu.moe_peers import create_launch as create_vllm
+from benchmarks.gpu import moe_peers
+from benchmarks.gpu.harness import Case, Create, Setting
+from benchmarks.gpu.judges import OWN_LAYER
+from benchmarks.gpu.moe_layer import PROJECTIONS, Layer, Load, Shape, create_layer, layer_error
 from torch import Tensor
 from torch.nn import functional
 
 from weft_kernels import moe as torch_moe
-from weft_kernels import reference
 from weft_kernels.cuda.configs import Launch, get_config
-from weft_kernels.cuda.expert_lora import ExpertLora
 from weft_kernels.cuda.moe import moe
-from weft_kernels.cuda.pages import PAGE_ROWS, PageTable
 from weft_kernels.grouped import grouped_mm
-from weft_kernels.moe import ExpertWeights
-
-PROJECTIONS = ("gate", "up", "down")
-SCALE = 2.0
-
-
-@dataclass(frozen=True, slots=True)
-class Shape:
-    num_experts: int
-    top_k: int
-    hidden: int
-    width: int
-
-
-@dataclass(frozen=True, slots=True)
-class Load:
-    num_tokens: int
-    num_adapters: int
-    rank: int
-
-
-@dataclass(frozen=True, slots=True)
-class Layer:
-    """Random inputs of one launch; `lora` is None without adapters."""
-
-    x_TH: Tensor
-    weights: ExpertWeights
-    lora: ExpertLora | None
-
 
 QWEN3 = Shape(num_experts=128, top_k=8, hidden=2048, width=768)
 TINY = Shape(num_experts=4, top_k=2, hidden=32, width=16)
@@ -90,14 +59,14 @@ def _case(setting: Setting, shape: Shape, load: Load) -> Case:
     labels = {"tokens": load.num_tokens, "adapters": load.num_adapters, "rank": load.rank}
 
     def create() -> Launch:
-        return _launch(shape, _create_layer(setting, shape, load))
+        return _launch(shape, create_layer(setting, shape, load))
 
     return Case(
         "moe_lora" if load.num_adapters else "moe",
         labels,
         create,
         useful_bytes=_useful_bytes(shape, load, setting.dtype.itemsize),
-        error=lambda: _error(shape, _create_layer(setting, shape, load)),
+        error=lambda: layer_error(shape, create_layer(setting, shape, load)),
         # the activation and the adapters' rank rows are rounded to bfloat16 on the way
         tolerance=2e-2,
         flops=2
@@ -122,103 +91,8 @@ def _useful_bytes(shape: Shape, load: Load, itemsize: int) -> int:
     return int(elements) * itemsize
 
 
-def _create_layer(setting: Setting, shape: Shape, load: Load) -> Layer:
-    def normal(*size: int) -> Tensor:
-        values = torch.randn(size, device=setting.device, dtype=setting.dtype)
-        return values.mul_(size[-2] ** -0.5)
-
-    x_TH = torch.randn(load.num_tokens, shape.hidden, device=setting.device).to(setting.dtype)
-    weights = ExpertWeights(
-        normal(shape.hidden, shape.num_experts),
-        normal(shape.num_experts, shape.hidden, 2 * shape.width),
-        normal(shape.num_experts, shape.width, shape.hidden),
-    )
-    if load.num_adapters == 0:
-        return Layer(x_TH, weights, None)
-    slots_T = torch.arange(load.num_tokens, device=setting.device) % load.num_adapters
-    table = _create_table(setting, shape, load)
-    num_experts = shape.num_experts
-    lora = ExpertLora(table, 0, num_experts, 2 * num_experts, slots_T.to(torch.int32))
-    return Layer(x_TH, weights, lora)
-
-
-def _create_table(setting: Setting, shape: Shape, load: Load) -> PageTable:
-    """Pages of all three projections are of one size, and lie in any order in the pool."""
-    pages = -(-load.rank // PAGE_ROWS)
-    size = (3 * shape.num_experts, load.num_adapters)
-    num_pages = size[0] * size[1] * pages
-    page_size = PAGE_ROWS * (shape.hidden + shape.width)
-    device = setting.device
-    memory = torch.randn(num_pages * page_size, device=device, dtype=setting.dtype)
-    a_offsets = torch.randperm(num_pages, device=device) * page_size
-    num_in = torch.full((num_pages,), shape.hidden, device=device)
-    num_in[2 * num_pages // 3 :] = shape.width
-    first_pages = torch.arange(0, num_pages, pages, device=device).to(torch.int32).view(size)
-    return PageTable(
-        memory=memory.mul_(shape.hidden**-0.5),
-        ranks=torch.full(size, pages * PAGE_ROWS, dtype=torch.int32, device=device),
-        true_ranks=torch.full(size, load.rank, dtype=torch.int32, device=device),
-        first_pages=first_pages,
-        a_offsets=a_offsets,
-        b_offsets=a_offsets + PAGE_ROWS * num_in,
-        scales=torch.full(size, SCALE, device=device),
-        row_scales=None,
-        biases=None,
-        max_rank=pages * PAGE_ROWS,
-    )
-
-
 def _launch(shape: Shape, layer: Layer) -> Launch:
     return lambda: moe(layer.x_TH, layer.weights, shape.top_k, True, layer.lora)
-
-
-def _error(shape: Shape, layer: Layer) -> float:
-    """Against float64 for the first token and the last, with the experts that their logits name."""
-    x_TH, weights = layer.x_TH, layer.weights
-    got = moe(x_TH, weights, shape.top_k, True, layer.lora)
-    chosen = sorted({0, len(x_TH) - 1})
-    routed = reference.route((x_TH @ weights.router_HE)[chosen], shape.top_k, True)
-    wants = []
-    for t, weights_K, experts_K in zip(chosen, *routed, strict=True):
-        x_H = x_TH[t].double()
-        want = torch.zeros_like(x_H)
-        for weight, expert in zip(weights_K.tolist(), experts_K.tolist(), strict=True):
-            gate_up = x_H @ weights.gate_up_EHF[expert].double()
-            gate_up += _delta(shape, layer, t, x_H, ("gate", "up"), expert)
-            act = reference.silu_mul(gate_up).to(x_H.device)
-            down = act @ weights.down_EFH[expert].double()
-            want += weight * (down + _delta(shape, layer, t, act, ("down",), expert))
-        wants.append(want)
-    return relative_error(got[chosen], torch.stack(wants))
-
-
-def _delta(
-    shape: Shape, layer: Layer, t: int, x: Tensor, names: tuple[str, ...], expert: int
-) -> Tensor | float:
-    if layer.lora is None:
-        return 0.0
-    table, slot, parts = layer.lora.table, int(layer.lora.slots_T[t]), []
-    for name in names:
-        site = PROJECTIONS.index(name) * shape.num_experts + expert
-        num_in, num_out = (
-            (shape.width, shape.hidden) if name == "down" else (shape.hidden, shape.width)
-        )
-        a, b = _read_site(table, site, slot, num_in, num_out)
-        parts.append(SCALE * (a.double() @ x) @ b.double())
-    return torch.cat(parts)
-
-
-def _read_site(
-    table: PageTable, site: int, slot: int, num_in: int, num_out: int
-) -> tuple[Tensor, Tensor]:
-    """A `[R, in]` and B `[R, out]`, page by page."""
-    rank, first = int(table.true_ranks[site, slot]), int(table.first_pages[site, slot])
-    halves = []
-    for offsets, width in ((table.a_offsets, num_in), (table.b_offsets, num_out)):
-        starts = offsets[first : first + -(-rank // PAGE_ROWS)].tolist()
-        pages = [table.memory[s : s + PAGE_ROWS * width].view(-1, width) for s in starts]
-        halves.append(torch.cat(pages)[:rank])
-    return halves[0], halves[1]
 
 
 # ---- peers ----
@@ -226,7 +100,7 @@ def _read_site(
 
 def _peers(setting: Setting, shape: Shape, load: Load) -> dict[str, Create]:
     def layer() -> Layer:
-        return _create_layer(setting, shape, load)
+        return create_layer(setting, shape, load)
 
     def with_layer(create: Callable[[Shape, Layer], Launch]) -> Create:
         return lambda: create(shape, layer())
@@ -237,21 +111,22 @@ def _peers(setting: Setting, shape: Shape, load: Load) -> dict[str, Create]:
             "torch: grouped_mm": with_layer(_create_gather_bmm),
         }
     peers: dict[str, Create] = {
-        "own base": lambda: _launch(
-            shape, _create_layer(setting, shape, Load(load.num_tokens, 0, 0))
+        OWN_LAYER: lambda: _launch(
+            shape, create_layer(setting, shape, Load(load.num_tokens, 0, 0))
         ),
         "torch: grouped_mm, gather-bmm": lambda: _create_gather_bmm(
             shape, layer(), _create_packed(setting, shape, load)
         ),
     }
-    if setting.peers is not None or not setting.is_tiny:
-        peers["vllm: fused_moe_lora"] = lambda: _create_vllm(setting, shape, load)
+    folder = setting.peers
+    if folder is not None and moe_peers.is_in(folder):
+        peers["vllm: fused_moe_lora"] = lambda: _create_vllm(folder, setting, shape, load)
     return peers
 
 
-def _create_vllm(setting: Setting, shape: Shape, load: Load) -> Launch:
+def _create_vllm(folder: Path, setting: Setting, shape: Shape, load: Load) -> Launch:
     """Weights drawn in their layout, for the slots and experts of a layer of ours."""
-    layer = _create_layer(setting, shape, load)
+    layer = create_layer(setting, shape, load)
     weights_TK, experts_TK = torch_moe.route(
         layer.x_TH @ layer.weights.router_HE, shape.top_k, True
     )
@@ -263,7 +138,7 @@ def _create_vllm(setting: Setting, shape: Shape, load: Load) -> Launch:
         return transposed.view(load.num_adapters, shape.num_experts, columns, rows)
 
     assert layer.lora is not None
-    problem = VllmProblem(
+    problem = moe_peers.VllmProblem(
         x_TH=layer.x_TH,
         act_PF=torch.randn(
             experts_TK.numel(), shape.width, device=setting.device, dtype=setting.dtype
@@ -274,7 +149,7 @@ def _create_vllm(setting: Setting, shape: Shape, load: Load) -> Launch:
         a=[by_slot(packed[name][0]) for name in PROJECTIONS],
         b=[by_slot(packed[name][1]) for name in PROJECTIONS],
     )
-    return create_vllm(setting.peers, problem)[0]
+    return moe_peers.create_launch(folder, problem)[0]
 
 
 def _create_loop(shape: Shape, layer: Layer) -> Launch:

@@ -1,21 +1,23 @@
 """The tests of `make gpu`: the kernels against their twins, and the engine on them.
 
 Each file runs in a process of its own, several beside each other where there are cores for it:
-most of the time goes into compiling kernels, which a core does for one test at a time.
+most of the time goes into compiling kernels, which a core does for one test at a time. A test that
+its process dies of, or hangs in, has failed, and a new process goes on behind it.
 """
 
 from __future__ import annotations
 
 import os
-import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from benchmarks.gpu.processes import DEVICE_LOST, Ending, read_lines, watch, write_line
 
 ROOT = Path(__file__).parents[2]
 SOURCE_ROOTS = ("platform", "adapters", "kernels", ".")
@@ -27,16 +29,22 @@ _FIRST = (
     f"{FOLDER}/test_expert_lora.py",
     f"{FOLDER}/test_moe.py",
 )
-# the first compiles for a device that need not be there; the other is about this file
-_NOT_FOR_A_DEVICE = (f"{FOLDER}/test_aot.py", f"{FOLDER}/test_gpu_run.py")
+# the first compiles for a device that need not be there, the others are about this folder
+_NOT_FOR_A_DEVICE = tuple(
+    f"{FOLDER}/test_{name}.py"
+    for name in ("aot", "benches", "gpu_faults", "gpu_run", "gpu_targets")
+)
 _MAX_PROCESSES = 8
-_KEPT_OUTPUT = 4000
+_KEPT_OUTPUT = 6000
+# how long a test may take, with what it has to compile
+_SILENT_S = 150.0
+_LONG = " (long)"
 
 
 @dataclass(frozen=True, slots=True)
 class CheckResult:
-    """outcome: "passed", "skipped" (all of the file), "failed", "timed out" or "not run"; summary:
-    pytest's last line; output: the end of what a file that failed printed."""
+    """outcome: "passed", "skipped" (all of the file), "failed", "timed out" (of what is left, some
+    may have passed) or "not run"; summary: how many tests did what; output: what failed."""
 
     path: str
     outcome: str
@@ -56,15 +64,21 @@ def find_checks() -> list[str]:
     return [*engine, *_FIRST, *left]
 
 
+def find_long_checks() -> list[str]:
+    """The files with long series of tests, for after the others."""
+    marked = [path for path in find_checks() if "mark.verify" in (ROOT / path).read_text("utf-8")]
+    return [f"{path}{_LONG}" for path in marked]
+
+
 def pytest_command(
-    paths: Sequence[str], *, is_interpreted: bool, options: Sequence[str] = ()
-) -> list[str]:
-    """Without the options and plugins of pyproject.toml, which a GPU image need not have. A device
-    runs the long series as well."""
+    paths: Sequence[str], *, is_interpreted: bool, is_long: bool = False,
+    options: Sequence[str] = (),
+) -> list[str]:  # fmt: skip
+    """Without the options and plugins of pyproject.toml, which a GPU image need not have."""
     command = [sys.executable, "-m", "pytest", "-c", str(ROOT / "benchmarks/gpu/pytest.ini")]
-    command += [f"--rootdir={ROOT}", "-q", *options]
+    command += [f"--rootdir={ROOT}", "-q", "-m", "verify" if is_long else "not verify", *options]
     if is_interpreted:
-        command += ["-p", "benchmarks.gpu.bare_image", "-m", "not verify"]
+        command += ["-p", "benchmarks.gpu.bare_image"]
     return [*command, *paths]
 
 
@@ -76,39 +90,85 @@ def environment() -> dict[str, str]:
 
 
 def run_checks(
-    paths: Sequence[str],
+    names: Sequence[str],
     *,
     is_interpreted: bool,
     seconds: float,
     source: str,
+    logs: Path,
     on_result: Callable[[CheckResult], None],
+    silent_s: float = _SILENT_S,
 ) -> None:
-    """Run them for at most `seconds`; what is not done by then is stopped and reported so."""
+    """Run them for at most `seconds`; what is not done by then is stopped and reported so. A second
+    run with the same folder of logs goes on where the first was stopped."""
     end = time.monotonic() + seconds
     processes = max(1, min(_MAX_PROCESSES, (os.cpu_count() or 1) // 2))
+
+    def run(name: str) -> CheckResult:
+        log = logs / f"{name.replace('/', '-')}.log"
+        return _run(name, is_interpreted, end, source, log, silent_s)
+
     with ThreadPoolExecutor(processes) as pool:
-        for result in pool.map(lambda path: _run(path, is_interpreted, end, source), paths):
+        for result in pool.map(run, names):
             on_result(result)
 
 
-def _run(path: str, is_interpreted: bool, end: float, source: str) -> CheckResult:
+def _run(
+    name: str, is_interpreted: bool, end: float, source: str, log: Path, silent_s: float
+) -> CheckResult:
     started = time.monotonic()
     if started >= end:
-        return CheckResult(path, "not run", source=source)
-    try:
-        run = subprocess.run(
-            pytest_command([path], is_interpreted=is_interpreted), cwd=ROOT, env=environment(),
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=end - started,
-            check=False,
+        return CheckResult(name, "not run", source=source)
+    command = pytest_command(
+        [name.removesuffix(_LONG)],
+        is_interpreted=is_interpreted,
+        is_long=name.endswith(_LONG),
+        options=["-p", "benchmarks.gpu.check_log", "--check-log", str(log)],
+    )
+    _forget_cut_off(log)
+    while True:
+        num_lines = len(read_lines(log))
+        ending = watch(
+            command, log, folder=ROOT, environment=environment(), silent_s=silent_s, end=end,
+            on_line=lambda line: None,
         )  # fmt: skip
-    except subprocess.TimeoutExpired as error:
-        output = error.stdout.decode(errors="replace") if error.stdout else ""
-        took = time.monotonic() - started
-        return CheckResult(path, "timed out", "", took, source, output[-_KEPT_OUTPUT:])
-    took = time.monotonic() - started
-    lines = run.stdout.strip().splitlines()
-    summary = lines[-1] if lines else ""
-    if run.returncode in (pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED):
-        outcome = "passed" if run.returncode == pytest.ExitCode.OK else "skipped"
-        return CheckResult(path, outcome, summary, took, source)
-    return CheckResult(path, "failed", summary, took, source, run.stdout[-_KEPT_OUTPUT:])
+        has_died = ending.is_hung or ending.status == DEVICE_LOST or (ending.status or 0) < 0
+        at = _at(log)
+        if at is not None and (has_died or ending.status is not None):
+            write_line(log, done=at, outcome="failed", error=f"{ending.output}\n{ending}")
+        if not has_died or len(read_lines(log)) == num_lines:
+            break
+    return _result(name, ending, log, source, time.monotonic() - started)
+
+
+def _at(log: Path) -> str | None:
+    """The test that began and has not ended."""
+    lines = read_lines(log)
+    return str(lines[-1]["case"]) if lines and "case" in lines[-1] else None
+
+
+def _forget_cut_off(log: Path) -> None:
+    """The test that the end of the time stopped is to be run again."""
+    at, lines = _at(log), read_lines(log)
+    if at is not None:
+        log.unlink()
+        for line in lines[:-1]:
+            write_line(log, **line)
+
+
+def _result(name: str, ending: Ending, log: Path, source: str, took: float) -> CheckResult:
+    ended = [line for line in read_lines(log) if "done" in line]
+    counts = Counter(str(line["outcome"]) for line in ended)
+    parts = [f"{count} {outcome}" for outcome, count in sorted(counts.items())]
+    summary = ", ".join(parts + (["the rest not run"] if ending.status is None else []))
+    output = "\n".join(f"{line['done']}\n{line['error']}" for line in ended if line["error"])
+    codes = (pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED, pytest.ExitCode.TESTS_FAILED)
+    if counts["failed"]:
+        outcome = "failed"
+    elif ending.status is None and not ending.is_hung:
+        outcome = "timed out"
+    elif ending.status not in codes:
+        outcome, output = "failed", f"{ending.output}\n{ending}"
+    else:
+        outcome = "passed" if counts["passed"] else "skipped"
+    return CheckResult(name, outcome, summary, took, source, output[:_KEPT_OUTPUT])

@@ -2,7 +2,7 @@
 
 A bench is a module `bench_<what>.py` with `cases(setting) -> Iterable[Case]`. A case says how to
 make fresh random inputs and launch the operator on them, which bytes it must move, how far it is
-from its twin, and what else does the same work. `time_case` makes a row of it: the time inside a
+from its twin, and what else does the same work. `measure` makes a row of it: the time inside a
 CUDA graph with inputs that no cache holds (see `weft_kernels.cuda.timing`), beside the roofline of
 the bandwidth that a copy reached in the same run.
 
@@ -12,10 +12,12 @@ checked, and nothing is a time.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from statistics import quantiles
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -45,8 +47,9 @@ class Case:
     depend on what the launch before left. useful_bytes: each input read once, each output written
     once; flops where arithmetic could bound. error: `relative_error` of the operator, on inputs of
     its own, against the float64 twin or a float64 product; at most `tolerance`. peers: the same
-    work done by others, by name; they get inputs of their own. is_step: a whole step of a model,
-    which a few launches measure.
+    work done by others, by name; they get inputs of their own. clock: the device's, over a graph of
+    many launches ("graph") or of few ("step", for a whole step of a model); or the host's, for what
+    ends on the host ("host").
     """
 
     operator: str
@@ -58,7 +61,7 @@ class Case:
     flops: int = 0
     config: Mapping[str, int] = field(default_factory=dict)
     peers: Mapping[str, Create] = field(default_factory=dict)
-    is_step: bool = False
+    clock: Literal["graph", "step", "host"] = "graph"
 
     @property
     def key(self) -> str:
@@ -81,7 +84,8 @@ class Ceilings:
 @dataclass(frozen=True, slots=True)
 class Row:
     """A case, measured. `peer_us` of a peer that failed is absent and `failures` says why; ratios
-    are a peer's time over ours. Interpreted rows have no times. source: a digest of the code."""
+    are a peer's time over ours. Interpreted rows have no times, and `ran` has the peers that ran.
+    source: a digest of the code."""
 
     bench: str
     key: str
@@ -101,7 +105,30 @@ class Row:
     peer_us: Mapping[str, float] = field(default_factory=dict)
     ratios: Mapping[str, float] = field(default_factory=dict)
     failures: Mapping[str, str] = field(default_factory=dict)
+    ran: tuple[str, ...] = ()
     source: str = ""
+
+    @classmethod
+    def from_json(cls, fields: Mapping[str, Any]) -> Row:
+        return cls(**{**fields, "ran": tuple(fields["ran"])})
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """A case that has no row, and the end of what it raised or what its process died of."""
+
+    bench: str
+    key: str
+    operator: str
+    shape: Mapping[str, int | str]
+    error: str
+    source: str = ""
+
+    @property
+    def reason(self) -> str:
+        """In a line."""
+        lines = self.error.strip().splitlines()
+        return lines[-1][:200] if lines else "without a word"
 
 
 def relative_error(got: Tensor, want: Tensor) -> float:
@@ -112,33 +139,43 @@ def relative_error(got: Tensor, want: Tensor) -> float:
 
 def check_case(case: Case) -> float:
     """The case's error; ValueError where it is above the tolerance or not a number."""
-    error = case.error()
+    with np.errstate(all="ignore"):  # see `_interpret`
+        error = case.error()
     if not error <= case.tolerance:
         raise ValueError(f"{case.key}: the error is {error:.3g}, above {case.tolerance:.3g}")
     return error
 
 
-def interpret_case(bench: str, case: Case, dtype: torch.dtype) -> Row:
-    """Run everything of the case once; a row without times."""
-    # numpy, which interprets, warns of infinities where a device does not
-    with np.errstate(all="ignore"):
-        for create in (case.create, *case.peers.values()):
-            create()()
-        return _row(bench, case, dtype, check_case(case))
+def measure(
+    bench: str,
+    case: Case,
+    dtype: torch.dtype,
+    ceilings: Ceilings | None,
+    row: Row | None = None,
+    on_peer: Callable[[str], None] = lambda name: None,
+) -> Iterator[Row]:
+    """Check and time the case, then its peers: a row, and after each peer the row with it. A peer
+    that fails does not fail the case. `row` is an earlier one, of which only peers are missing;
+    `on_peer(name)` is called before each. Without ceilings all runs once, and rows have no times.
+    """
+    if row is None:
+        row = _first_row(bench, case, dtype, ceilings)
+        yield row
+    for name, create in case.peers.items():
+        if name in row.peer_us or name in row.failures or (ceilings is None and name in row.ran):
+            continue
+        on_peer(name)
+        row = _with_peer(row, case, name, create, ceilings)
+        yield row
 
 
-def time_case(bench: str, case: Case, dtype: torch.dtype, ceilings: Ceilings) -> Row:
-    """Check the case, then time it and its peers; a peer that fails does not fail the case."""
+def _first_row(bench: str, case: Case, dtype: torch.dtype, ceilings: Ceilings | None) -> Row:
     error = check_case(case)
+    if ceilings is None:
+        _interpret(case.create)
+        return _row(bench, case, dtype, error)
     free_memory()
     timing = _time(case, case.create)
-    peer_us, failures = {}, {}
-    for name, create in case.peers.items():
-        free_memory()
-        try:
-            peer_us[name] = _time(case, create).median_us
-        except Exception as error_of_peer:  # their code; the row says what it raised
-            failures[name] = f"{type(error_of_peer).__name__}: {error_of_peer}"
     roofline_us = ceilings.roofline_us(case)
     return _row(
         bench,
@@ -152,17 +189,50 @@ def time_case(bench: str, case: Case, dtype: torch.dtype, ceilings: Ceilings) ->
         copy_gb_per_s=ceilings.copy_bandwidth / 1e9,
         roofline_us=roofline_us,
         roofline_fraction=roofline_us / timing.median_us,
-        peer_us=peer_us,
-        ratios={name: us / timing.median_us for name, us in peer_us.items()},
-        failures=failures,
     )
 
 
+def _with_peer(row: Row, case: Case, name: str, create: Create, ceilings: Ceilings | None) -> Row:
+    try:
+        if ceilings is None:
+            _interpret(create)
+            return replace(row, ran=(*row.ran, name))
+        free_memory()
+        microseconds = _time(case, create).median_us
+    except Exception as error:  # their code; the row says what it raised
+        return replace(row, failures={**row.failures, name: f"{type(error).__name__}: {error}"})
+    assert row.microseconds is not None
+    return replace(
+        row,
+        peer_us={**row.peer_us, name: microseconds},
+        ratios={**row.ratios, name: microseconds / row.microseconds},
+    )
+
+
+def _interpret(create: Create) -> None:
+    # numpy, which interprets, warns of infinities where a device does not
+    with np.errstate(all="ignore"):
+        create()()
+
+
 def _time(case: Case, create: Create) -> Timing:
+    if case.clock == "host":
+        return _time_on_host(create())
     launches = create_launches(create, case.useful_bytes)
-    if case.is_step:
+    if case.clock == "step":
         return time_launches(launches, num_replays=10, least_launches=len(launches))
     return time_launches(launches)
+
+
+def _time_on_host(launch: Launch, num_runs: int = 30, num_first: int = 3) -> Timing:
+    """Of launches that wait for their result."""
+    times = []
+    for _ in range(num_first + num_runs):
+        started = time.perf_counter()
+        launch()
+        times.append(1e6 * (time.perf_counter() - started))
+    deciles = quantiles(times[num_first:], n=10)
+    return Timing(deciles[4], deciles[0], deciles[8])
 
 
 def _row(bench: str, case: Case, dtype: torch.dtype, error: float, **times: Any) -> Row:

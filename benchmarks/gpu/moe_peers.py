@@ -14,7 +14,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
-from benchmarks.gpu import lora_peers
+from benchmarks.gpu.peer_modules import load_vllm, stand_in
 from torch import Tensor
 
 from weft_kernels.cuda.configs import Launch
@@ -48,10 +48,12 @@ class VllmOutputs:
     down_TKH: Tensor
 
 
-def create_launch(folder: Path | None, problem: VllmProblem) -> tuple[Launch, VllmOutputs]:
-    """FileNotFoundError where the folder, or the file in it, is absent."""
-    if folder is None or not (folder / _FILE).is_file():
-        raise FileNotFoundError(f"the peer is absent: no {_FILE} in a folder given with --peers")
+def is_in(folder: Path) -> bool:
+    """Whether the folder holds them."""
+    return (folder / _FILE).is_file()
+
+
+def create_launch(folder: Path, problem: VllmProblem) -> tuple[Launch, VllmOutputs]:
     fused = _load(folder)
     num_slots, num_experts, rank, _ = problem.a[0].shape
     num_tokens, top_k = problem.experts_TK.shape
@@ -107,15 +109,15 @@ def create_launch(folder: Path | None, problem: VllmProblem) -> tuple[Launch, Vl
 
 
 def _load(folder: Path) -> Any:
-    lora_peers._load_vllm(folder)
+    load_vllm(folder)
     is_cuda = torch.cuda.is_available()
-    lora_peers._stand_in(
+    stand_in(
         "vllm.distributed",
         tensor_model_parallel_all_gather=None,
         tensor_model_parallel_all_reduce=None,
     )
-    lora_peers._stand_in("vllm.triton_utils.allocation", set_triton_allocator=lambda device: None)
-    lora_peers._stand_in(
+    stand_in("vllm.triton_utils.allocation", set_triton_allocator=lambda device: None)
+    stand_in(
         "vllm.utils.mem_utils",
         get_max_shared_memory_bytes=lambda index: (
             torch.cuda.get_device_properties(index).shared_memory_per_block_optin  # type: ignore[attr-defined]

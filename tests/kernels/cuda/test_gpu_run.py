@@ -8,19 +8,22 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import pytest
 import torch
-from benchmarks.gpu import __main__ as command
+from benchmarks.gpu import run as gpu_run
 from benchmarks.gpu.checks import (
     ROOT,
     CheckResult,
     environment,
     find_checks,
+    find_long_checks,
     pytest_command,
-    run_checks,
 )
-from benchmarks.gpu.harness import Ceilings, Row, Setting
+from benchmarks.gpu.harness import Ceilings, Failure, Row, Setting
 from benchmarks.gpu.results import Results
+from benchmarks.gpu.run import Plan, Run
 from benchmarks.gpu.sources import CODE, TESTS, digest_of
+from benchmarks.gpu.worker import Job
 
 CHECK = CheckResult("tests/test_a.py", "passed", "3 passed", 1.0, "s1")
 ROW = Row("bench_small", "op k=1", "op", {"k": 1}, {}, "bfloat16", 8, 0.0, microseconds=2.0)
@@ -31,10 +34,9 @@ def test_every_test_file_of_the_kernels_is_run_once() -> None:
     folder = Path(__file__).parent.relative_to(ROOT)
     files = {str(folder / path.name) for path in Path(__file__).parent.glob("test_*.py")}
     assert len(set(checks)) == len(checks)
-    assert files - set(checks) == {
-        str(folder / "test_aot.py"),
-        str(folder / "test_gpu_run.py"),
-    }
+    others = ("aot", "benches", "gpu_faults", "gpu_run", "gpu_targets")
+    assert files - set(checks) == {str(folder / f"test_{name}.py") for name in others}
+    assert {name.removesuffix(" (long)") for name in find_long_checks()} < set(checks)
     assert any(check.startswith("tests/engine/cuda/") for check in checks)
     assert all((ROOT / check).is_file() for check in checks)
 
@@ -68,40 +70,17 @@ def test_what_a_gpu_image_lacks_is_not_found() -> None:
     assert run.returncode == 0, run.stderr
 
 
-def _run(folder: Path, text: str, seconds: float = 60.0) -> CheckResult:
-    path = folder / "test_it.py"
-    path.write_text(text)
-    results: list[CheckResult] = []
-    run_checks(
-        [str(path)], is_interpreted=True, seconds=seconds, source="s", on_result=results.append
-    )
-    (result,) = results
-    return result
-
-
-def test_a_file_of_tests_passes_fails_or_is_stopped(tmp_path: Path) -> None:
-    passed = _run(tmp_path, "def test_a():\n    pass\n")
-    assert (passed.outcome, passed.summary.partition(" in ")[0]) == ("passed", "1 passed")
-    failed = _run(tmp_path, "def test_a():\n    assert 'this' == 'that'\n")
-    assert failed.outcome == "failed"
-    assert "'this' == 'that'" in failed.output
-    # a plugin that the image lacks is not there for a test, either
-    assert _run(tmp_path, "import hypothesis\n").outcome == "failed"
-    assert _run(tmp_path, "import time\ntime.sleep(60)\n", seconds=2.0).outcome == "timed out"
-    assert _run(tmp_path, "", seconds=0.0).outcome == "not run"
-
-
 def test_results_of_other_code_are_made_again_and_replaced(tmp_path: Path) -> None:
     path = tmp_path / "day.json"
     first = Results(path, "code 1")
     first.add(ROW)
     first.add_check(CHECK)
     first.add_check(replace(CHECK, path="tests/test_b.py", outcome="failed"))
-    assert Results(path, "code 1").has("bench_small", "op k=1")
+    assert Results(path, "code 1").current_rows("bench_small").keys() == {"op k=1"}
     second = Results(path, "code 2")
-    assert not second.has("bench_small", "op k=1")
+    assert not second.current_rows("bench_small")
     second.add(replace(ROW, microseconds=1.0))
-    assert second.has("bench_small", "op k=1")
+    assert second.current_rows("bench_small").keys() == {"op k=1"}
     assert [(row.microseconds, row.source) for row in second.rows()] == [(1.0, "code 2")]
     assert second.has_passed("tests/test_a.py", "s1")
     assert not second.has_passed("tests/test_a.py", "s2")
@@ -111,7 +90,7 @@ def test_results_of_other_code_are_made_again_and_replaced(tmp_path: Path) -> No
 def test_the_table_has_the_runs_the_tests_and_the_rows(tmp_path: Path) -> None:
     results = Results(tmp_path / "day.json", "code")
     machine = {"device": "some device", "driver": "1", "versions": {"torch": "2.11"}}
-    results.start_run(machine, Ceilings(copy_bandwidth=4e12, matmul_rate=8e14), "1/2")
+    results.start_run(machine, CEILINGS, "1/2")
     results.add_check(CHECK)
     results.add(ROW)
     text = results.write_table().read_text()
@@ -136,11 +115,103 @@ def test_any_change_of_a_source_file_changes_the_digest(tmp_path: Path) -> None:
     assert digest_of(CODE) != digest_of((*CODE, *TESTS))
 
 
-def test_benches_take_turns(device: torch.device) -> None:
-    setting = Setting(device, torch.float32, is_tiny=True)
-    benches = ["bench_small", "bench_attention"]
-    names = [bench for bench, _ in command.cases_of(benches, setting)]
-    assert names[:4] == benches * 2
+class _Phases:
+    """What a run does, in its order: stands in for its processes. Tests of `cut` files are stopped
+    by the end of their time, and benches of `cut` are not done but for the targets' rows."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, cut: tuple[str, ...] = ()) -> None:
+        self.done: list[str] = []
+        self.cut = cut
+        monkeypatch.setattr(gpu_run, "find_checks", lambda: ["test_a", "test_b"])
+        monkeypatch.setattr(gpu_run, "find_long_checks", lambda: ["test_b (long)"])
+        monkeypatch.setattr(gpu_run, "run_checks", self._check)
+        monkeypatch.setattr(gpu_run, "BenchRun", self._bench)
+
+    def _check(self, names: list[str], *, on_result: object, **_: object) -> None:
+        assert callable(on_result)
+        for name in names:
+            self.done.append(name)
+            on_result(
+                replace(CHECK, path=name, outcome="timed out" if name in self.cut else "passed")
+            )
+
+    def _bench(self, job: Job, keeper: Run, *_: object) -> object:
+        phases, bench, is_first = self, job.bench, job.only_targets
+
+        class Done:
+            def run(self, seconds: float) -> bool:
+                phases.done.append(f"{bench}{', targets' * is_first}")
+                return bench not in phases.cut
+
+        return Done()
+
+
+def _create_run(folder: Path, benches: tuple[str, ...], part: tuple[int, int] = (1, 1)) -> Run:
+    setting = Setting(torch.device("cpu"), torch.float32, is_tiny=False)
+    plan = Plan(tests=True, benches=benches, part=part, seconds=20.0)
+    return Run(plan, setting, Results(folder / "day.json", "code"), folder, "s1")
+
+
+CEILINGS = Ceilings(copy_bandwidth=4e12, matmul_rate=8e14)
+
+
+def test_what_matters_most_comes_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    phases = _Phases(monkeypatch, cut=("test_a", "bench_y"))
+    run = _create_run(tmp_path, ("bench_x", "bench_y"))
+    run.measure(CEILINGS)
+    assert phases.done == [
+        "test_a", "test_b",
+        "bench_x, targets", "bench_y, targets",
+        "test_a", "test_b (long)",
+        "bench_x", "bench_y",
+    ]  # fmt: skip
+    assert run.left == ["test_a", "bench_y"]
+    # what has passed is not run again
+    phases.done.clear()
+    phases.cut = ()
+    again = _create_run(tmp_path, ("bench_x",))
+    again.measure(CEILINGS)
+    assert phases.done == ["test_a", "bench_x, targets", "bench_x"]
+    assert again.left == []
+
+
+def test_parts_are_all_files_of_tests(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    phases = _Phases(monkeypatch)
+    for k in (1, 2):
+        _create_run(tmp_path / str(k), (), part=(k, 2)).measure(CEILINGS)
+    assert sorted(phases.done) == ["test_a", "test_b", "test_b (long)"]
+
+
+def test_without_a_bandwidth_there_are_tests_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    phases = _Phases(monkeypatch)
+    _create_run(tmp_path, ("bench_x",)).measure(None)
+    assert phases.done == ["test_a", "test_b", "test_b (long)"]
+
+
+def test_a_failed_case_is_no_more_tried_in_this_run_and_late_in_the_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    jobs: list[Job] = []
+
+    class Fails:
+        def __init__(self, job: Job, keeper: Run, *_: object) -> None:
+            jobs.append(job)
+            if len(jobs) == 1:
+                keeper.add_failure(Failure("bench_x", "op k=1", "op", {"k": 1}, "it died"))
+
+        def run(self, seconds: float) -> bool:
+            return True
+
+    monkeypatch.setattr(gpu_run, "run_checks", lambda *_, **__: None)
+    monkeypatch.setattr(gpu_run, "BenchRun", Fails)
+    first = _create_run(tmp_path, ("bench_x",))
+    first.measure(CEILINGS)
+    _create_run(tmp_path, ("bench_x",)).measure(CEILINGS)
+    assert [list(job.skipped) for job in jobs] == [["op k=1"], ["op k=1"], [], []]
+    assert list(jobs[2].last) == ["op k=1"]
+    assert first.failed == ["bench_x: op k=1: it died"]
 
 
 def test_it_says_loudly_that_nothing_is_timed() -> None:
@@ -151,3 +222,4 @@ def test_it_says_loudly_that_nothing_is_timed() -> None:
     assert run.returncode == 0, run.stderr
     assert run.stderr.count("NO CUDA DEVICE IN THIS RUN") == 2
     assert "rms_norm" in run.stdout
+    assert "targets" not in run.stdout
