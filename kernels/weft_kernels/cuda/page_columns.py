@@ -28,6 +28,8 @@ from torch import Tensor
 
 from weft_kernels.cuda.pages import ABSENT, PAGE_ROWS
 
+_Ints = NDArray[np.int64]
+
 
 @dataclass(frozen=True, slots=True)
 class SitePages:
@@ -48,10 +50,69 @@ class SitePages:
 AdapterPages = Mapping[int, SitePages]
 """An adapter's sites by their index in the table; those that it does not touch are missing."""
 
+
+@dataclass(frozen=True, slots=True, eq=False)
+class PageLists:
+    """The same as arrays, which is how thousands of sites are best handed over.
+
+    sites: int64 `[N]`, their indices. ranks: int64 `[N]`. scales: float32 `[N]`. num_runs: int64
+    `[N]`; runs: int64 `[M, 2]`, each site's one after another. row_scales, biases: int64 `[N]`, -1
+    for none.
+    """
+
+    sites: _Ints
+    ranks: _Ints
+    scales: NDArray[np.float32]
+    num_runs: _Ints
+    runs: _Ints
+    row_scales: _Ints
+    biases: _Ints
+
+    @classmethod
+    def of(cls, adapter: AdapterPages) -> PageLists:
+        pages = adapter.values()
+        runs = [run for own in pages for run in own.runs]
+        return cls(
+            sites=np.array(list(adapter), dtype=np.int64),
+            ranks=np.array([own.rank for own in pages], dtype=np.int64),
+            scales=np.array([own.scale for own in pages], dtype=np.float32),
+            num_runs=np.array([len(own.runs) for own in pages], dtype=np.int64),
+            runs=np.array(runs, dtype=np.int64).reshape(-1, 2),
+            row_scales=np.array([_start(own.row_scale) for own in pages], dtype=np.int64),
+            biases=np.array([_start(own.bias) for own in pages], dtype=np.int64),
+        )
+
+    @property
+    def owners(self) -> _Ints:
+        """Which of `sites`, by its place there, each run is of."""
+        return np.repeat(np.arange(len(self.sites)), self.num_runs)
+
+    @property
+    def num_pages(self) -> _Ints:
+        """Of each site."""
+        rows = np.bincount(self.owners, weights=self.runs[:, 1], minlength=len(self.sites))
+        return rows.astype(np.int64) // PAGE_ROWS
+
+    def page_offsets(self, num_in: _Ints, num_out: _Ints) -> tuple[_Ints, _Ints]:
+        """Where A and B of each page start, by the widths of the table's sites."""
+        counts = self.runs[:, 1] // PAGE_ROWS
+        run = np.repeat(np.arange(len(counts)), counts)
+        row = (np.arange(len(run)) - np.repeat(np.cumsum(counts) - counts, counts)) * PAGE_ROWS
+        site = self.sites[self.owners[run]]
+        start, num_rows = self.runs[run].T
+        a = start + row * num_in[site]
+        return a, start + num_rows * num_in[site] + row * num_out[site]
+
+
+def _start(offset: int | None) -> int:
+    """A negative offset is not ABSENT, and found to reach beyond the pool."""
+    if offset is None:
+        return ABSENT
+    return offset if offset >= 0 else ABSENT - 1
+
+
 # of the packed rows; the table has all but the last
 RANK, TRUE_RANK, FIRST_PAGE, SCALE, IS_TOUCHED = range(5)
-
-_Ints = NDArray[np.int64]
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,17 +164,21 @@ class ColumnForm:
 
     def prepare(self, adapter: AdapterPages) -> PageColumn:
         """Pack an adapter, from any thread; ValueError for what the table cannot hold."""
-        found = _Pages(adapter)
-        self._check(found)
+        return self.pack(PageLists.of(adapter))
+
+    def pack(self, found: PageLists) -> PageColumn:
+        """See `prepare`."""
+        num_pages = found.num_pages
+        self._check(found, num_pages)
         a, b = found.page_offsets(*self._widths)
         packed = torch.empty(self.num_ints(len(a)), dtype=torch.int32, pin_memory=self.is_pinned)
         vectors, offsets, rows = (part.numpy() for part in self.split(packed, len(a)))
         unit = PAGE_ROWS if offsets.dtype == np.int32 else 1
         offsets[0], offsets[1] = a // unit, b // unit
         rows[:] = 0
-        rows[RANK, found.sites] = found.num_pages * PAGE_ROWS
+        rows[RANK, found.sites] = num_pages * PAGE_ROWS
         rows[TRUE_RANK, found.sites] = found.ranks
-        rows[FIRST_PAGE, found.sites] = np.cumsum(found.num_pages) - found.num_pages
+        rows[FIRST_PAGE, found.sites] = np.cumsum(num_pages) - num_pages
         rows[SCALE, found.sites] = found.scales.view(np.int32)
         rows[IS_TOUCHED, found.sites] = 1
         own = [values for values, has in self._vectors_of(found) if has]
@@ -122,11 +187,11 @@ class ColumnForm:
             row[found.sites] = values
         return PageColumn(self, packed, len(a))
 
-    def _vectors_of(self, found: _Pages) -> tuple[tuple[_Ints, bool], tuple[_Ints, bool]]:
+    def _vectors_of(self, found: PageLists) -> tuple[tuple[_Ints, bool], tuple[_Ints, bool]]:
         return (found.row_scales, self.has_row_scales), (found.biases, self.has_biases)
 
-    def _check(self, found: _Pages) -> None:
-        num_sites = len(self.shapes)
+    def _check(self, found: PageLists, num_pages: _Ints) -> None:
+        num_sites, (starts, num_rows) = len(self.shapes), found.runs.T
         bad = (found.sites < 0) | (found.sites >= num_sites)
         if bad.any():
             raise ValueError(f"site {found.sites[bad][0]} is not one of the table's {num_sites}")
@@ -135,23 +200,21 @@ class ColumnForm:
             rank, site = found.ranks[bad][0], found.sites[bad][0]
             raise ValueError(f"the rank {rank} at site {site} is not in 0 .. {self.max_rank}")
         site_of_run = found.sites[found.owners]
-        bad = (found.num_rows <= 0) | (found.num_rows % PAGE_ROWS != 0)
+        bad = (num_rows <= 0) | (num_rows % PAGE_ROWS != 0)
         if bad.any():
             raise ValueError(
                 f"a run at site {site_of_run[bad][0]} does not hold whole pages of {PAGE_ROWS} rows"
             )
-        bad = found.num_pages != -(-found.ranks // PAGE_ROWS)
+        bad = num_pages != -(-found.ranks // PAGE_ROWS)
         if bad.any():
-            count, site, rank = (v[bad][0] for v in (found.num_pages, found.sites, found.ranks))
+            count, site, rank = (v[bad][0] for v in (num_pages, found.sites, found.ranks))
             raise ValueError(f"{count} pages at site {site} for the rank {rank}")
-        bad = found.starts % PAGE_ROWS != 0
+        bad = starts % PAGE_ROWS != 0
         if bad.any():
             raise ValueError(
                 f"a run at site {site_of_run[bad][0]} does not start at a multiple of {PAGE_ROWS}"
             )
-        self._check_reach(
-            site_of_run, found.starts, found.num_rows * self._widths[:, site_of_run].sum(0)
-        )
+        self._check_reach(site_of_run, starts, num_rows * self._widths[:, site_of_run].sum(0))
         for values, has in self._vectors_of(found):
             own = values != ABSENT
             sites = found.sites[own]
@@ -167,39 +230,3 @@ class ColumnForm:
             raise ValueError(
                 f"site {sites[bad][0]} reaches beyond the pool's {self.num_elements} elements"
             )
-
-
-class _Pages:
-    """An adapter's sites side by side, and its runs; owners: the place of each run's site."""
-
-    def __init__(self, adapter: AdapterPages) -> None:
-        pages, count = adapter.values(), len(adapter)
-        self.sites = np.fromiter(adapter, np.int64, count)
-        self.ranks = np.fromiter((p.rank for p in pages), np.int64, count)
-        self.scales = np.fromiter((p.scale for p in pages), np.float32, count)
-        self.row_scales = np.array([_start(p.row_scale) for p in pages], dtype=np.int64)
-        self.biases = np.array([_start(p.bias) for p in pages], dtype=np.int64)
-        runs = np.array([run for p in pages for run in p.runs], dtype=np.int64).reshape(-1, 2)
-        self.starts, self.num_rows = runs[:, 0], runs[:, 1]
-        counts = np.fromiter((len(p.runs) for p in pages), np.int64, count)
-        self.owners = np.repeat(np.arange(count), counts)
-        rows = np.bincount(self.owners, weights=self.num_rows, minlength=count)
-        self.num_pages = rows.astype(np.int64) // PAGE_ROWS
-
-    def page_offsets(self, num_in: _Ints, num_out: _Ints) -> tuple[_Ints, _Ints]:
-        """Where A and B of each page start, by the widths of the table's sites."""
-        counts = self.num_rows // PAGE_ROWS
-        run = np.repeat(np.arange(len(counts)), counts)
-        row = (np.arange(len(run)) - np.repeat(np.cumsum(counts) - counts, counts)) * PAGE_ROWS
-        site = self.sites[self.owners[run]]
-        start = self.starts[run]
-        a = start + row * num_in[site]
-        b = start + self.num_rows[run] * num_in[site] + row * num_out[site]
-        return a, b
-
-
-def _start(offset: int | None) -> int:
-    """A negative offset is not ABSENT, and found to reach beyond the pool."""
-    if offset is None:
-        return ABSENT
-    return offset if offset >= 0 else ABSENT - 1

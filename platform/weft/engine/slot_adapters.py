@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -22,8 +23,8 @@ from weft_adapters.sites import ATTENTION_PROJECTIONS, INPUTS, BaseSpec, Site
 from weft_kernels.cuda.expert_lora import ExpertLora
 from weft_kernels.cuda.lora import adapted_linear
 from weft_kernels.cuda.lora_sites import SiteGroup, create_site_group
-from weft_kernels.cuda.page_columns import PageColumn, SitePages
-from weft_kernels.cuda.pages import PageTable
+from weft_kernels.cuda.page_columns import PageColumn, PageLists
+from weft_kernels.cuda.pages import ABSENT, PageTable
 from weft_kernels.cuda.segments import Segments, create_segments
 from weft_kernels.cuda.slot_pages import create_page_table
 from weft_kernels.linear import LinearWeight
@@ -181,15 +182,22 @@ class SlotAdapters:
 
     def _prepare(self, sites: Mapping[Site, PooledSite]) -> _Prepared:
         """Called by the thread that loads; reads nothing that a step changes."""
-        index = self._sites.index
-        pages = {
-            index[site]: SitePages(
-                pooled.rank, pooled.scale, [(run.offset, run.num_rows) for run in pooled.runs]
-            )
-            for site, pooled in sites.items()
-        }
+        index, pooled = self._sites.index, sites.values()
+        # lists of numbers: thousands of objects would have the garbage collector stop all threads
+        offsets = [run.offset for own in pooled for run in own.runs]
+        num_rows = [run.num_rows for own in pooled for run in own.runs]
+        nothing = np.full(len(sites), ABSENT)
+        lists = PageLists(
+            sites=np.array([index[site] for site in sites], dtype=np.int64),
+            ranks=np.array([own.rank for own in pooled], dtype=np.int64),
+            scales=np.array([own.scale for own in pooled], dtype=np.float32),
+            num_runs=np.array([len(own.runs) for own in pooled], dtype=np.int64),
+            runs=np.array([offsets, num_rows], dtype=np.int64).T,
+            row_scales=nothing,
+            biases=nothing,
+        )
         beyond = any(site.projection not in ATTENTION_PROJECTIONS for site in sites)
-        return _Prepared(self._pages.form.prepare(pages), EVERYTHING if beyond else ATTENTION)
+        return _Prepared(self._pages.form.pack(lists), EVERYTHING if beyond else ATTENTION)
 
     def _write(self, slot: int, adapter: PooledAdapter | None) -> None:
         if adapter is None:

@@ -31,7 +31,7 @@ def test_columns_are_packed_where_adapters_are_loaded(
     built, digests = dense.build(
         kernels="triton", device=DEVICE, max_running=1, max_adapters_in_batch=1, max_model_len=64
     )
-    threads = record_threads(monkeypatch, ColumnForm, "prepare")
+    threads = record_threads(monkeypatch, ColumnForm, "pack")
     entries = record_threads(monkeypatch, SlotPages, "set")
     loaded = [digests["small"], digests["mlp"]]
     # one slot: each of the three enters it anew
