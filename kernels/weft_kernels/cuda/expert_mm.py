@@ -3,10 +3,11 @@
     act[p] = silu(g) * u,  [g | u] = expand(x[t] Wgu[e], h[p])          gate_up
     y[t]   = sum_k w[t, k] * expand(act[p(t, k)] Wd[e], h[p(t, k)])     down
 
-`expand` adds the adapter's part (`expert_lora.py`). An expert's weights come from memory once for
-all its pairs; each stage is one launch. The weighted sum is part of the second: a program leaves
-its rows in float32, and the one that finds itself the last of a token's to finish adds all of them
-up, k by k. Who is last depends on the device's timing, what it adds and in which order does not.
+`expand` adds the adapter's part (`expert_lora_expand.py`). An expert's weights come from memory
+once for all its pairs; each stage is one launch. The weighted sum is part of the second: a program
+leaves its rows in float32, and the one that finds itself the last of a token's to finish adds all
+of them up, k by k. Who is last depends on the device's timing, what it adds and in which order does
+not.
 
 Legend: T tokens, K experts per token, P = T K pairs in sorted order, E experts, H hidden, F expert
 width, L tiles, N column blocks of the second GEMM. Weights `[E, H, 2 F]` (gate first) and
@@ -21,7 +22,14 @@ from torch import Tensor
 
 from weft_kernels.cuda.aot import AotVariant
 from weft_kernels.cuda.configs import Config, listed_configs
-from weft_kernels.cuda.expert_lora import RANK_STEP, ExpertLora, expand_tile
+from weft_kernels.cuda.expert_lora import (
+    RANK_STEP,
+    WITHOUT_VECTORS,
+    ExpertLora,
+    create_variant,
+    expand_arguments,
+)
+from weft_kernels.cuda.expert_lora_expand import expand_tile
 from weft_kernels.cuda.pages import PAGE_ROWS
 from weft_kernels.cuda.pair_groups import FEW_PAIRS, TILE_ROWS, PairGroups
 
@@ -41,10 +49,7 @@ def gate_up(
     table = None if lora is None else lora.table
     _gate_up_kernel[grid](
         x_TH, w_EHF, act_PF, groups.tiles_L4, groups.pair_P, groups.slot_P, h_SPR,
-        *((None,) * 6 if table is None else (
-            table.memory, table.true_ranks, table.first_pages, table.b_offsets,
-            table.row_scales, table.biases,
-        )),
+        *expand_arguments(table),
         groups.pair_P.shape[0], num_in, width, x_TH.stride(0),
         0 if table is None else table.num_slots, 0 if table is None else table.max_rank,
         0 if lora is None else lora.gate_site, 0 if lora is None else lora.up_site,
@@ -153,10 +158,7 @@ def down(
     _down_kernel[grid](
         act_PF, w_EFH, weights_TK, experts_TK, planes_PH, arrived_TN, y_TH,
         groups.tiles_L4, groups.pair_P, groups.slot_P, h_SPR,
-        *((None,) * 6 if table is None else (
-            table.memory, table.true_ranks, table.first_pages, table.b_offsets,
-            table.row_scales, table.biases,
-        )),
+        *expand_arguments(table),
         num_tokens, num_tiles, num_experts, width, hidden, y_TH.stride(0),
         0 if table is None else table.num_slots, 0 if table is None else table.max_rank,
         0 if lora is None else lora.down_site,
@@ -291,47 +293,22 @@ def _down_kernel(
         tl.store(y_ptrs, total_MN, mask=is_last_M[:, None] & is_column_N[None, :])
 
 
-_TABLE = {
-    "memory_ptr": "*bf16", "true_ranks_ptr": "*i32", "first_pages_ptr": "*i32",
-    "b_offsets_ptr": "*i64", "row_scales_ptr": "*i64", "biases_ptr": "*i64",
-}  # fmt: skip
-_NO_LORA: dict[str, None] = dict.fromkeys(["h_ptr", *_TABLE])
-_NO_VECTORS: dict[str, None] = dict.fromkeys(["row_scales_ptr", "biases_ptr"])
 # what a kernel is given: nothing, adapters, or adapters with row scales and biases
-_FORMS: dict[str, dict[str, None]] = {"base": _NO_LORA, "lora": _NO_VECTORS, "dora": {}}
+_NO_LORA: dict[str, None] = dict.fromkeys(
+    ["h_ptr", "memory_ptr", "true_ranks_ptr", "first_pages_ptr", "b_offsets_ptr", *WITHOUT_VECTORS]
+)
+_FORMS: dict[str, dict[str, None]] = {"base": _NO_LORA, "lora": WITHOUT_VECTORS, "dora": {}}
 
 
 def aot_variants() -> list[AotVariant]:
     """Every configuration, without adapters, with them, and with their row scales and biases."""
     variants = []
-    pointers = {
-        "x_ptr": "*bf16", "w_ptr": "*bf16", "act_ptr": "*bf16", "y_ptr": "*bf16",
-        "weights_ptr": "*fp32", "experts_ptr": "*i32", "planes_ptr": "*fp32",
-        "arrived_ptr": "*i32", "tiles_ptr": "*i32", "pair_ptr": "*i32", "slot_ptr": "*i32",
-        "h_ptr": "*fp32", **_TABLE,
-    }  # fmt: skip
     for operator, kernel in (("moe_gate_up", _gate_up_kernel), ("moe_down", _down_kernel)):
         for shape, config in listed_configs(operator):
+            at = f"p{shape['pairs']}-h{shape['hidden']}-f{shape['width']}"
             top_k = 8 if shape["width"] == 768 else 2
-            blocks = {
-                "TOP_K": top_k, "BLOCK_TOP_K": top_k, "BLOCK_M": TILE_ROWS,
-                "BLOCK_N": config["BLOCK_N"], "BLOCK_K": config["BLOCK_K"],
-                "FEW_PAIRS": FEW_PAIRS, "PAGE_ROWS": PAGE_ROWS, "RANK_STEP": RANK_STEP,
-            }  # fmt: skip
-            names = kernel.arg_names
-            aligned = ["num_in", "width", "hidden", "x_stride", "y_stride"]
             for form, absent in _FORMS.items():
-                at = f"p{shape['pairs']}-h{shape['hidden']}-f{shape['width']}"
-                variants.append(
-                    AotVariant(
-                        name=f"{operator}/{form}-{at}",
-                        kernel=kernel,
-                        signature={name: pointers.get(name, "i32") for name in names},
-                        constants={k: v for k, v in blocks.items() if k in names} | absent,
-                        divisible_by_16=[n for n in names if n in pointers or n in aligned],
-                        num_warps=config["num_warps"],
-                        num_stages=config["num_stages"],
-                        needs_mma=True,
-                    )
-                )
+                constants = {"TOP_K": top_k, "BLOCK_TOP_K": top_k, "BLOCK_M": TILE_ROWS, **absent}
+                name = f"{operator}/{form}-{at}"
+                variants.append(create_variant(name, kernel, config, constants))
     return variants

@@ -29,7 +29,9 @@ from weft_kernels import grouped
 from weft_kernels.cuda import expert_mm
 from weft_kernels.cuda.aot import AotVariant
 from weft_kernels.cuda.configs import get_config
-from weft_kernels.cuda.expert_lora import MANY_TILE_ROWS, ExpertLora, expand_, shrink
+from weft_kernels.cuda.expert_lora import MANY_TILE_ROWS, ExpertLora
+from weft_kernels.cuda.expert_lora_expand import expand_
+from weft_kernels.cuda.expert_lora_shrink import shrink
 from weft_kernels.cuda.pair_groups import TILE_ROWS, PairGroups, group_pairs
 from weft_kernels.cuda.routing import route
 from weft_kernels.cuda.silu_mul import silu_mul

@@ -12,12 +12,9 @@ from torch import Tensor
 
 from weft_kernels.cuda import expert_mm
 from weft_kernels.cuda.configs import Config, Launch, Shape, TuningSpace, listed_configs
-from weft_kernels.cuda.expert_lora import (
-    MANY_TILE_ROWS,
-    MAX_FEW_PAIRS,
-    expand_,
-    shrink,
-)
+from weft_kernels.cuda.expert_lora import MANY_TILE_ROWS, MAX_FEW_PAIRS
+from weft_kernels.cuda.expert_lora_expand import expand_
+from weft_kernels.cuda.expert_lora_shrink import shrink
 from weft_kernels.cuda.pages import PAGE_ROWS, PageTable
 from weft_kernels.cuda.pair_groups import TILE_ROWS, PairGroups, group_pairs
 from weft_kernels.cuda.routing import route

@@ -15,7 +15,8 @@ from weft.engine.slot_adapters import ATTENTION, EVERYTHING, NOTHING, SlotAdapte
 from weft_adapters.format import SiteWeights
 from weft_adapters.pool import PagePool, PooledAdapter
 from weft_adapters.sites import INPUTS, Site
-from weft_kernels.cuda.expert_lora import expand_, shrink
+from weft_kernels.cuda.expert_lora_expand import expand_
+from weft_kernels.cuda.expert_lora_shrink import shrink
 from weft_kernels.cuda.pair_groups import group_pairs
 from weft_kernels.linear import create_linear_weight
 

@@ -24,7 +24,8 @@ from tests.kernels.cuda.moe_cases import (
 from weft_adapters.fused import FusedFactors, load_fused
 from weft_adapters.sites import BaseSpec
 from weft_adapters.tensors import TensorFile
-from weft_kernels.cuda.expert_lora import expand_, shrink
+from weft_kernels.cuda.expert_lora_expand import expand_
+from weft_kernels.cuda.expert_lora_shrink import shrink
 from weft_kernels.cuda.pair_groups import FEW_PAIRS, TILE_ROWS, group_pairs
 from weft_kernels.cuda.routing import route
 from weft_kernels.popularity import POPULARITIES, assign_adapters
