@@ -64,7 +64,8 @@ bench: install ## Weft against PEFT's mixed batches; writes benchmarks/results/
 # where there is a GPU, that image's own Python runs this from the sources: nothing is installed
 SOURCE_ROOTS := platform:adapters:kernels:.
 gpu: ## tests and benches on a CUDA device, in 9 minutes; PART=k/n: of all of it, in 8; without one, interpreted
-	PYTHONPATH="$(SOURCE_ROOTS)" $(PYTHON) -m benchmarks.gpu $(if $(PART),--part $(PART)) $(if $(PEERS),--peers $(PEERS))
+	PYTHONPATH="$(SOURCE_ROOTS)" $(PYTHON) -m benchmarks.gpu $(if $(PART),--part $(PART)) \
+		$(if $(PEERS),--peers $(PEERS)) $(if $(RESULTS),--out $(RESULTS))
 
 clean: ## remove .venv and caches
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -42,6 +42,7 @@ from weft.engine.runner import Runner
 from weft.engine.slot_adapters import SlotAdapters
 from weft_adapters.sites import BaseSpec
 from weft_kernels.cuda.configs import Launch
+from weft_kernels.cuda.timing import free_memory
 
 MODELS = (QWEN3_30B_A3B, LLAMA_3_8B)
 NUM_SLOTS, CONTEXT = 64, 1024
@@ -53,7 +54,8 @@ SERVED = ((64, 64), (64, 0))
 
 
 def cases(setting: Setting) -> Iterator[Case]:
-    """A model's after one another: to make one takes long."""
+    """A model's after one another: to make one takes long. So does it to capture all steps that a
+    runner may have, so that these come last."""
     if setting.is_tiny:
         for model in MODELS:
             yield _step(setting, model, Load(3, 20, 2), "16")
@@ -63,11 +65,11 @@ def cases(setting: Setting) -> Iterator[Case]:
         return
     for model in MODELS:
         for num_requests, num_adapters in LOADS:
-            load = Load(num_requests, CONTEXT, num_adapters)
-            yield _step(setting, model, load, "16")
-            if (num_requests, num_adapters) in SERVED:
-                yield _served(setting, model, load)
+            yield _step(setting, model, Load(num_requests, CONTEXT, num_adapters), "16")
         yield _step(setting, model, Load(64, CONTEXT, 64), "mixed")
+    for model in reversed(MODELS):
+        for num_requests, num_adapters in SERVED:
+            yield _served(setting, model, Load(num_requests, CONTEXT, num_adapters))
 
 
 def _step(setting: Setting, model: Model, load: Load, rank: str) -> Case:
@@ -134,6 +136,7 @@ class _World:
     def adapters(self, rank: str) -> Adapters:
         if self._made is None or self._made[0] != rank:
             self._made = self._runner = None
+            free_memory()  # a runner and its graphs refer to each other
             num = 3 if self._setting.is_tiny else NUM_SLOTS
             has_all = self._model.has_all_sites
             made = create_adapters(self.base, self._setting, has_all, num, RANKS[rank])
@@ -155,6 +158,7 @@ _worlds: list[_World] = []
 def _world(setting: Setting, model: Model) -> _World:
     if not (_worlds and _worlds[0].is_of(setting, model)):
         _worlds.clear()
+        free_memory()
         _worlds.append(_World(setting, model))
     return _worlds[0]
 

@@ -36,8 +36,6 @@ _NOT_FOR_A_DEVICE = tuple(
 )
 _MAX_PROCESSES = 8
 _KEPT_OUTPUT = 6000
-# how long a test may take, with what it has to compile
-_SILENT_S = 150.0
 _LONG = " (long)"
 
 
@@ -97,10 +95,11 @@ def run_checks(
     source: str,
     logs: Path,
     on_result: Callable[[CheckResult], None],
-    silent_s: float = _SILENT_S,
+    silent_s: float,
 ) -> None:
-    """Run them for at most `seconds`; what is not done by then is stopped and reported so. A second
-    run with the same folder of logs goes on where the first was stopped."""
+    """Run them for at most `seconds`; what is not done by then is stopped and reported so. A test
+    may take `silent_s`. A second run with the same folder of logs goes on where the first was
+    stopped."""
     end = time.monotonic() + seconds
     processes = max(1, min(_MAX_PROCESSES, (os.cpu_count() or 1) // 2))
 

@@ -152,14 +152,19 @@ def measure(
     dtype: torch.dtype,
     ceilings: Ceilings | None,
     row: Row | None = None,
+    on_stage: Callable[[str], None] = lambda name: None,
     on_peer: Callable[[str], None] = lambda name: None,
 ) -> Iterator[Row]:
     """Check and time the case, then its peers: a row, and after each peer the row with it. A peer
     that fails does not fail the case. `row` is an earlier one, of which only peers are missing;
-    `on_peer(name)` is called before each. Without ceilings all runs once, and rows have no times.
+    `on_peer(name)` is called before each, and `on_stage(name)` before the case's own error and its
+    own time. Without ceilings all runs once, and rows have no times.
     """
     if row is None:
-        row = _first_row(bench, case, dtype, ceilings)
+        on_stage("error")
+        error = check_case(case)
+        on_stage("time")
+        row = _first_row(bench, case, dtype, ceilings, error)
         yield row
     for name, create in case.peers.items():
         if name in row.peer_us or name in row.failures or (ceilings is None and name in row.ran):
@@ -169,8 +174,9 @@ def measure(
         yield row
 
 
-def _first_row(bench: str, case: Case, dtype: torch.dtype, ceilings: Ceilings | None) -> Row:
-    error = check_case(case)
+def _first_row(
+    bench: str, case: Case, dtype: torch.dtype, ceilings: Ceilings | None, error: float
+) -> Row:
     if ceilings is None:
         _interpret(case.create)
         return _row(bench, case, dtype, error)

@@ -178,7 +178,8 @@ def _cells(row: Row) -> list[str]:
 
 
 def _markdown(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
-    return ["| " + " | ".join(cells) + " |" for cells in (columns, ["---"] * len(columns), *rows)]
+    table = (columns, ["---"] * len(columns), *rows)
+    return [f"| {' | '.join(cell.replace('|', '/') for cell in cells)} |" for cells in table]
 
 
 def _number(value: float | None, form: str) -> str:

@@ -3,6 +3,7 @@
 JOB is a file with a `Job`. LOG gets a line for all that begins and ends, see `processes`:
 
     {"case": key, "operator": .., "shape": ..}      a case begins
+    {"stage": name}                                 its own error, then its own time
     {"peer": name}                                  a peer of it begins
     {"row": row}                                    what is known of the case
     {"failed": key, "error": text}                  or that it failed
@@ -111,6 +112,7 @@ def run(job: Job, log: Path) -> int:
         try:
             for row in measure(
                 job.bench, case, job.setting.dtype, job.ceilings, job.rows.get(case.key),
+                on_stage=lambda name: write_line(log, stage=name),
                 on_peer=lambda name: write_line(log, peer=name),
             ):  # fmt: skip
                 write_line(log, row=asdict(row))

@@ -126,6 +126,7 @@ class _Phases:
         monkeypatch.setattr(gpu_run, "find_long_checks", lambda: ["test_b (long)"])
         monkeypatch.setattr(gpu_run, "run_checks", self._check)
         monkeypatch.setattr(gpu_run, "BenchRun", self._bench)
+        monkeypatch.setattr(gpu_run, "TARGET_SHARES", {"bench_y": 0.5, "bench_x": 1.0})
 
     def _check(self, names: list[str], *, on_result: object, **_: object) -> None:
         assert callable(on_result)
@@ -161,7 +162,7 @@ def test_what_matters_most_comes_first(tmp_path: Path, monkeypatch: pytest.Monke
     run.measure(CEILINGS)
     assert phases.done == [
         "test_a", "test_b",
-        "bench_x, targets", "bench_y, targets",
+        "bench_y, targets", "bench_x, targets",
         "test_a", "test_b (long)",
         "bench_x", "bench_y",
     ]  # fmt: skip
@@ -206,6 +207,7 @@ def test_a_failed_case_is_no_more_tried_in_this_run_and_late_in_the_next(
 
     monkeypatch.setattr(gpu_run, "run_checks", lambda *_, **__: None)
     monkeypatch.setattr(gpu_run, "BenchRun", Fails)
+    monkeypatch.setattr(gpu_run, "TARGET_SHARES", {"bench_x": 1.0})
     first = _create_run(tmp_path, ("bench_x",))
     first.measure(CEILINGS)
     _create_run(tmp_path, ("bench_x",)).measure(CEILINGS)

@@ -10,6 +10,7 @@ import torch
 from benchmarks.gpu.__main__ import BENCHES
 from benchmarks.gpu.harness import Failure, Row, Setting
 from benchmarks.gpu.judges import OWN_LAYER, OWN_STEP, SGLANG_V2, VLLM, VLLM_PDL
+from benchmarks.gpu.run import TARGET_SHARES
 from benchmarks.gpu.targets import MET, MISSED, NOT_MEASURED, TARGETS, Need, Verdict, judge
 from benchmarks.gpu.worker import Job, cases_of
 
@@ -182,4 +183,5 @@ def test_the_benches_make_each_row_once_and_those_of_targets_first() -> None:
         for need in NEEDS.values()
         if need.is_met_by(bench, case.operator, case.shape)
     }
+    assert {need.bench for need in NEEDS.values()} == TARGET_SHARES.keys()
     assert first == {str(n) for target in TARGETS if target.is_first for n in target.needs}
