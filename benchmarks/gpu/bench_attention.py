@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.nn import functional
 from torch.nn.attention.bias import causal_lower_right
 
-from weft_kernels import reference
+from weft_kernels import reference_attention
 from weft_kernels.attention import Int8Cache
 from weft_kernels.attention import write_kv as write_kv_by_torch
 from weft_kernels.cuda.attention import paged_attention
@@ -274,7 +274,9 @@ def _kv_write(setting: Setting, heads: Heads, num_tokens: int, kv: torch.dtype) 
         got = [_wide(cache, slots // BLOCK_SIZE) for cache, _ in pairs]
         at = torch.arange(num_tokens, device=setting.device)
         rows = [blocks[at, slots % BLOCK_SIZE] for blocks in got]
-        wants = [reference.rounded_kv(x[:, None]) if kv == torch.int8 else x for _, x in pairs]
+        wants = [
+            reference_attention.rounded_kv(x[:, None]) if kv == torch.int8 else x for _, x in pairs
+        ]
         return relative_error(torch.cat(rows), torch.cat(wants).view(-1, *k.shape[1:]))
 
     return Case(

@@ -5,8 +5,10 @@ Arguments name what a row means (its adapter, its token, its place), not how the
 it out. Every function takes tensors of any float dtype, computes on the CPU in float64 and returns
 float64.
 
-Legend: T rows, I in, O out, R rank, H hidden, F expert width, E experts, K experts per token, N KV
-heads, G query heads per KV head, D head dim.
+The twins of the KV cache and of attention are in `reference_attention.py`.
+
+Legend: T rows, I in, O out, R rank, H hidden, F expert width, E experts, K experts per token, D
+head dim, V vocabulary.
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ from torch import Tensor
 from weft_kernels.rotary import Rope
 
 
-def _wide(x: Tensor) -> Tensor:
+def to_float64(x: Tensor) -> Tensor:
     return x.detach().to("cpu", torch.float64)
 
 
@@ -40,22 +42,22 @@ class Lora:
 
     def delta(self, x_I: Tensor) -> Tensor:
         """`s * B (A x)`."""
-        return self.scale * (_wide(self.b_OR) @ (_wide(self.a_RI) @ x_I))
+        return self.scale * (to_float64(self.b_OR) @ (to_float64(self.a_RI) @ x_I))
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """`y = x / sqrt(mean(x^2, -1) + eps) * weight`."""
-    wide, out = _wide(x).reshape(-1, x.shape[-1]), []
+    wide, out = to_float64(x).reshape(-1, x.shape[-1]), []
     for row in wide:
         mean = sum(float(v) ** 2 for v in row) / len(row)
-        out.append(row / math.sqrt(mean + eps) * _wide(weight))
-    return torch.stack(out).view(x.shape) if out else _wide(x)
+        out.append(row / math.sqrt(mean + eps) * to_float64(weight))
+    return torch.stack(out).view(x.shape) if out else to_float64(x)
 
 
 def silu_mul(gate_up: Tensor) -> Tensor:
     """`y = silu(g) * u` with `[g | u] = gate_up`, `silu(g) = g / (1 + exp(-g))`."""
     width = gate_up.shape[-1] // 2
-    gate, up = _wide(gate_up[..., :width]), _wide(gate_up[..., width:])
+    gate, up = to_float64(gate_up[..., :width]), to_float64(gate_up[..., width:])
     return gate / (1.0 + (-gate).exp()) * up
 
 
@@ -87,7 +89,7 @@ def rotary(x: Tensor, positions: Sequence[int], rope: Rope) -> Tensor:
 
     x: `[T, num_heads, D]`; positions[t]: the token's place p.
     """
-    wide, out = _wide(x), _wide(x).clone()
+    wide, out = to_float64(x), to_float64(x).clone()
     half = x.shape[-1] // 2
     for t, position in enumerate(positions):
         for i in range(half):
@@ -96,6 +98,16 @@ def rotary(x: Tensor, positions: Sequence[int], rope: Rope) -> Tensor:
             out[t, :, i] = first * math.cos(angle) - second * math.sin(angle)
             out[t, :, i + half] = second * math.cos(angle) + first * math.sin(angle)
     return out * rope.attention_factor
+
+
+def _adapted(y_O: Tensor, x_I: Tensor, lora: Lora | None) -> Tensor:
+    """`m (y + s B (A x)) + adapter_bias`, y where there is no adapter."""
+    if lora is None:
+        return y_O
+    y_O = y_O + lora.delta(x_I)
+    if lora.row_scale_O is not None:
+        y_O = y_O * to_float64(lora.row_scale_O)
+    return y_O if lora.bias_O is None else y_O + to_float64(lora.bias_O)
 
 
 def adapted_linear(
@@ -111,26 +123,21 @@ def adapted_linear(
     loras[t][k]: row t's adapter at the site of slice k, None where it touches nothing there.
     """
     out_TO = torch.zeros(x_TI.shape[0], w_IO.shape[1], dtype=torch.float64)
-    for t, x_I in enumerate(_wide(x_TI)):
-        y_O = x_I @ _wide(w_IO)
+    for t, x_I in enumerate(to_float64(x_TI)):
+        y_O = x_I @ to_float64(w_IO)
         start = 0
         for width, lora in zip(widths, loras[t], strict=True):
             part = slice(start, start + width)
-            if lora is not None:
-                y_O[part] += lora.delta(x_I)
-                if lora.row_scale_O is not None:
-                    y_O[part] *= _wide(lora.row_scale_O)
-                if lora.bias_O is not None:
-                    y_O[part] += _wide(lora.bias_O)
+            y_O[part] = _adapted(y_O[part], x_I, lora)
             start += width
-        out_TO[t] = y_O if bias_O is None else y_O + _wide(bias_O)
+        out_TO[t] = y_O if bias_O is None else y_O + to_float64(bias_O)
     return out_TO
 
 
 def rounded_int8(w_IO: Tensor) -> Tensor:
     """Each column's values to the nearest of `s q`, q = -127 .. 127, `s = max |w| / 127`."""
     columns = []
-    for w_I in _wide(w_IO).T:
+    for w_I in to_float64(w_IO).T:
         scale = float(w_I.abs().max()) / 127
         columns.append((w_I / scale).round() * scale if scale else w_I)
     return torch.stack(columns, dim=1)
@@ -139,7 +146,7 @@ def rounded_int8(w_IO: Tensor) -> Tensor:
 def rounded_int4(w_IO: Tensor, group_size: int) -> Tensor:
     """Each column's values, by `group_size` rows, to the nearest of `m + s q`, q = 0 .. 15,
     `m = min w`, `s = (max w - m) / 15`."""
-    out_IO = _wide(w_IO).clone()
+    out_IO = to_float64(w_IO).clone()
     for start in range(0, w_IO.shape[0], group_size):
         for o in range(w_IO.shape[1]):
             w_G = out_IO[start : start + group_size, o]
@@ -156,23 +163,13 @@ def route(logits_TE: Tensor, top_k: int, renormalize: bool) -> tuple[Tensor, Ten
     """
     weights_TK = torch.zeros(logits_TE.shape[0], top_k, dtype=torch.float64)
     experts_TK = torch.zeros(logits_TE.shape[0], top_k, dtype=torch.int64)
-    for t, logits_E in enumerate(_wide(logits_TE)):
+    for t, logits_E in enumerate(to_float64(logits_TE)):
         exps = [math.exp(float(v) - float(logits_E.max())) for v in logits_E]
         best = sorted(range(len(exps)), key=lambda e: -exps[e])[:top_k]
         total = sum(exps[e] for e in best) if renormalize else sum(exps)
         for k, e in enumerate(best):
             weights_TK[t, k], experts_TK[t, k] = exps[e] / total, e
     return weights_TK, experts_TK
-
-
-def _adapted(y_O: Tensor, x_I: Tensor, lora: Lora | None) -> Tensor:
-    """`m (y + s B (A x)) + adapter_bias`, y where there is no adapter."""
-    if lora is None:
-        return y_O
-    y_O = y_O + lora.delta(x_I)
-    if lora.row_scale_O is not None:
-        y_O = y_O * _wide(lora.row_scale_O)
-    return y_O if lora.bias_O is None else y_O + _wide(lora.bias_O)
 
 
 def moe(
@@ -190,98 +187,20 @@ def moe(
     adapter of that expert's projection. The router's columns from E on are null experts, which add
     nothing.
     """
-    weights_TK, experts_TK = route(_wide(x_TH) @ _wide(router_HE), top_k, renormalize)
+    weights_TK, experts_TK = route(to_float64(x_TH) @ to_float64(router_HE), top_k, renormalize)
     out_TH = torch.zeros(x_TH.shape, dtype=torch.float64)
-    for t, x_H in enumerate(_wide(x_TH)):
+    for t, x_H in enumerate(to_float64(x_TH)):
         for k in range(top_k):
             e = int(experts_TK[t, k])
             if e >= len(gate_up_EHF):
                 continue
-            gate_F, up_F = (x_H @ _wide(gate_up_EHF[e])).chunk(2)
+            gate_F, up_F = (x_H @ to_float64(gate_up_EHF[e])).chunk(2)
             gate_F = _adapted(gate_F, x_H, loras[t].get(("gate", e)))
             up_F = _adapted(up_F, x_H, loras[t].get(("up", e)))
             act_F = silu_mul(torch.cat((gate_F, up_F)))
-            y_H = _adapted(act_F @ _wide(down_EFH[e]), act_F, loras[t].get(("down", e)))
+            y_H = _adapted(act_F @ to_float64(down_EFH[e]), act_F, loras[t].get(("down", e)))
             out_TH[t] += weights_TK[t, k] * y_H
     return out_TH
-
-
-def write_kv(cache: Tensor, new_TND: Tensor, slots_T: Sequence[int]) -> Tensor:
-    """A copy of `cache` with `cache[slot // block_size, slot % block_size] = new`.
-
-    cache `[num_blocks, block_size, N, D]`; new_TND `[T, N, D]`.
-    """
-    out, block_size = _wide(cache).clone(), cache.shape[1]
-    for new_ND, slot in zip(new_TND, slots_T, strict=True):
-        out[slot // block_size, slot % block_size] = _wide(new_ND)
-    return out
-
-
-def rounded_kv(cache: Tensor) -> Tensor:
-    """Each token and head to the nearest of `s q`, q = -127 .. 127, `s = max |x| / 127`.
-
-    cache `[num_blocks, block_size, N, D]`; a row that is not finite comes out as NaN.
-    """
-    rows = []
-    for x_D in _wide(cache).reshape(-1, cache.shape[-1]):
-        most = float(x_D.abs().max())
-        if not math.isfinite(most):
-            rows.append(torch.full_like(x_D, math.nan))
-        else:
-            rows.append((x_D / most * 127).round() / 127 * most if most else x_D)
-    return torch.stack(rows).view(cache.shape)
-
-
-def rounded_fp8(cache: Tensor) -> Tensor:
-    """Each token and head to the nearest of `s q`, `s = max |x| / 448`, q a number of 4 exponent
-    and 3 mantissa bits: `q = m 2^e`, m a multiple of 1/8 below 2, e >= -6.
-
-    cache `[num_blocks, block_size, N, D]`; a row that is not finite comes out as NaN.
-    """
-    rows = []
-    for x_D in _wide(cache).reshape(-1, cache.shape[-1]):
-        most = float(x_D.abs().max())
-        if not math.isfinite(most):
-            rows.append(torch.full_like(x_D, math.nan))
-        elif most == 0:
-            rows.append(x_D)
-        else:
-            q_D = x_D / most * 448
-            exponent_D = q_D.abs().clamp_min(2.0**-6).log2().floor()
-            step_D = 2.0 ** (exponent_D - 3)
-            rows.append((q_D / step_D).round() * step_D * most / 448)
-    return torch.stack(rows).view(cache.shape)
-
-
-def paged_attention(
-    q_TND: Tensor,
-    k_cache: Tensor,
-    v_cache: Tensor,
-    spans: Sequence[tuple[int, int, int]],
-    tables: Sequence[Sequence[int]],
-    scale: float,
-    window: int | None = None,
-) -> Tensor:
-    """`o[t, h] = sum_j softmax_j(scale * q[t, h] . k[j, h / G]) v[j, h / G]`, `j <= position(t)`
-    and, with a window, `j > position(t) - window`.
-
-    q_TND `[T, N G, D]`; spans[i] = (first batch row, chunk length, context length with the chunk)
-    of request i; tables[i] = its blocks. Only keys that a query may look at are read.
-    """
-    out_TND = torch.zeros(q_TND.shape, dtype=torch.float64)
-    block_size, num_kv_heads = k_cache.shape[1:3]
-    groups = q_TND.shape[1] // num_kv_heads
-    for (first, num_new, num_total), blocks in zip(spans, tables, strict=True):
-        for offset in range(num_new):
-            position = num_total - num_new + offset
-            keys = range(0 if window is None else max(0, position - window + 1), position + 1)
-            places = [(blocks[j // block_size], j % block_size) for j in keys]
-            for h in range(q_TND.shape[1]):
-                q_D = _wide(q_TND[first + offset, h])
-                k_LD = torch.stack([_wide(k_cache[b, i, h // groups]) for b, i in places])
-                v_LD = torch.stack([_wide(v_cache[b, i, h // groups]) for b, i in places])
-                out_TND[first + offset, h] = (scale * (k_LD @ q_D)).softmax(0) @ v_LD
-    return out_TND
 
 
 def uniform(seed: int, position: int) -> float:
@@ -309,7 +228,7 @@ def sample(
     """The least v with `sum_{i <= v} p[i] > u sum p`, `p = exp((x - max x) / temperature)` where
     kept: at least min_p; then the top_k best, of equals the lower ids; then the best until their
     sum is top_p of what was left. With temperature 0 the first of the largest."""
-    logits = _wide(logits_V).tolist()
+    logits = to_float64(logits_V).tolist()
     best = max(logits)
     if temperature == 0:
         return logits.index(best)

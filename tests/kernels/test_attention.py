@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import pytest
 import torch
 
-from weft_kernels import reference
+from weft_kernels import reference_attention
 from weft_kernels.attention import (
     Int8Cache,
     create_attention_buckets,
@@ -34,7 +34,7 @@ class Case:
     block_size: int
 
     def twin(self, window: int | None = None) -> torch.Tensor:
-        return reference.paged_attention(
+        return reference_attention.paged_attention(
             self.q, self.k_cache, self.v_cache, self.spans, self.tables, 0.3, window
         )
 
@@ -229,7 +229,7 @@ def test_writes_go_to_their_slots_and_nowhere_else(
     # as the engine has them: a slice of a fused projection
     fused = torch.randn(num_rows, 48, generator=generator)
     slots = random.Random(num_rows).sample(range(36), num_rows)
-    want = reference.write_kv(cache, fused[:, 16:32].view(-1, 2, 8), slots)
+    want = reference_attention.write_kv(cache, fused[:, 16:32].view(-1, 2, 8), slots)
     on_device, new = cache.to(device), fused.to(device)[:, 16:32].view(-1, 2, 8)
     write_kv(on_device, new, torch.tensor(slots, dtype=torch.int64, device=device))
     assert torch.equal(on_device.cpu().double(), want)
@@ -264,8 +264,8 @@ def test_int8_attention_is_the_twin_over_rounded_keys_and_values(
     case = create_case(lengths, head_dim=head_dim, block_size=block_size)
     rounded = replace(
         case,
-        k_cache=reference.rounded_kv(case.k_cache),
-        v_cache=reference.rounded_kv(case.v_cache),
+        k_cache=reference_attention.rounded_kv(case.k_cache),
+        v_cache=reference_attention.rounded_kv(case.v_cache),
     )
     got = run_int8(case, device, window)
     # a value halfway between two steps may go either way in float32

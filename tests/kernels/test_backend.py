@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from weft_kernels import reference
+from weft_kernels import reference, reference_attention
 from weft_kernels.attention import Int8Cache
 from weft_kernels.backend import Backend, create_backend
 from weft_kernels.native.build import NativeBuildError, build
@@ -162,8 +162,8 @@ def test_heads_are_normalised_rotated_and_written(
             [reference.rms_norm(qk[:, h], norms[h], EPS) for h in range(num_qk)], dim=1
         )
     want = reference.rotary(qk, positions, Rope(theta=1e4))
-    want_k = reference.write_kv(k_cache, want[:, num_heads:], slots)
-    want_v = reference.write_kv(v_cache, v, slots)
+    want_k = reference_attention.write_kv(k_cache, want[:, num_heads:], slots)
+    want_v = reference_attention.write_kv(v_cache, v, slots)
     q = backend.rotate_and_write(
         qkv, norms, EPS, table[torch.tensor(positions)], torch.tensor(slots), num_heads,
         k_cache, v_cache,
@@ -191,7 +191,7 @@ class Step:
         return attention.attend(self.q, self.k_cache, self.v_cache, 0.3, window)
 
     def twin(self, window: int | None = None) -> torch.Tensor:
-        return reference.paged_attention(
+        return reference_attention.paged_attention(
             self.q, self.k_cache, self.v_cache, self.spans, self.tables, 0.3, window
         )
 
@@ -273,7 +273,7 @@ def test_an_int8_cache_gives_the_twin_of_its_rounded_values(backend: Backend) ->
         cache.write(plain[used].flatten(0, 1), slots)
     attention = backend.create_attention(step.spans, step.tables, step.block_size, CPU, (None,))
     got = attention.attend(step.q, caches[0], caches[1], 0.3, None)
-    k, v = (reference.rounded_kv(c.nan_to_num(0)) for c in (step.k_cache, step.v_cache))
+    k, v = (reference_attention.rounded_kv(c.nan_to_num(0)) for c in (step.k_cache, step.v_cache))
     assert_near(got, replace(step, k_cache=k, v_cache=v).twin(), 1e-4)
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from weft_kernels import reference
+from weft_kernels import reference_attention
 from weft_kernels.attention import Int8Cache
 from weft_kernels.cuda.attention import paged_attention
 from weft_kernels.cuda.attention_plan import (
@@ -42,7 +42,7 @@ class Case:
     planner: AttentionPlanner
 
     def twin(self, window: int | None = None) -> torch.Tensor:
-        return reference.paged_attention(
+        return reference_attention.paged_attention(
             self.q, self.k_cache, self.v_cache, self.spans, self.tables, SCALE, window
         )
 

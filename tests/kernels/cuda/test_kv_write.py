@@ -7,7 +7,7 @@ import random
 import pytest
 import torch
 
-from weft_kernels import reference
+from weft_kernels import reference_attention
 from weft_kernels.attention import Int8Cache
 from weft_kernels.attention import write_kv as write_kv_cpu
 from weft_kernels.cuda.kv_write import Cache, Fp8Cache, write_kv
@@ -56,7 +56,7 @@ def test_writes_go_to_their_slots_and_nowhere_else(
         torch.tensor(slots, dtype=torch.int64, device=device),
     )  # fmt: skip
     for cache, got, values in zip(caches, on_device.cpu(), new, strict=True):
-        want = reference.write_kv(cache, values[live], [slots[i] for i in live])
+        want = reference_attention.write_kv(cache, values[live], [slots[i] for i in live])
         assert torch.equal(got.double(), want)
 
 
@@ -113,7 +113,7 @@ def test_fp8_is_the_nearest_of_the_scaled_numbers(
     for cache, values in zip(got, new, strict=True):
         data, scale = cache.data.cpu().flatten(0, 1), cache.scale.cpu().flatten(0, 1)
         wide = (data[at].double() * scale[at].double()).view(1, *values.shape)
-        want = reference.rounded_fp8(values[None])
+        want = reference_attention.rounded_fp8(values[None])
         # float32 may put a value on the other side of the middle between two numbers
         torch.testing.assert_close(wide, want, rtol=0, atol=float(values.abs().max()) / 14 + 1e-6)
         assert (wide - want).abs().gt(1e-6 * values.abs().max()).double().mean() < 0.01
@@ -172,7 +172,7 @@ def test_caches_may_have_gaps_between_blocks(
     slots = torch.tensor([0, 63, 17])
     write_kv(both[:, 0], both[:, 1], *to_device(new, device), slots.to(device))
     for cache, values in zip(both.cpu().unbind(1), new, strict=True):
-        want = reference.write_kv(torch.zeros_like(cache), values, slots.tolist())
+        want = reference_attention.write_kv(torch.zeros_like(cache), values, slots.tolist())
         assert torch.equal(cache.double(), want)
 
 
