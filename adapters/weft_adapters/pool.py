@@ -267,16 +267,6 @@ class PagePool:
             return views[0]
         return torch.cat([a for a, _ in views]), torch.cat([b for _, b in views])
 
-    def addresses(self, site: Site, pooled: PooledSite) -> list[tuple[int, int, int]]:
-        """Of each run of a site: where its A and its B begin, and how many rank rows it has. Good
-        until the adapter is freed."""
-        num_in, size = self._base.shape(site)[0], self.dtype.itemsize
-        starts = [self._memory.data_ptr() + run.offset * size for run in pooled.runs]
-        return [
-            (start, start + run.num_rows * num_in * size, run.num_rows)
-            for start, run in zip(starts, pooled.runs, strict=True)
-        ]
-
     def free(self, digest: str) -> None:
         """Give an adapter's pages back; KeyError when it is not there."""
         with self._lock:

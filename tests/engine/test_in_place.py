@@ -178,14 +178,15 @@ def test_addresses_are_those_of_the_pages_and_no_others(adapters: Adapters) -> N
                 for site in sites:
                     width = BASE.shape(site)[1]
                     if site in pooled.sites:
-                        own += [
-                            Run(*found, column, width, pooled.sites[site].scale)
-                            for found in adapters.pool.addresses(site, pooled.sites[site])
-                        ]
+                        scale = pooled.sites[site].scale
+                        for run in pooled.sites[site].runs:
+                            a = adapters.pool.memory.data_ptr() + 4 * run.offset
+                            b = a + 4 * run.num_rows * BASE.shape(site)[0]
+                            own.append(Run(a, b, run.num_rows, column, width, scale))
                     column += width
                 wanted.append(own)
     adapters.in_place.update({"c": pooled})
-    got, want = adapters.in_place._slots["c"].prepared.parts, SlotParts(wanted)
+    got, want = adapters.in_place._slots["c"].prepared.parts, SlotParts.of(wanted)
     assert len(got._parts) == len(pooled.sites)
     assert (got._parts == want._parts).all()
     assert (got._starts == want._starts).all()

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -21,11 +22,10 @@ from torch import Tensor
 from weft_kernels.native.binding import PART, SEGMENT, SLOT, library
 
 
-@dataclass(frozen=True, slots=True)
-class Run:
+class Run(NamedTuple):
     """Rank rows of one site that lie together: the addresses of A `[num_ranks, I]` and B
     `[num_ranks, width]`, and where the site's columns begin among those of its input's sites.
-    `num_ranks` is a multiple of 8; rows past the true rank are zero."""
+    `num_ranks` is a multiple of 8; rows past the true rank are zero. In the order of PART."""
 
     a: int
     b: int
@@ -38,19 +38,23 @@ class Run:
 class SlotParts:
     """One adapter's runs by input, an input being the sites that read the same rows."""
 
-    def __init__(self, runs: Sequence[Sequence[Run]]) -> None:
-        """`runs[i]` are those of input i."""
-        flat = [run for own in runs for run in own]
-        for run in flat:
-            if run.num_ranks % 8:
-                raise ValueError(f"a run has {run.num_ranks} rank rows, not a multiple of 8")
-        self._parts = np.array(
-            [(r.a, r.b, r.num_ranks, r.column, r.width, r.scale, 0) for r in flat], dtype=PART
-        )
-        counts = [0, *(len(own) for own in runs)]
-        self._starts = np.cumsum(counts, dtype=np.int64)
-        self.max_ranks = max((sum(run.num_ranks for run in own) for own in runs), default=0)
+    def __init__(self, parts: NDArray[np.void], counts: NDArray[np.int64]) -> None:
+        """parts: PART `[N]`, input by input; counts: how many each input has."""
+        wrong = parts["num_ranks"] % 8 != 0
+        if wrong.any():
+            num_ranks = parts["num_ranks"][wrong][0]
+            raise ValueError(f"a run has {num_ranks} rank rows, not a multiple of 8")
+        self._parts = parts
+        self._starts = np.concatenate(([0], np.cumsum(counts))).astype(np.int64)
+        ends = np.concatenate(([0], np.cumsum(parts["num_ranks"])))[self._starts]
+        self.max_ranks = int(np.diff(ends).max(initial=0))
         self.addresses = (self._parts.ctypes.data, self._starts.ctypes.data)
+
+    @classmethod
+    def of(cls, runs: Sequence[Sequence[Run]]) -> SlotParts:
+        """`runs[i]` are those of input i."""
+        parts = np.array([(*run, 0) for own in runs for run in own], dtype=PART)
+        return cls(parts, np.array([len(own) for own in runs], dtype=np.int64))
 
 
 class LoraRows:

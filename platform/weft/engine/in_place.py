@@ -9,13 +9,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 from torch import Tensor
 
 from weft_adapters.pool import PagePool, PooledAdapter, PooledSite
 from weft_adapters.sites import INPUTS, BaseSpec, Site
 from weft_kernels.linear import LinearWeight
 from weft_kernels.moe import PairAdapters, Pairs
-from weft_kernels.native.lora import LoraRows, PairRows, Run, SlotParts
+from weft_kernels.native.binding import PART
+from weft_kernels.native.lora import LoraRows, PairRows, SlotParts
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,15 +77,6 @@ class _InPlacePairs:
 
 
 @dataclass(frozen=True, slots=True)
-class _Place:
-    """Where a site's columns begin among those of its input's sites, and how many it has."""
-
-    input: int
-    column: int
-    width: int
-
-
-@dataclass(frozen=True, slots=True)
 class _Prepared:
     """What a load leaves for the step that first uses the adapter."""
 
@@ -103,7 +96,9 @@ class InPlaceAdapters:
     def __init__(self, base: BaseSpec, pool: PagePool) -> None:
         self._base, self._pool = base, pool
         self._num_inputs = 0
-        self._places: dict[Site, _Place] = {}
+        # of each site: its input, where its columns begin among those of the input, how many they
+        # are, and the width of the input
+        self._places: dict[Site, tuple[int, int, int, int]] = {}
         self._first_inputs: dict[tuple[int, str], int] = {}
         for layer in range(base.num_layers):
             self._add_inputs(layer)
@@ -128,8 +123,8 @@ class InPlaceAdapters:
         """One input; the columns of its sites lie side by side."""
         column = 0
         for site in sites:
-            width = self._base.shape(site)[1]
-            self._places[site] = _Place(self._num_inputs, column, width)
+            num_in, width = self._base.shape(site)
+            self._places[site] = (self._num_inputs, column, width, num_in)
             column += width
         self._num_inputs += 1
 
@@ -157,17 +152,25 @@ class InPlaceAdapters:
 
     def _prepare(self, sites: Mapping[Site, PooledSite]) -> _Prepared:
         """Called by the thread that loads; reads nothing that a step changes."""
-        runs: list[list[Run]] = [[] for _ in range(self._num_inputs)]
-        for site, pooled in sites.items():
-            place = self._places[site]
-            runs[place.input] += [
-                Run(a, b, num_rows, place.column, place.width, pooled.scale)
-                for a, b, num_rows in self._pool.addresses(site, pooled)
-            ]
-        for own in runs:
-            own.sort(key=lambda run: run.column)
+        pooled = sites.values()
+        # lists of numbers: thousands of objects would have the garbage collector stop all threads
+        offsets = [run.offset for own in pooled for run in own.runs]
+        num_rows = [run.num_rows for own in pooled for run in own.runs]
+        starts, ranks = np.array([offsets, num_rows], dtype=np.int64)
+        num_runs = np.array([len(own.runs) for own in pooled], dtype=np.int64)
+        own_site = np.repeat(np.arange(len(sites)), num_runs)
+        places = np.array([self._places[site] for site in sites], dtype=np.int64).reshape(-1, 4)
+        inputs, columns, widths, num_in = places[own_site].T
+        size = self._pool.dtype.itemsize
+        parts = np.zeros(len(starts), dtype=PART)
+        parts["a"] = self._pool.memory.data_ptr() + starts * size
+        parts["b"] = parts["a"] + (ranks * num_in * size).astype(np.uint64)
+        parts["num_ranks"], parts["column"], parts["width"] = ranks, columns, widths
+        parts["scale"] = np.array([own.scale for own in pooled], dtype=np.float32)[own_site]
+        by_input = np.lexsort((columns, inputs))
+        counts = np.bincount(inputs, minlength=self._num_inputs)
         layers = frozenset(site.layer for site in sites if site.expert is not None)
-        return _Prepared(SlotParts(runs), layers)
+        return _Prepared(SlotParts(parts[by_input], counts), layers)
 
     def create_batch(self, row_digests: Sequence[str | None]) -> InPlaceBatch:
         """`row_digests[t]` is row t's adapter, one of those of the last `update`."""

@@ -112,7 +112,7 @@ def test_a_cpu_of_fewer_registers_computes_the_same(
 ) -> None:
     x, w = torch.randn(9, 70), torch.randn(70, 40)
     a, b = torch.randn(16, 70), torch.randn(16, 40)
-    slot = SlotParts([[Run(a.data_ptr(), b.data_ptr(), 16, 0, 40, 0.5)]])
+    slot = SlotParts.of([[Run(a.data_ptr(), b.data_ptr(), 16, 0, 40, 0.5)]])
 
     def compute() -> tuple[torch.Tensor, ...]:
         y = create_native_linear(w, Arena()).apply(x)

@@ -58,7 +58,7 @@ class Pool:
                 column += width
             self.loras.append(loras)
             # inputs before the one under test: with nothing
-            self.slots.append(SlotParts([*([[]] * self.num_before), runs, []]))
+            self.slots.append(SlotParts.of([*([[]] * self.num_before), runs, []]))
 
     def _place(self, a: torch.Tensor, b: torch.Tensor, column: int, scale: float) -> list[Run]:
         runs = []
@@ -215,7 +215,7 @@ def _join(slots: Sequence[SlotParts]) -> SlotParts:
     for slot in slots:
         own = slot._parts[: slot._starts[1]]
         runs.append([Run(*part.tolist()[:6]) for part in own])
-    return SlotParts(runs)
+    return SlotParts.of(runs)
 
 
 def test_what_it_cannot_read_is_refused() -> None:
@@ -226,7 +226,7 @@ def test_what_it_cannot_read_is_refused() -> None:
     with pytest.raises(ValueError, match="float32 rows on the CPU"):
         rows.add_(torch.zeros(2, 8), torch.zeros(16, 2).T, 1)
     with pytest.raises(ValueError, match="7 rank rows, not a multiple of 8"):
-        SlotParts([[Run(0, 0, 7, 0, 8, 1.0)]])
+        SlotParts.of([[Run(0, 0, 7, 0, 8, 1.0)]])
 
 
 def test_the_scratch_suits_the_largest_input() -> None:

@@ -33,7 +33,7 @@ def test_slots_that_are_not_plain_int64_are_refused(slots_T: torch.Tensor) -> No
 
 
 def test_pairs_that_are_not_int64_are_refused() -> None:
-    rows = LoraRows([SlotParts([[]])], [0])
+    rows = LoraRows([SlotParts.of([[]])], [0])
     expert_TK = torch.zeros(1, 2, dtype=torch.int64)
     rows.for_pairs(expert_TK, torch.arange(2)[None], 4)
     with pytest.raises(ValueError, match="int64"):
