@@ -3,40 +3,17 @@
 from __future__ import annotations
 
 import logging
-import random
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
 import torch
+from tests.kernels.backend_cases import CPU, assert_near, create_step
 
 from weft_kernels import reference, reference_attention
-from weft_kernels.attention import Int8Cache
 from weft_kernels.backend import Backend, create_backend
-from weft_kernels.native.build import NativeBuildError, build
 from weft_kernels.rotary import Rope, create_rotary_table
 
-CPU = torch.device("cpu")
 EPS = 1e-6
-
-
-@pytest.fixture(params=["torch", "native", "native, 3 threads"])
-def backend(request: pytest.FixtureRequest) -> Iterator[Backend]:
-    name, _, threads = request.param.partition(", ")
-    if name == "native":
-        try:
-            build()
-        except NativeBuildError as error:
-            pytest.skip(f"the native kernels are not tested: {error}")
-    num_threads = torch.get_num_threads()
-    torch.set_num_threads(3 if threads else num_threads)
-    yield create_backend(name, CPU, torch.float32)
-    torch.set_num_threads(num_threads)
-
-
-def assert_near(got: torch.Tensor, want: torch.Tensor, tolerance: float = 1e-5) -> None:
-    torch.testing.assert_close(got.double(), want.double(), rtol=tolerance, atol=tolerance)
 
 
 @pytest.mark.parametrize("num_rows", [*range(10), 32, 133])
@@ -171,110 +148,6 @@ def test_heads_are_normalised_rotated_and_written(
     assert_near(q, want[:, :num_heads], 1e-4)
     assert_near(k_cache, want_k, 1e-4)
     assert torch.equal(v_cache.double(), want_v)
-
-
-@dataclass(frozen=True)
-class Step:
-    """Requests of given (chunk, context) lengths; blocks that none of them has hold NaN."""
-
-    q: torch.Tensor
-    k_cache: torch.Tensor
-    v_cache: torch.Tensor
-    spans: list[tuple[int, int, int]]
-    tables: list[list[int]]
-    block_size: int
-
-    def run(self, backend: Backend, window: int | None = None) -> torch.Tensor:
-        attention = backend.create_attention(
-            self.spans, self.tables, self.block_size, CPU, (None, window)
-        )
-        return attention.attend(self.q, self.k_cache, self.v_cache, 0.3, window)
-
-    def twin(self, window: int | None = None) -> torch.Tensor:
-        return reference_attention.paged_attention(
-            self.q, self.k_cache, self.v_cache, self.spans, self.tables, 0.3, window
-        )
-
-
-def create_step(
-    lengths: list[tuple[int, int]], *, num_kv_heads: int = 2, groups: int = 3, head_dim: int = 8,
-    block_size: int = 4,
-) -> Step:  # fmt: skip
-    generator = torch.Generator().manual_seed(2)
-    needed = [-(-total // block_size) for _, total in lengths]
-    deal = list(range(1, sum(needed) + 4))
-    random.Random(0).shuffle(deal)
-    spans, tables, row = [], [], 0
-    for (num_new, num_total), count in zip(lengths, needed, strict=True):
-        spans.append((row, num_new, num_total))
-        tables.append([deal.pop() for _ in range(count)])
-        row += num_new
-    shape = (sum(needed) + 4, block_size, num_kv_heads, head_dim)
-    caches = torch.randn(2, *shape, generator=generator)
-    caches[:, 0], caches[:, deal] = 0, torch.nan
-    for (_, _, total), blocks in zip(spans, tables, strict=True):
-        # nor may what a block holds behind the last token matter, as long as it is finite
-        caches[:, blocks[-1], (total - 1) % block_size + 1 :] = 1e4
-    q = torch.randn(row, num_kv_heads * groups, head_dim, generator=generator)
-    return Step(q, caches[0], caches[1], spans, tables, block_size)
-
-
-@pytest.mark.parametrize("total", [1, 4, 5, 7, 16, 17, 133])
-@pytest.mark.parametrize("window", [None, 1, 5, 200])
-def test_decoding_requests_are_the_twin(backend: Backend, total: int, window: int | None) -> None:
-    step = create_step([(1, total), (1, 3), (1, total + 30)])
-    assert_near(step.run(backend, window), step.twin(window), 1e-4)
-
-
-@pytest.mark.parametrize(("num_kv_heads", "groups"), [(1, 1), (3, 2), (1, 7), (2, 4), (1, 9)])
-@pytest.mark.parametrize("head_dim", [1, 7, 16, 40, 64, 128])
-def test_any_shape_of_heads_is_the_twin(
-    backend: Backend, num_kv_heads: int, groups: int, head_dim: int
-) -> None:
-    step = create_step(
-        [(1, 9), (1, 21)], num_kv_heads=num_kv_heads, groups=groups, head_dim=head_dim
-    )
-    assert_near(step.run(backend), step.twin(), 1e-4)
-
-
-@pytest.mark.parametrize("block_size", [1, 3, 16, 24])
-@pytest.mark.parametrize("window", [None, 6])
-def test_blocks_of_any_size_are_the_twin(
-    backend: Backend, block_size: int, window: int | None
-) -> None:
-    step = create_step([(1, 50), (7, 30), (1, 1), (3, 3)] * 3, block_size=block_size)
-    assert_near(step.run(backend, window), step.twin(window), 1e-4)
-
-
-def test_no_request_is_no_work(backend: Backend) -> None:
-    assert create_step([]).run(backend).shape == (0, 6, 8)
-
-
-def test_a_value_that_is_not_finite_reaches_only_its_own_request(backend: Backend) -> None:
-    for cache in ("k_cache", "v_cache"):
-        step = create_step([(1, 40), (1, 40), (1, 40)])
-        getattr(step, cache)[step.tables[1][3], 2, :, 0] = torch.nan
-        assert step.run(backend).flatten(1).isfinite().all(1).tolist() == [True, False, True]
-
-
-def test_large_scores_do_not_overflow(backend: Backend) -> None:
-    step = create_step([(1, 40), (1, 7)])
-    step.q.mul_(1e3)
-    assert_near(step.run(backend), step.twin(), 1e-4)
-
-
-def test_an_int8_cache_gives_the_twin_of_its_rounded_values(backend: Backend) -> None:
-    step = create_step([(1, 40), (5, 9), (1, 7)])
-    used = sorted(block for blocks in step.tables for block in blocks)
-    data = torch.zeros(step.k_cache.shape, dtype=torch.int8)
-    caches = [Int8Cache(data.clone(), torch.zeros(*data.shape[:3], 1)) for _ in range(2)]
-    for cache, plain in zip(caches, (step.k_cache, step.v_cache), strict=True):
-        slots = torch.tensor([b * step.block_size + i for b in used for i in range(4)])
-        cache.write(plain[used].flatten(0, 1), slots)
-    attention = backend.create_attention(step.spans, step.tables, step.block_size, CPU, (None,))
-    got = attention.attend(step.q, caches[0], caches[1], 0.3, None)
-    k, v = (reference_attention.rounded_kv(c.nan_to_num(0)) for c in (step.k_cache, step.v_cache))
-    assert_near(got, replace(step, k_cache=k, v_cache=v).twin(), 1e-4)
 
 
 def test_threads_do_not_change_a_bit(backend: Backend) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tests.kernels.test_backend import create_step
+from tests.kernels.backend_cases import create_step
 
 from weft_kernels.attention import Int8Cache
 from weft_kernels.backend import Backend, create_backend
