@@ -7,13 +7,14 @@ that an earlier copy may still read.
 
 The packed tensor, int32:
 
-    vectors  [V, S]  int64: where row scales and biases start, of those that the table has
+    sites    [N]     int64: those that the adapter touches
+    vectors  [V, N]  int64: where row scales and biases start, of those that the table has
     offsets  [2, E]  where A and B of each page start, in units of 8 elements, or as int64 where the
-                     pool has 2^34 elements or more
-    rows     [5, S]  rank, true rank, first page counted from the adapter's own, scale (the bits of
-                     a float32), and 1 where the adapter touches the site
+                     pool has more than 2^34 elements
+    rows     [4, N]  rank, true rank, first page counted from the adapter's own, scale (the bits of
+                     a float32)
 
-Legend: S sites, E pages of the adapter, V 0 to 2.
+Legend: N sites of the adapter, E its pages, V 0 to 2.
 """
 
 from __future__ import annotations
@@ -111,8 +112,8 @@ def _start(offset: int | None) -> int:
     return offset if offset >= 0 else ABSENT - 1
 
 
-# of the packed rows; the table has all but the last
-RANK, TRUE_RANK, FIRST_PAGE, SCALE, IS_TOUCHED = range(5)
+# of the packed rows, and of the table's
+RANK, TRUE_RANK, FIRST_PAGE, SCALE = range(NUM_ROWS := 4)
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,7 +123,13 @@ class PageColumn:
 
     form: ColumnForm
     packed: Tensor
+    num_sites: int
     num_entries: int
+
+    @property
+    def parts(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """See `ColumnForm.split`."""
+        return self.form.split(self.packed, self.num_sites, self.num_entries)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -149,18 +156,21 @@ class ColumnForm:
     def offset_dtype(self) -> torch.dtype:
         return torch.int32 if self.num_elements <= PAGE_ROWS << 31 else torch.int64
 
-    def num_ints(self, num_entries: int) -> int:
+    def num_ints(self, num_sites: int, num_entries: int) -> int:
         """The length of a packed column."""
         offsets = 2 * num_entries * self.offset_dtype.itemsize // 4
-        return 2 * self.num_vectors * len(self.shapes) + offsets + 5 * len(self.shapes)
+        return (2 * (1 + self.num_vectors) + NUM_ROWS) * num_sites + offsets
 
-    def split(self, packed: Tensor, num_entries: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Views of a packed column: vectors `[V, S]`, offsets `[2, E]`, rows `[5, S]`."""
-        num_sites = len(self.shapes)
-        start, end = 2 * self.num_vectors * num_sites, self.num_ints(num_entries) - 5 * num_sites
-        vectors = packed[:start].view(torch.int64).view(self.num_vectors, num_sites)
+    def split(
+        self, packed: Tensor, num_sites: int, num_entries: int
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Views of a packed column: sites `[N]`, vectors `[V, N]`, offsets `[2, E]`, rows
+        `[4, N]`."""
+        start = 2 * (1 + self.num_vectors) * num_sites
+        end = self.num_ints(num_sites, num_entries) - NUM_ROWS * num_sites
+        wide = packed[:start].view(torch.int64).view(1 + self.num_vectors, num_sites)
         offsets = packed[start:end].view(self.offset_dtype).view(2, num_entries)
-        return vectors, offsets, packed[end:].view(5, num_sites)
+        return wide[0], wide[1:], offsets, packed[end:].view(NUM_ROWS, num_sites)
 
     def prepare(self, adapter: AdapterPages) -> PageColumn:
         """Pack an adapter, from any thread; ValueError for what the table cannot hold."""
@@ -171,21 +181,19 @@ class ColumnForm:
         num_pages = found.num_pages
         self._check(found, num_pages)
         a, b = found.page_offsets(*self._widths)
-        packed = torch.empty(self.num_ints(len(a)), dtype=torch.int32, pin_memory=self.is_pinned)
-        vectors, offsets, rows = (part.numpy() for part in self.split(packed, len(a)))
+        size = (len(found.sites), len(a))
+        packed = torch.empty(self.num_ints(*size), dtype=torch.int32, pin_memory=self.is_pinned)
+        sites, vectors, offsets, rows = (part.numpy() for part in self.split(packed, *size))
+        sites[:] = found.sites
         unit = PAGE_ROWS if offsets.dtype == np.int32 else 1
         offsets[0], offsets[1] = a // unit, b // unit
-        rows[:] = 0
-        rows[RANK, found.sites] = num_pages * PAGE_ROWS
-        rows[TRUE_RANK, found.sites] = found.ranks
-        rows[FIRST_PAGE, found.sites] = np.cumsum(num_pages) - num_pages
-        rows[SCALE, found.sites] = found.scales.view(np.int32)
-        rows[IS_TOUCHED, found.sites] = 1
+        rows[RANK], rows[TRUE_RANK] = num_pages * PAGE_ROWS, found.ranks
+        rows[FIRST_PAGE] = np.cumsum(num_pages) - num_pages
+        rows[SCALE] = found.scales.view(np.int32)
         own = [values for values, has in self._vectors_of(found) if has]
         for row, values in zip(vectors, own, strict=True):
-            row[:] = ABSENT
-            row[found.sites] = values
-        return PageColumn(self, packed, len(a))
+            row[:] = values
+        return PageColumn(self, packed, *size)
 
     def _vectors_of(self, found: PageLists) -> tuple[tuple[_Ints, bool], tuple[_Ints, bool]]:
         return (found.row_scales, self.has_row_scales), (found.biases, self.has_biases)

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from weft_kernels.cuda.page_columns import (
     FIRST_PAGE,
-    IS_TOUCHED,
+    NUM_ROWS,
     RANK,
     SCALE,
     TRUE_RANK,
@@ -51,7 +51,7 @@ class SlotPages:
         # the most pages of one adapter
         most = min(self._entries.shape[1], num_sites * (self.form.max_rank // PAGE_ROWS))
         self._staging = torch.empty(
-            self.form.num_ints(most), dtype=torch.int32, device=self.table.memory.device
+            self.form.num_ints(num_sites, most), dtype=torch.int32, device=self.table.memory.device
         )
 
     def get(self, slot: int) -> PageColumn | None:
@@ -108,21 +108,20 @@ class SlotPages:
 
     def _write(self, slot: int) -> None:
         """Queue the slot's column and entries on the current stream."""
-        column = self._slots[slot]
+        column, first = self._slots[slot], self._first_entries[slot]
+        self._rows[:, :, slot] = 0
+        self._vectors[:, :, slot] = ABSENT
         if column is None:
-            self._rows[:, :, slot] = 0
-            self._vectors[:, :, slot] = ABSENT
             return
         staged = self._staging[: len(column.packed)]
         staged.copy_(column.packed, non_blocking=True)
-        vectors, offsets, rows = self.form.split(staged, column.num_entries)
-        first = self._first_entries[slot]
-        self._rows[:, :, slot] = rows[:IS_TOUCHED]
-        torch.add(
-            rows[FIRST_PAGE], rows[IS_TOUCHED], alpha=first, out=self._rows[FIRST_PAGE, :, slot]
+        sites, vectors, offsets, rows = self.form.split(
+            staged, column.num_sites, column.num_entries
         )
+        rows[FIRST_PAGE] += first
+        self._rows[:, :, slot].index_copy_(1, sites, rows)
         if len(vectors):
-            self._vectors[:, :, slot] = vectors
+            self._vectors[:, :, slot].index_copy_(1, sites, vectors)
         if column.num_entries:
             entries = self._entries[:, first : first + column.num_entries]
             entries.copy_(offsets)
@@ -138,21 +137,21 @@ class SlotPages:
         found_rows, found_vectors = self._rows.cpu(), self._vectors.cpu()
         found_entries = self._entries.cpu()
         for slot, column in enumerate(self._slots):
-            if column is None:
-                if bool(found_rows[:, :, slot].any()):
-                    raise ValueError(f"slot {slot} is empty, and its column is not")
-                continue
-            vectors, offsets, rows = self.form.split(column.packed, column.num_entries)
-            first = self._first_entries[slot]
-            rows = rows.clone()
-            rows[FIRST_PAGE] += first * rows[IS_TOUCHED]
-            if not torch.equal(found_rows[:, :, slot], rows[:IS_TOUCHED]):
+            want_rows = torch.zeros_like(found_rows[:, :, slot])
+            want_vectors = torch.full_like(found_vectors[:, :, slot], ABSENT)
+            if column is not None:
+                first = self._first_entries[slot]
+                sites, vectors, offsets, rows = column.parts
+                want_rows.index_copy_(1, sites, rows)
+                want_rows[FIRST_PAGE, sites] += first
+                want_vectors.index_copy_(1, sites, vectors)
+                unit = PAGE_ROWS if offsets.dtype == torch.int32 else 1
+                entries = found_entries[:, first : first + column.num_entries]
+                if not torch.equal(entries, offsets.to(torch.int64) * unit):
+                    raise ValueError(f"slot {slot} has other pages than it was given")
+            if not torch.equal(found_rows[:, :, slot], want_rows):
                 raise ValueError(f"slot {slot} has other ranks or scales than it was given")
-            unit = PAGE_ROWS if offsets.dtype == torch.int32 else 1
-            entries = found_entries[:, first : first + column.num_entries]
-            if not torch.equal(entries, offsets.to(torch.int64) * unit):
-                raise ValueError(f"slot {slot} has other pages than it was given")
-            if not torch.equal(found_vectors[:, :, slot], vectors):
+            if not torch.equal(found_vectors[:, :, slot], want_vectors):
                 raise ValueError(f"slot {slot} has other [out] vectors than it was given")
 
 
@@ -182,7 +181,7 @@ def create_page_table(
         has_row_scales, has_biases, is_pinned=memory.device.type == "cuda",
     )  # fmt: skip
     size, device = (len(shapes), len(slots)), memory.device
-    rows = _aligned(IS_TOUCHED, size, torch.int32, device)
+    rows = _aligned(NUM_ROWS, size, torch.int32, device)
     entries = _aligned(2, (num_entries,), torch.int64, device)
     vectors = _aligned(form.num_vectors, size, torch.int64, device).fill_(ABSENT)
     table = PageTable(

@@ -171,7 +171,7 @@ def test_offsets_of_a_pool_beyond_32_bits_keep_their_values() -> None:
         form = ColumnForm(tuple(SHAPES), num_elements, max_rank=64)
         start = num_elements - 16 * (16 + 24)
         column = form.prepare({0: SitePages(16, 1.0, [(start, 16)])})
-        _, offsets, _ = form.split(column.packed, column.num_entries)
+        _, _, offsets, _ = column.parts
         assert offsets.dtype is dtype
         unit = 8 if dtype is torch.int32 else 1
         assert (offsets.to(torch.int64) * unit).T.tolist() == [
@@ -199,6 +199,13 @@ def replace_form(pages: SlotPages, form: ColumnForm) -> SlotPages:
     return SlotPages(
         pages.table, form, pages._rows, pages._entries, pages._vectors, [None] * len(pages._slots)
     )
+
+
+def test_an_adapter_of_few_sites_is_packed_small() -> None:
+    shapes = [(16, 24)] * 1000
+    form = ColumnForm(tuple(shapes), SIZE, max_rank=64)
+    column = form.prepare({500: SitePages(8, 1.0, [(80, 8)])})
+    assert len(column.packed) < 16
 
 
 def test_an_emptied_slot_leads_nowhere(device: torch.device) -> None:
