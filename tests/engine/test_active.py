@@ -10,42 +10,29 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from tests.engine.pooled_adapters import (
+    BASE,
+    DOWN0,
+    Q0,
+    UP1,
+    V0,
+    PoolOfAdapters,
+    Ranks,
+    create_weights,
+)
 
 from weft.engine.active import ActiveSet, PackedBatch
 from weft_adapters.format import SiteWeights
-from weft_adapters.pool import PagePool, PooledAdapter
-from weft_adapters.sites import BaseSpec, Site
-
-BASE = BaseSpec(
-    digest="base",
-    num_layers=2,
-    hidden_size=16,
-    query_size=24,
-    key_value_size=8,
-    intermediate_size=32,
-    moe_intermediate_size=8,
-    num_experts=3,
-    moe_layers=frozenset({1}),
-)
-Q0, V0, DOWN0 = Site(0, "q_proj"), Site(0, "v_proj"), Site(0, "down_proj")
-UP1 = [Site(1, "up_proj", expert) for expert in range(3)]
-
-Ranks = Mapping[Site, int]
+from weft_adapters.sites import Site
 
 
-class Adapters:
-    """A pool, the weights that were put into it, and the active set under test."""
+class Adapters(PoolOfAdapters):
+    """With the active set under test."""
 
     def __init__(self, ranks: Mapping[str, Ranks], budget_bytes: int = 2**20) -> None:
-        self.pool = PagePool(BASE, budget_bytes, torch.float32, "cpu")
+        super().__init__(budget_bytes=budget_bytes)
         self.active = ActiveSet(BASE, self.pool, torch.float32, max_adapters=3)
-        self.weights: dict[str, dict[Site, SiteWeights]] = {}
-        self.pooled: dict[str, PooledAdapter] = {}
-        for seed, (digest, sites) in enumerate(ranks.items()):
-            self.weights[digest] = create_weights(sites, seed)
-            pooled = self.pool.try_load(digest, self.weights[digest])
-            assert pooled is not None
-            self.pooled[digest] = pooled
+        self.load_all(ranks)
 
     def use(self, *digests: str) -> PackedBatch:
         """A batch of two rows for each adapter and one without."""
@@ -62,15 +49,6 @@ class Adapters:
                     w = self.weights[digest][site]
                     want = w.scale * w.a.T @ w.b
                 np.testing.assert_allclose(seen(batch, row, site), want, rtol=1e-4, atol=1e-4)
-
-
-def create_weights(ranks: Ranks, seed: int) -> dict[Site, SiteWeights]:
-    rng = np.random.default_rng(seed)
-    weights = {}
-    for site, rank in ranks.items():
-        a, b = (rng.standard_normal((rank, n)).astype(np.float32) for n in BASE.shape(site))
-        weights[site] = SiteWeights(a, b, 0.5 + seed)
-    return weights
 
 
 def seen(batch: PackedBatch, row: int, site: Site) -> np.ndarray[tuple[int, int], np.dtype[Any]]:

@@ -4,19 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
 import torch
+from tests.engine.pooled_adapters import BASE, DOWN0, Q0, RANKS, UP1, V0, PoolOfAdapters
 from tests.engine.preparations import record_threads, run_in_turn
-from tests.engine.test_active import BASE, DOWN0, Q0, UP1, V0, Ranks, create_weights
 
 from weft.engine.in_place import InPlaceAdapters, InPlaceBatch
-from weft_adapters.format import SiteWeights
-from weft_adapters.pool import PagePool, PooledAdapter
 from weft_adapters.sites import INPUTS, Site
-from weft_kernels.linear import create_linear_weight
 from weft_kernels.moe import Pairs
 from weft_kernels.native.build import NativeBuildError, build
 from weft_kernels.native.lora import Run, SlotParts
@@ -33,46 +30,19 @@ def _is_built() -> None:
         pytest.skip(f"adapters in place are not tested: {error}")
 
 
-class Adapters:
-    """A pool with adapters that come and go, and what was put into it."""
+class Adapters(PoolOfAdapters):
+    """Read from the pool's pages."""
 
     def __init__(self) -> None:
-        self.pool = PagePool(BASE, 2**20, torch.float32, "cpu")
+        super().__init__()
         self.in_place = InPlaceAdapters(BASE, self.pool)
-        self.weights: dict[str, dict[Site, SiteWeights]] = {}
-        self.pooled: dict[str, PooledAdapter] = {}
-
-    def load(self, digest: str, ranks: Ranks, seed: int = 0) -> None:
-        self.weights[digest] = create_weights(ranks, seed)
-        pooled = self.pool.try_load(digest, self.weights[digest])
-        assert pooled is not None
-        self.pooled[digest] = pooled
-
-    def free(self, digest: str) -> None:
-        self.pool.free(digest)
-        del self.pooled[digest]
 
     def assert_used(self, rows: Sequence[str | None]) -> None:
         """Every row gets its own adapter's part at every site, or nothing."""
         self.in_place.update({d: self.pooled[d] for d in set(rows) if d is not None})
         batch = self.in_place.create_batch(rows)
-        for layer in range(BASE.num_layers):
-            for names in INPUTS:
-                if BASE.has(Site(layer, names[0])):
-                    self._assert_linear(batch, rows, layer, names)
+        self.assert_linears(batch, rows)
         self._assert_experts(batch, rows)
-
-    def _assert_linear(
-        self, batch: InPlaceBatch, rows: Sequence[str | None], layer: int, names: tuple[str, ...]
-    ) -> None:
-        sites = [Site(layer, name) for name in names]
-        num_in, widths = BASE.shape(sites[0])[0], [BASE.shape(site)[1] for site in sites]
-        x = torch.randn(len(rows), num_in)
-        weight = create_linear_weight(torch.zeros(num_in, sum(widths)))
-        got = batch.linear(x, weight, None, layer, names, widths)
-        for t, digest in enumerate(rows):
-            want = np.concatenate([self._delta(digest, site, x[t].numpy()) for site in sites])
-            np.testing.assert_allclose(got[t], want, rtol=1e-4, atol=1e-4)
 
     def _assert_experts(self, batch: InPlaceBatch, rows: Sequence[str | None]) -> None:
         num_in, width = BASE.shape(UP1[0])
@@ -87,32 +57,15 @@ class Adapters:
         for t, digest in enumerate(rows):
             for k in range(2):
                 pair, expert = int(positions[t, k]), int(experts[t, k])
-                want = self._delta(digest, Site(1, "up_proj", expert), x[pair].numpy())
+                want = self.delta(digest, Site(1, "up_proj", expert), x[pair])
                 np.testing.assert_allclose(out[pair, width:], want, rtol=1e-4, atol=1e-4)
                 assert (out[pair, :width] == 0).all()
-
-    def _delta(
-        self, digest: str | None, site: Site, x: np.ndarray[tuple[int], np.dtype[np.float32]]
-    ) -> np.ndarray[tuple[int, ...], np.dtype[Any]]:
-        if digest is None or site not in self.weights[digest]:
-            return np.zeros(BASE.shape(site)[1], dtype=np.float32)
-        w = self.weights[digest][site]
-        delta: np.ndarray[tuple[int, ...], np.dtype[Any]] = w.scale * (x @ w.a.T) @ w.b
-        return delta
-
-
-RANKS: dict[str, Ranks] = {
-    "a": {Q0: 4, V0: 16, DOWN0: 8},
-    "b": {V0: 3, UP1[0]: 8, UP1[2]: 2},
-    "c": {Q0: 40, **dict.fromkeys(UP1, 12)},
-}
 
 
 @pytest.fixture
 def adapters() -> Adapters:
     adapters = Adapters()
-    for seed, (digest, ranks) in enumerate(RANKS.items()):
-        adapters.load(digest, ranks, seed)
+    adapters.load_all(RANKS)
     return adapters
 
 

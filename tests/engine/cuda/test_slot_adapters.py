@@ -4,44 +4,29 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from tests.engine.test_active import BASE, DOWN0, Q0, UP1, V0, Ranks, create_weights
+from tests.engine.pooled_adapters import BASE, DOWN0, Q0, UP1, V0, PoolOfAdapters
+from tests.engine.pooled_adapters import RANKS as ALL_RANKS
 
 from weft.engine.slot_adapters import ATTENTION, EVERYTHING, NOTHING, SlotAdapters, SlotBatch
-from weft_adapters.format import SiteWeights
-from weft_adapters.pool import PagePool, PooledAdapter
-from weft_adapters.sites import INPUTS, Site
+from weft_adapters.pool import PooledAdapter
+from weft_adapters.sites import Site
 from weft_kernels.cuda.expert_lora_expand import expand_
 from weft_kernels.cuda.expert_lora_shrink import shrink
 from weft_kernels.cuda.pair_groups import group_pairs
-from weft_kernels.linear import create_linear_weight
 
 NUM_SLOTS = 3
 
 
-class Adapters:
-    """A pool with adapters that come and go, and what was put into it."""
+class Adapters(PoolOfAdapters):
+    """With slots of a page table."""
 
     def __init__(self, device: torch.device, budget_bytes: int = 2**20) -> None:
-        self.device = device
-        self.pool = PagePool(BASE, budget_bytes, torch.float32, device)
+        super().__init__(device, budget_bytes)
         self.slots = SlotAdapters(BASE, self.pool, NUM_SLOTS, max_rank=40)
-        self.weights: dict[str, dict[Site, SiteWeights]] = {}
-        self.pooled: dict[str, PooledAdapter] = {}
-
-    def load(self, digest: str, ranks: Ranks, seed: int = 0) -> None:
-        self.weights[digest] = create_weights(ranks, seed)
-        pooled = self.pool.try_load(digest, self.weights[digest])
-        assert pooled is not None
-        self.pooled[digest] = pooled
-
-    def free(self, digest: str) -> None:
-        self.pool.free(digest)
-        del self.pooled[digest]
 
     def hold(self, *digests: str) -> None:
         self.slots.update({digest: self.pooled[digest] for digest in digests})
@@ -51,23 +36,8 @@ class Adapters:
         """Every row gets its own adapter's part at every site, or nothing."""
         self.hold(*{digest for digest in rows if digest is not None})
         batch = self.slots.create_batch(rows)
-        for layer in range(BASE.num_layers):
-            for names in INPUTS:
-                if BASE.has(Site(layer, names[0])):
-                    self._assert_linear(batch, rows, layer, names)
+        self.assert_linears(batch, rows)
         self._assert_experts(batch, rows)
-
-    def _assert_linear(
-        self, batch: SlotBatch, rows: Sequence[str | None], layer: int, names: tuple[str, ...]
-    ) -> None:
-        sites = [Site(layer, name) for name in names]
-        num_in, widths = BASE.shape(sites[0])[0], [BASE.shape(site)[1] for site in sites]
-        x = torch.randn(len(rows), num_in, device=self.device)
-        weight = create_linear_weight(torch.zeros(num_in, sum(widths), device=self.device))
-        got = batch.linear(x, weight, None, layer, names, widths).cpu()
-        for t, digest in enumerate(rows):
-            want = np.concatenate([self._delta(digest, site, x[t].cpu().numpy()) for site in sites])
-            np.testing.assert_allclose(got[t], want, rtol=1e-4, atol=1e-4)
 
     def _assert_experts(self, batch: SlotBatch, rows: Sequence[str | None]) -> None:
         """Every row goes through two experts of layer 1."""
@@ -87,32 +57,17 @@ class Adapters:
                 got = y[int(groups.place_P[2 * t + k])].cpu()
                 for part, name in ((got[:width], "gate_proj"), (got[width:], "up_proj")):
                     site = Site(1, name, int(experts[t, k]))
-                    want = self._delta(digest, site, x[t].cpu().numpy())
+                    want = self.delta(digest, site, x[t])
                     np.testing.assert_allclose(part, want, rtol=1e-4, atol=1e-4)
 
-    def _delta(
-        self, digest: str | None, site: Site, x: np.ndarray[tuple[int], np.dtype[np.float32]]
-    ) -> np.ndarray[tuple[int, ...], np.dtype[Any]]:
-        if digest is None or site not in self.weights[digest]:
-            return np.zeros(BASE.shape(site)[1], dtype=np.float32)
-        w = self.weights[digest][site]
-        delta: np.ndarray[tuple[int, ...], np.dtype[Any]] = w.scale * (x @ w.a.T) @ w.b
-        return delta
 
-
-RANKS: dict[str, Ranks] = {
-    "a": {Q0: 4, V0: 16, DOWN0: 8},
-    "b": {V0: 3, UP1[0]: 8, UP1[2]: 2},
-    "c": {Q0: 40, **dict.fromkeys(UP1, 12)},
-    "d": {Q0: 8, V0: 8},
-}
+RANKS = {**ALL_RANKS, "d": {Q0: 8, V0: 8}}
 
 
 @pytest.fixture
 def adapters(device: torch.device) -> Adapters:
     adapters = Adapters(device)
-    for seed, (digest, ranks) in enumerate(RANKS.items()):
-        adapters.load(digest, ranks, seed)
+    adapters.load_all(RANKS)
     return adapters
 
 
