@@ -4,8 +4,9 @@
 //
 // for every part (site) of the slot that row t uses. Rows of one slot form a segment, so that a page is
 // read once per segment; rows without an adapter are in none. Two phases: h = s x A^T, split between the
-// threads by pages, and y += h B, split by columns. No sum depends on the number of threads or on what
-// else is in the batch.
+// threads by pages, and y += h B, split by sites and their columns. Both read a few rank rows side by side,
+// front to back, and fetch those of a page further on meanwhile. No sum depends on the number of threads or
+// on what else is in the batch.
 #include <vector>
 
 #include "parallel.h"
@@ -55,7 +56,7 @@ inline void shrink_tile(const float* const* x, const float* a, int64_t num_in, f
         for (int n = 0; n < N; n++) keep(xs[n] = load(x[n] + i));
 #pragma GCC unroll 8
         for (int r = 0; r < RANKS; r++) {
-            __builtin_prefetch(a + (r + PAGE) * num_in + i, 0, 2);  // the next page, as a rule
+            __builtin_prefetch(a + (r + PAGE) * num_in + i, 0, 2);
             f32x16 w = load(a + r * num_in + i);
             keep(w);
 #pragma GCC unroll 8
@@ -75,7 +76,7 @@ inline void shrink_tile(const float* const* x, const float* a, int64_t num_in, f
 template <int N>
 inline void shrink_page(const float* const* x, const float* a, int64_t num_in, float scale, float* const* h) {
     // N x RANKS sums, N rows and a weight have to fit the registers
-    constexpr int ROOM = (REGISTERS - N - 1) / N, RANKS = ROOM >= 8 ? 8 : ROOM >= 4 ? 4 : ROOM >= 2 ? 2 : 1;
+    constexpr int ROOM = (REGISTERS - N - 1) / N, RANKS = ROOM >= 4 ? 4 : ROOM >= 2 ? 2 : 1;
     for (int64_t r = 0; r < PAGE; r += RANKS) {
         float* targets[N];
         for (int n = 0; n < N; n++) targets[n] = h[n] + r;
@@ -83,40 +84,48 @@ inline void shrink_page(const float* const* x, const float* a, int64_t num_in, f
     }
 }
 
-// y[n][o] += sum_r h[n][r] b[r][o] for N rows and the columns [first, last).
+// y[n][o] += sum_r h[n][r] b[r][o] for N rows, RANKS rank rows and the columns [first, last).
+template <int N, int RANKS>
+inline void expand_ranks(const float* const* h, const float* b, int64_t width, int64_t first, int64_t last,
+                         float* const* y) {
+    f32x16 factors[N][RANKS];
+#pragma GCC unroll 8
+    for (int n = 0; n < N; n++)
+#pragma GCC unroll 8
+        for (int r = 0; r < RANKS; r++) keep(factors[n][r] = splat(h[n][r]));
+    int64_t o = first;
+    for (; o + LANES <= last; o += LANES) {
+        f32x16 acc[N];
+#pragma GCC unroll 8
+        for (int n = 0; n < N; n++) acc[n] = load(y[n] + o);
+#pragma GCC unroll 8
+        for (int r = 0; r < RANKS; r++) {
+            __builtin_prefetch(b + (r + PAGE) * width + o, 0, 2);
+            f32x16 w = load(b + r * width + o);
+            keep(w);
+#pragma GCC unroll 8
+            for (int n = 0; n < N; n++) acc[n] += factors[n][r] * w;
+        }
+#pragma GCC unroll 8
+        for (int n = 0; n < N; n++) store(y[n] + o, acc[n]);
+    }
+    if (o == last) return;
+    const int64_t left = last - o;
+    for (int n = 0; n < N; n++) {
+        f32x16 acc = load_some(y[n] + o, left);
+        for (int r = 0; r < RANKS; r++) acc += factors[n][r] * load_some(b + r * width + o, left);
+        store_some(y[n] + o, acc, left);
+    }
+}
+
 template <int N>
 inline void expand(const float* const* h, const float* b, int64_t num_ranks, int64_t width, int64_t first,
                    int64_t last, float* const* y) {
-    constexpr int VECTORS = N * 4 < REGISTERS / 2 ? 4 : N * 2 < REGISTERS / 2 ? 2 : 1;
-    int64_t o = first;
-    for (; o + VECTORS * LANES <= last; o += VECTORS * LANES) {
-        f32x16 acc[N][VECTORS] = {};
-        for (int64_t r = 0; r < num_ranks; r++) {
-            const float* row = b + r * width + o;
-#pragma GCC unroll 8
-            for (int v = 0; v < VECTORS; v++) {
-                __builtin_prefetch(row + (VECTORS + v) * LANES, 0, 2);
-                f32x16 w = load(row + v * LANES);
-                keep(w);
-#pragma GCC unroll 8
-                for (int n = 0; n < N; n++) acc[n][v] += h[n][r] * w;
-            }
-        }
-#pragma GCC unroll 8
-        for (int n = 0; n < N; n++)
-#pragma GCC unroll 8
-            for (int v = 0; v < VECTORS; v++) {
-                float* out = y[n] + o + v * LANES;
-                store(out, load(out) + acc[n][v]);
-            }
-    }
-    for (; o < last; o += LANES) {
-        const int64_t left = std::min(LANES, last - o);
-        for (int n = 0; n < N; n++) {
-            f32x16 acc = {};
-            for (int64_t r = 0; r < num_ranks; r++) acc += h[n][r] * load_some(b + r * width + o, left);
-            store_some(y[n] + o, load_some(y[n] + o, left) + acc, left);
-        }
+    constexpr int RANKS = REGISTERS >= 32 ? 4 : 1;
+    for (int64_t r = 0; r < num_ranks; r += RANKS) {
+        const float* factors[N];
+        for (int n = 0; n < N; n++) factors[n] = h[n] + r;
+        expand_ranks<N, RANKS>(factors, b + r * width, width, first, last, y);
     }
 }
 
@@ -143,10 +152,12 @@ struct Own {
     }
 };
 
-// What a page of a segment costs: the bytes of A and B, and the products with each row.
+// What rank rows of a segment cost: their bytes, and the products with each row.
 inline int64_t cost(int64_t num_ranks, const Segment& segment) {
     return num_ranks * (2 + segment.num_rows);
 }
+
+inline int64_t num_vectors(const Part& part) { return (part.width + LANES - 1) / LANES; }
 
 }  // namespace
 
@@ -157,9 +168,13 @@ extern "C" {
 void weft_lora(const Slot* slots, int64_t input, const Segment* segments, int64_t num_segments,
                const int64_t* rows, const float* x, int64_t x_stride, int64_t num_in, float* y,
                int64_t y_stride, float* h, int32_t threads) {
-    int64_t total = 0;
-    for (int64_t s = 0; s < num_segments; s++)
-        total += cost(Own(slots, segments[s], input).num_ranks, segments[s]);
+    int64_t total = 0, total_columns = 0;
+    for (int64_t s = 0; s < num_segments; s++) {
+        const Own own(slots, segments[s], input);
+        total += cost(own.num_ranks, segments[s]);
+        for (const Part* part = own.first; part < own.last; part++)
+            total_columns += cost(part->num_ranks, segments[s]) * num_vectors(*part);
+    }
     if (total == 0) return;
 #pragma omp parallel num_threads(num_threads(total * num_in, threads))
     {
@@ -191,16 +206,20 @@ void weft_lora(const Slot* slots, int64_t input, const Segment* segments, int64_
             h_segment += segment.num_rows * own.num_ranks;
         }
 #pragma omp barrier
-        h_segment = h;
+        h_segment = h, done = 0;
+        share(total_columns, thread, size, &from, &to);
         for (int64_t s = 0; s < num_segments; s++) {
             const Segment& segment = segments[s];
             const Own own(slots, segment, input);
             int64_t rank = 0;
-            for (const Part* part = own.first; part < own.last; part++) {
-                // whole vectors, so that threads meet in as few cache lines as can be
-                int64_t first, last;
-                share((part->width + LANES - 1) / LANES, thread, size, &first, &last);
-                first *= LANES, last = std::min(last * LANES, part->width);
+            for (const Part* part = own.first; part < own.last; rank += part->num_ranks, part++) {
+                // a vector of columns is whose share it begins in
+                const int64_t each = cost(part->num_ranks, segment), count = num_vectors(*part);
+                const int64_t begin = std::clamp<int64_t>((from - done + each - 1) / each, 0, count);
+                const int64_t end = std::clamp<int64_t>((to - done + each - 1) / each, 0, count);
+                done += each * count;
+                if (begin == end) continue;
+                const int64_t last = std::min(end * LANES, part->width);
                 for_tiles(segment.num_rows, [&](int64_t n, auto tile) {
                     constexpr int N = decltype(tile)::value;
                     const float* hs[N];
@@ -209,9 +228,8 @@ void weft_lora(const Slot* slots, int64_t input, const Segment* segments, int64_
                         hs[i] = h_segment + (n + i) * own.num_ranks + rank;
                         ys[i] = y + rows[segment.first + n + i] * y_stride + part->column;
                     }
-                    expand<N>(hs, part->b, part->num_ranks, part->width, first, last, ys);
+                    expand<N>(hs, part->b, part->num_ranks, part->width, begin * LANES, last, ys);
                 });
-                rank += part->num_ranks;
             }
             h_segment += segment.num_rows * own.num_ranks;
         }
