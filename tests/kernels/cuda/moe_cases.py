@@ -27,6 +27,8 @@ from weft_kernels.moe import ExpertWeights
 from weft_kernels.reference import Lora
 
 PROJECTIONS = ("gate", "up", "down")
+# of the adapters of `create_lora_case`
+LORA_RANKS = (4, 8, 13)
 BASE_ONLY = -1
 # sites of other layers before and behind: a wrong site meets no adapter, or the wrong one
 FIRST_SITE = 3
@@ -185,6 +187,27 @@ class Case:
         return moe(
             self.x.to(device), weights, self.top_k, self.renormalize, max_few_tokens=max_few_tokens
         ).cpu()
+
+
+def create_lora_case(
+    generator: torch.Generator,
+    rows: Sequence[int],
+    *,
+    ranks: Sequence[int] = LORA_RANKS,
+    top_k: int = 2,
+    num_experts: int = 5,
+    num_null: int = 0,
+    hidden: int = 24,
+    width: int = 16,
+    dtype: torch.dtype = torch.float32,
+) -> Case:
+    weights = create_weights(
+        generator, num_experts=num_experts, num_null=num_null, hidden=hidden, width=width
+    )
+    weights = to(weights, torch.device("cpu"), dtype)
+    adapters = [create_adapter(generator, weights, rank, dtype=dtype) for rank in ranks]
+    x = torch.randn(len(rows), hidden, generator=generator).to(dtype)
+    return Case(x, weights, top_k, adapters, list(rows))
 
 
 class _Pool:
