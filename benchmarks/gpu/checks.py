@@ -32,7 +32,7 @@ _FIRST = (
 # the first compiles for a device that need not be there, the others are about this folder
 _NOT_FOR_A_DEVICE = tuple(
     f"{FOLDER}/test_{name}.py"
-    for name in ("aot", "benches", "gpu_faults", "gpu_run", "gpu_targets")
+    for name in ("aot", "benches", "gpu_faults", "gpu_peers", "gpu_run", "gpu_targets")
 )
 _MAX_PROCESSES = 8
 _KEPT_OUTPUT = 6000
@@ -159,7 +159,8 @@ def _result(name: str, ending: Ending, log: Path, source: str, took: float) -> C
     ended = [line for line in read_lines(log) if "done" in line]
     counts = Counter(str(line["outcome"]) for line in ended)
     parts = [f"{count} {outcome}" for outcome, count in sorted(counts.items())]
-    summary = ", ".join(parts + (["the rest not run"] if ending.status is None else []))
+    parts += ["the rest not run"] if ending.status is None else []
+    summary = ", ".join(parts) or "no tests"
     output = "\n".join(f"{line['done']}\n{line['error']}" for line in ended if line["error"])
     codes = (pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED, pytest.ExitCode.TESTS_FAILED)
     if counts["failed"]:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from benchmarks.gpu import device
 from benchmarks.gpu.checks import ROOT, CheckResult, environment, run_checks
 from benchmarks.gpu.harness import Failure, Row, Setting
 from benchmarks.gpu.processes import Ending, Line, watch
@@ -141,6 +142,18 @@ def test_a_file_of_tests_passes_fails_or_is_stopped(tmp_path: Path) -> None:
     # the next run goes on with what was cut off
     again = run("stopped", cut.replace("60", "0"))
     assert (again.outcome, again.summary) == ("passed", "2 passed")
+
+
+def test_a_device_is_lost_when_each_use_of_it_raises(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail() -> None:
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    assert not device.is_lost()
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    assert not device.is_lost()
+    monkeypatch.setattr(torch.cuda, "synchronize", fail)
+    assert device.is_lost()
 
 
 def test_a_process_is_stopped_with_all_that_it_started(tmp_path: Path) -> None:

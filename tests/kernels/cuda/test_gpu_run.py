@@ -3,6 +3,7 @@ results it need not make again. The benches themselves run in `test_benches.py`.
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from dataclasses import replace
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from benchmarks.gpu import __main__ as command
 from benchmarks.gpu import run as gpu_run
 from benchmarks.gpu.checks import (
     ROOT,
@@ -23,6 +25,7 @@ from benchmarks.gpu.harness import Ceilings, Failure, Row, Setting
 from benchmarks.gpu.results import Results
 from benchmarks.gpu.run import Plan, Run
 from benchmarks.gpu.sources import CODE, TESTS, digest_of
+from benchmarks.gpu.targets import TARGETS
 from benchmarks.gpu.worker import Job
 
 CHECK = CheckResult("tests/test_a.py", "passed", "3 passed", 1.0, "s1")
@@ -34,7 +37,7 @@ def test_every_test_file_of_the_kernels_is_run_once() -> None:
     folder = Path(__file__).parent.relative_to(ROOT)
     files = {str(folder / path.name) for path in Path(__file__).parent.glob("test_*.py")}
     assert len(set(checks)) == len(checks)
-    others = ("aot", "benches", "gpu_faults", "gpu_run", "gpu_targets")
+    others = ("aot", "benches", "gpu_faults", "gpu_peers", "gpu_run", "gpu_targets")
     assert files - set(checks) == {str(folder / f"test_{name}.py") for name in others}
     assert {name.removesuffix(" (long)") for name in find_long_checks()} < set(checks)
     assert any(check.startswith("tests/engine/cuda/") for check in checks)
@@ -214,6 +217,32 @@ def test_a_failed_case_is_no_more_tried_in_this_run_and_late_in_the_next(
     assert [list(job.skipped) for job in jobs] == [["op k=1"], ["op k=1"], [], []]
     assert list(jobs[2].last) == ["op k=1"]
     assert first.failed == ["bench_x: op k=1: it died"]
+
+
+@pytest.mark.parametrize("ceilings", [CEILINGS, None])
+def test_verdicts_are_printed_last_and_kept(
+    ceilings: Ceilings | None,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def measure(run: Run, ceilings: Ceilings | None) -> None:
+        run.add(ROW)
+
+    machine = {"device": "some device", "driver": "1", "versions": {"torch": "2.11"}}
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr("signal.signal", lambda *_: None)
+    monkeypatch.setattr(command, "_look_at_device", lambda logs: (machine, ceilings))
+    monkeypatch.setattr(Run, "measure", measure)
+    out = tmp_path / "day.json"
+    # a device whose bandwidth cannot be measured is a failure
+    assert command.main(["--out", str(out)]) == (0 if ceilings else 1)
+    printed = capsys.readouterr().out
+    assert printed.index("op k=1") < printed.index("targets") < printed.index("T6 served")
+    kept = json.loads(out.read_text())
+    assert [row["key"] for row in kept["rows"]] == ["op k=1"]
+    assert len(kept["verdicts"]) == len(TARGETS)
+    assert {verdict["outcome"] for verdict in kept["verdicts"]} == {"not measured"}
 
 
 def test_it_says_loudly_that_nothing_is_timed() -> None:
