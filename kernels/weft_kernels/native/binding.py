@@ -49,6 +49,7 @@ class Library:
         self.linear = function("weft_linear", "plpplllpi")
         self.greedy = function("weft_greedy", "pllppi")
         self.lora = function("weft_lora", "plplppllplpi")
+        self.adapted_linear = function("weft_adapted_linear", "plpplllpplplppi")
         self.expert_segments = function("weft_expert_segments", "pppllllpp", "l")
 
 

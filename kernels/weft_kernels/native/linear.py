@@ -29,6 +29,12 @@ class NativeLinear(LinearWeight):
     _panels: Tensor
 
     def apply(self, x_TI: Tensor, bias_O: Tensor | None = None) -> Tensor:
+        y_TO, arguments = self.arguments(x_TI, bias_O)
+        library().linear(*arguments, torch.get_num_threads())
+        return y_TO
+
+    def arguments(self, x_TI: Tensor, bias_O: Tensor | None) -> tuple[Tensor, tuple[int, ...]]:
+        """Room for the result, and what the compiled operators take of this linear."""
         is_plain = x_TI.dtype is torch.float32 and x_TI.device.type == "cpu"
         if not is_plain or x_TI.shape[1] != self.num_in or x_TI.stride(1) != 1:
             raise ValueError(
@@ -36,12 +42,11 @@ class NativeLinear(LinearWeight):
                 f"CPU, not {x_TI.dtype} {tuple(x_TI.shape)} on {x_TI.device}"
             )
         y_TO = x_TI.new_empty(x_TI.shape[0], self.num_out)
-        library().linear(
+        return y_TO, (
             x_TI.data_ptr(), x_TI.stride(0), self._panels.data_ptr(),
             0 if bias_O is None else bias_O.data_ptr(), x_TI.shape[0], self.num_in, self.num_out,
-            y_TO.data_ptr(), torch.get_num_threads(),
+            y_TO.data_ptr(),
         )  # fmt: skip
-        return y_TO
 
     def dense(self) -> Tensor:
         return self._panels.transpose(0, 1).reshape(self.num_in, -1)[:, : self.num_out]

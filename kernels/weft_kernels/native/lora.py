@@ -20,12 +20,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from weft_kernels.native.binding import PART, SEGMENT, SLOT, library
+from weft_kernels.native.linear import NativeLinear
 
 
 class Run(NamedTuple):
     """Rank rows of one site that lie together: the addresses of A `[num_ranks, I]` and B
     `[num_ranks, width]`, and where the site's columns begin among those of its input's sites.
-    `num_ranks` is a multiple of 8; rows past the true rank are zero. In the order of PART."""
+    `num_ranks` is a multiple of 8; rows past the true rank are zero. The runs of a site follow each
+    other. In the order of PART."""
 
     a: int
     b: int
@@ -40,7 +42,7 @@ class SlotParts:
 
     def __init__(self, parts: NDArray[np.void], counts: NDArray[np.int64]) -> None:
         """parts: PART `[N]`, input by input; counts: how many each input has."""
-        wrong = parts["num_ranks"] % 8 != 0
+        wrong = (parts["num_ranks"] % 8 != 0) | (parts["num_ranks"] < 8)
         if wrong.any():
             num_ranks = parts["num_ranks"][wrong][0]
             raise ValueError(f"a run has {num_ranks} rank rows, not a multiple of 8")
@@ -88,6 +90,13 @@ class LoraRows:
         """
         self._call.add_(y_TO, x_TI, input_index)
 
+    def linear(
+        self, x_TI: Tensor, weight: NativeLinear, bias_O: Tensor | None, input_index: int
+    ) -> Tensor:
+        """`y = x W + bias`, then the adapters: `[T, O]`. The same sums as those of `weight.apply`
+        and `add_`, in less time: the base is short of arithmetic, the adapters of bandwidth."""
+        return self._call.linear(x_TI, weight, bias_O, input_index)
+
     def for_pairs(self, expert_TK: Tensor, position_TK: Tensor, num_experts: int) -> PairRows:
         """The same for (token, expert) pairs: int64 `[T, K]` each pair's expert, and its row."""
         if expert_TK.dtype is not torch.int64 or position_TK.dtype is not torch.int64:
@@ -129,6 +138,16 @@ class _Call:
         self._table, self._segments = table.ctypes.data, segments.ctypes.data
         self._rows, self._num_segments = rows.ctypes.data, len(segments)
         self._h = h.data_ptr()
+
+    def linear(
+        self, x: Tensor, weight: NativeLinear, bias: Tensor | None, input_index: int
+    ) -> Tensor:
+        y, arguments = weight.arguments(x, bias)
+        library().adapted_linear(
+            *arguments, self._table, input_index, self._segments, self._num_segments, self._rows,
+            self._h, torch.get_num_threads(),
+        )  # fmt: skip
+        return y
 
     def add_(self, y: Tensor, x: Tensor, input_index: int) -> None:
         for tensor in (x, y):

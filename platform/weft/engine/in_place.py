@@ -17,6 +17,7 @@ from weft_adapters.sites import INPUTS, BaseSpec, Site
 from weft_kernels.linear import LinearWeight
 from weft_kernels.moe import PairAdapters, Pairs
 from weft_kernels.native.binding import PART
+from weft_kernels.native.linear import NativeLinear
 from weft_kernels.native.lora import LoraRows, PairRows, SlotParts
 
 
@@ -38,9 +39,13 @@ class InPlaceBatch:
         widths: Sequence[int],
     ) -> Tensor:
         """See `AdapterBatch`."""
+        if self.rows.is_empty:
+            return weight.apply(x_TI, bias_O)
+        index = self.first_inputs[layer, projections[0]]
+        if isinstance(weight, NativeLinear):
+            return self.rows.linear(x_TI, weight, bias_O, index)
         y_TO = weight.apply(x_TI, bias_O)
-        if not self.rows.is_empty:
-            self.rows.add_(y_TO, x_TI, self.first_inputs[layer, projections[0]])
+        self.rows.add_(y_TO, x_TI, index)
         return y_TO
 
     def experts(self, layer: int) -> InPlaceExperts | None:

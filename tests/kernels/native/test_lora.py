@@ -12,6 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from weft_kernels import reference
+from weft_kernels.memory import Arena
+from weft_kernels.native.linear import create_native_linear
 from weft_kernels.native.lora import LoraRows, Run, SlotParts
 from weft_kernels.popularity import POPULARITIES, assign_adapters
 from weft_kernels.reference import Lora
@@ -84,7 +86,8 @@ class Pool:
         weight = torch.randn(self.num_in, num_out, generator=generator)
         got = x @ weight
         base = got.clone()
-        LoraRows(self.slots, rows).add_(got, x, self.num_before)
+        lora_rows = LoraRows(self.slots, rows)
+        lora_rows.add_(got, x, self.num_before)
         nothing: list[Lora | None] = [None] * len(self.widths)
         loras = [nothing if row == BASE_ONLY else self.loras[row] for row in rows]
         want = reference.adapted_linear(x, weight, None, self.widths, loras)
@@ -93,6 +96,13 @@ class Pool:
         for t, row in enumerate(rows):
             if row == BASE_ONLY:
                 assert torch.equal(got[t], base[t])
+        # with the base's linear in one go: the same, to the last bit
+        linear = create_native_linear(weight, Arena())
+        bias = torch.randn(num_out, generator=generator)
+        apart = linear.apply(x, bias)
+        lora_rows.add_(apart, x, self.num_before)
+        together = lora_rows.linear(x, linear, bias, self.num_before)
+        assert torch.equal(together, apart)
 
 
 @pytest.mark.parametrize("popularity", POPULARITIES)

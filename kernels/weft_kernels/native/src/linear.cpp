@@ -1,6 +1,8 @@
 // y = x W + bias, W packed in panels of 32 columns: each is read once, front to back, by the thread that
 // owns it, while the next is fetched and a few rows' sums stay in registers. Made for the few rows of a
 // decoding batch, where a GEMM is short of memory bandwidth and arithmetic alike.
+#include "linear.h"
+
 #include <algorithm>
 
 #include "parallel.h"
@@ -64,6 +66,29 @@ constexpr Multiply FORMS[] = {multiply<1>, multiply<2>, multiply<3>, multiply<4>
 
 }  // namespace
 
+void Linear::run(int64_t thread, int64_t size) const {
+    const int64_t num_panels = (num_out + PANEL - 1) / PANEL, num_tiles = (num_rows + ROWS - 1) / ROWS;
+    // the first tiles fetch the next part between them
+    const int64_t fetching = std::clamp<int64_t>(num_tiles, 1, 4), step = PANEL * sizeof(float) / fetching;
+    int64_t begin, end;
+    share(num_panels, thread, size, &begin, &end);
+    for (int64_t p = begin; p < end; p++) {
+        const int64_t column = p * PANEL, width = std::min(PANEL, num_out - column);
+        for (int64_t k = 0; k < num_in; k += DEPTH) {
+            const int64_t depth = std::min(DEPTH, num_in - k);
+            const float* panel = packed + (p * num_in + k) * PANEL;
+            const char* next = reinterpret_cast<const char*>(panel + depth * PANEL);
+            for (int64_t tile = 0; tile < num_tiles; tile++) {
+                const int64_t m = tile * ROWS, rows = std::min(ROWS, num_rows - m);
+                const bool fetches = tile < fetching;
+                FORMS[rows - 1](x + m * x_stride + k, x_stride, panel, depth, k == 0,
+                                bias ? bias + column : nullptr, width, y + m * num_out + column, num_out,
+                                fetches ? next + tile * depth * step : next, fetches ? step : 0);
+            }
+        }
+    }
+}
+
 extern "C" {
 
 // w [num_in, num_out] into `packed` [ceil(num_out / 32), num_in, 32], columns past the last zero.
@@ -77,32 +102,11 @@ void weft_pack_linear(const float* w, int64_t num_in, int64_t num_out, float* pa
     }
 }
 
-// x [num_rows, num_in] with a row stride, y [num_rows, num_out] contiguous, bias [num_out] or null.
 void weft_linear(const float* x, int64_t x_stride, const float* packed, const float* bias,
                  int64_t num_rows, int64_t num_in, int64_t num_out, float* y, int32_t threads) {
-    const int64_t num_panels = (num_out + PANEL - 1) / PANEL, num_tiles = (num_rows + ROWS - 1) / ROWS;
-    // the first tiles fetch the next part between them
-    const int64_t fetching = std::clamp<int64_t>(num_tiles, 1, 4), step = PANEL * sizeof(float) / fetching;
+    const Linear linear = {x, x_stride, packed, bias, num_rows, num_in, num_out, y};
 #pragma omp parallel num_threads(num_threads(num_in * num_out, threads))
-    {
-        int64_t begin, end;
-        share(num_panels, omp_get_thread_num(), omp_get_num_threads(), &begin, &end);
-        for (int64_t p = begin; p < end; p++) {
-            const int64_t column = p * PANEL, width = std::min(PANEL, num_out - column);
-            for (int64_t k = 0; k < num_in; k += DEPTH) {
-                const int64_t depth = std::min(DEPTH, num_in - k);
-                const float* panel = packed + (p * num_in + k) * PANEL;
-                const char* next = reinterpret_cast<const char*>(panel + depth * PANEL);
-                for (int64_t tile = 0; tile < num_tiles; tile++) {
-                    const int64_t m = tile * ROWS, rows = std::min(ROWS, num_rows - m);
-                    const bool fetches = tile < fetching;
-                    FORMS[rows - 1](x + m * x_stride + k, x_stride, panel, depth, k == 0,
-                                    bias ? bias + column : nullptr, width, y + m * num_out + column, num_out,
-                                    fetches ? next + tile * depth * step : next, fetches ? step : 0);
-                }
-            }
-        }
-    }
+    linear.run(omp_get_thread_num(), omp_get_num_threads());
 }
 
 }  // extern "C"

@@ -4,11 +4,12 @@
 //
 // for every part (site) of the slot that row t uses. Rows of one slot form a segment, so that a page is
 // read once per segment; rows without an adapter are in none. Two phases: h = s x A^T, split between the
-// threads by pages, and y += h B, split by sites and their columns. Both read a few rank rows side by side,
-// front to back, and fetch those of a page further on meanwhile. No sum depends on the number of threads or
-// on what else is in the batch.
+// threads by pages, and y += h B, split by sites and their columns (see lora_tiles.h). No sum depends on the
+// number of threads or on what else is in the batch.
 #include <vector>
 
+#include "linear.h"
+#include "lora_tiles.h"
 #include "parallel.h"
 #include "vec.h"
 
@@ -42,103 +43,6 @@ struct Segment {
 
 namespace {
 
-constexpr int64_t PAGE = 8;  // rank rows
-
-// h[n][r] = scale * x[n] . a[r] for N rows and RANKS rank rows.
-template <int N, int RANKS>
-inline void shrink_tile(const float* const* x, const float* a, int64_t num_in, float scale,
-                        float* const* h) {
-    f32x16 acc[N][RANKS] = {};
-    int64_t i = 0;
-    for (; i + LANES <= num_in; i += LANES) {
-        f32x16 xs[N];
-#pragma GCC unroll 8
-        for (int n = 0; n < N; n++) keep(xs[n] = load(x[n] + i));
-#pragma GCC unroll 8
-        for (int r = 0; r < RANKS; r++) {
-            __builtin_prefetch(a + (r + PAGE) * num_in + i, 0, 2);
-            f32x16 w = load(a + r * num_in + i);
-            keep(w);
-#pragma GCC unroll 8
-            for (int n = 0; n < N; n++) acc[n][r] += xs[n] * w;
-        }
-    }
-#pragma GCC unroll 8
-    for (int n = 0; n < N; n++)
-#pragma GCC unroll 8
-        for (int r = 0; r < RANKS; r++) {
-            float dot = sum(acc[n][r]);
-            for (int64_t left = i; left < num_in; left++) dot += x[n][left] * a[r * num_in + left];
-            h[n][r] = scale * dot;
-        }
-}
-
-template <int N>
-inline void shrink_page(const float* const* x, const float* a, int64_t num_in, float scale, float* const* h) {
-    // N x RANKS sums, N rows and a weight have to fit the registers
-    constexpr int ROOM = (REGISTERS - N - 1) / N, RANKS = ROOM >= 4 ? 4 : ROOM >= 2 ? 2 : 1;
-    for (int64_t r = 0; r < PAGE; r += RANKS) {
-        float* targets[N];
-        for (int n = 0; n < N; n++) targets[n] = h[n] + r;
-        shrink_tile<N, RANKS>(x, a + r * num_in, num_in, scale, targets);
-    }
-}
-
-// y[n][o] += sum_r h[n][r] b[r][o] for N rows, RANKS rank rows and the columns [first, last).
-template <int N, int RANKS>
-inline void expand_ranks(const float* const* h, const float* b, int64_t width, int64_t first, int64_t last,
-                         float* const* y) {
-    f32x16 factors[N][RANKS];
-#pragma GCC unroll 8
-    for (int n = 0; n < N; n++)
-#pragma GCC unroll 8
-        for (int r = 0; r < RANKS; r++) keep(factors[n][r] = splat(h[n][r]));
-    int64_t o = first;
-    for (; o + LANES <= last; o += LANES) {
-        f32x16 acc[N];
-#pragma GCC unroll 8
-        for (int n = 0; n < N; n++) acc[n] = load(y[n] + o);
-#pragma GCC unroll 8
-        for (int r = 0; r < RANKS; r++) {
-            __builtin_prefetch(b + (r + PAGE) * width + o, 0, 2);
-            f32x16 w = load(b + r * width + o);
-            keep(w);
-#pragma GCC unroll 8
-            for (int n = 0; n < N; n++) acc[n] += factors[n][r] * w;
-        }
-#pragma GCC unroll 8
-        for (int n = 0; n < N; n++) store(y[n] + o, acc[n]);
-    }
-    if (o == last) return;
-    const int64_t left = last - o;
-    for (int n = 0; n < N; n++) {
-        f32x16 acc = load_some(y[n] + o, left);
-        for (int r = 0; r < RANKS; r++) acc += factors[n][r] * load_some(b + r * width + o, left);
-        store_some(y[n] + o, acc, left);
-    }
-}
-
-template <int N>
-inline void expand(const float* const* h, const float* b, int64_t num_ranks, int64_t width, int64_t first,
-                   int64_t last, float* const* y) {
-    constexpr int RANKS = REGISTERS >= 32 ? 4 : 1;
-    for (int64_t r = 0; r < num_ranks; r += RANKS) {
-        const float* factors[N];
-        for (int n = 0; n < N; n++) factors[n] = h[n] + r;
-        expand_ranks<N, RANKS>(factors, b + r * width, width, first, last, y);
-    }
-}
-
-// Calls `run.template operator()<N>(first row)` for tiles of up to four rows.
-template <typename F>
-inline void for_tiles(int64_t num_rows, F&& run) {
-    int64_t n = 0;
-    for (; n + 4 <= num_rows; n += 4) run(n, std::integral_constant<int, 4>());
-    if (num_rows - n == 3) run(n, std::integral_constant<int, 3>());
-    if (num_rows - n == 2) run(n, std::integral_constant<int, 2>());
-    if (num_rows - n == 1) run(n, std::integral_constant<int, 1>());
-}
-
 // The parts of a segment at the call's input, and how many rank rows they have together.
 struct Own {
     const Part *first, *last;
@@ -157,28 +61,44 @@ inline int64_t cost(int64_t num_ranks, const Segment& segment) {
     return num_ranks * (2 + segment.num_rows);
 }
 
-inline int64_t num_vectors(const Part& part) { return (part.width + LANES - 1) / LANES; }
+// The parts of one site, which follow each other and add to the same columns.
+struct SiteParts {
+    const Part *first, *last;
+    int64_t num_ranks, num_vectors;
 
-}  // namespace
-
-extern "C" {
-
-// x [T, num_in] and y [T, ...] with row strides; h: room for the rows of all segments times the rank rows
-// that they have at this input.
-void weft_lora(const Slot* slots, int64_t input, const Segment* segments, int64_t num_segments,
-               const int64_t* rows, const float* x, int64_t x_stride, int64_t num_in, float* y,
-               int64_t y_stride, float* h, int32_t threads) {
-    int64_t total = 0, total_columns = 0;
-    for (int64_t s = 0; s < num_segments; s++) {
-        const Own own(slots, segments[s], input);
-        total += cost(own.num_ranks, segments[s]);
-        for (const Part* part = own.first; part < own.last; part++)
-            total_columns += cost(part->num_ranks, segments[s]) * num_vectors(*part);
+    SiteParts(const Part* part, const Part* end) : first(part), last(part), num_ranks(0) {
+        for (; last < end && last->column == first->column; last++) num_ranks += last->num_ranks;
+        num_vectors = (first->width + LANES - 1) / LANES;
     }
-    if (total == 0) return;
-#pragma omp parallel num_threads(num_threads(total * num_in, threads))
-    {
-        const int64_t size = omp_get_num_threads(), thread = omp_get_thread_num();
+};
+
+// One call's adapters, to be computed by a team of threads: `shrink` by all, then `expand`.
+struct Lora {
+    const Slot* slots;
+    int64_t input;
+    const Segment* segments;
+    int64_t num_segments;
+    const int64_t* rows;
+    const float* x;
+    int64_t x_stride, num_in;
+    float* y;
+    int64_t y_stride;
+    float* h;
+    int64_t total = 0, total_columns = 0;  // what the phases cost
+
+    Lora(const Slot* slots, int64_t input, const Segment* segments, int64_t num_segments, const int64_t* rows,
+         const float* x, int64_t x_stride, int64_t num_in, float* y, int64_t y_stride, float* h)
+        : slots(slots), input(input), segments(segments), num_segments(num_segments), rows(rows), x(x),
+          x_stride(x_stride), num_in(num_in), y(y), y_stride(y_stride), h(h) {
+        for (int64_t s = 0; s < num_segments; s++) {
+            const Own own(slots, segments[s], input);
+            total += cost(own.num_ranks, segments[s]);
+            for (SiteParts site(own.first, own.last); site.first < own.last; site = {site.last, own.last})
+                total_columns += cost(site.num_ranks, segments[s]) * site.num_vectors;
+        }
+    }
+
+    void shrink(int64_t thread, int64_t size) const {
         int64_t from, to, done = 0;
         share(total, thread, size, &from, &to);
         float* h_segment = h;
@@ -205,34 +125,80 @@ void weft_lora(const Slot* slots, int64_t input, const Segment* segments, int64_
             }
             h_segment += segment.num_rows * own.num_ranks;
         }
-#pragma omp barrier
-        h_segment = h, done = 0;
+    }
+
+    void expand(int64_t thread, int64_t size) const {
+        int64_t from, to, done = 0;
         share(total_columns, thread, size, &from, &to);
+        const float* h_segment = h;
         for (int64_t s = 0; s < num_segments; s++) {
             const Segment& segment = segments[s];
             const Own own(slots, segment, input);
             int64_t rank = 0;
-            for (const Part* part = own.first; part < own.last; rank += part->num_ranks, part++) {
+            for (SiteParts site(own.first, own.last); site.first < own.last; site = {site.last, own.last}) {
                 // a vector of columns is whose share it begins in
-                const int64_t each = cost(part->num_ranks, segment), count = num_vectors(*part);
+                const int64_t each = cost(site.num_ranks, segment), count = site.num_vectors;
                 const int64_t begin = std::clamp<int64_t>((from - done + each - 1) / each, 0, count);
                 const int64_t end = std::clamp<int64_t>((to - done + each - 1) / each, 0, count);
                 done += each * count;
-                if (begin == end) continue;
-                const int64_t last = std::min(end * LANES, part->width);
-                for_tiles(segment.num_rows, [&](int64_t n, auto tile) {
-                    constexpr int N = decltype(tile)::value;
-                    const float* hs[N];
-                    float* ys[N];
-                    for (int i = 0; i < N; i++) {
-                        hs[i] = h_segment + (n + i) * own.num_ranks + rank;
-                        ys[i] = y + rows[segment.first + n + i] * y_stride + part->column;
-                    }
-                    expand<N>(hs, part->b, part->num_ranks, part->width, begin * LANES, last, ys);
-                });
+                const int64_t first = begin * LANES, last = std::min(end * LANES, site.first->width);
+                for (const Part* part = site.first; part < site.last; rank += part->num_ranks, part++) {
+                    if (begin == end) continue;
+                    for_tiles(segment.num_rows, [&](int64_t n, auto tile) {
+                        constexpr int N = decltype(tile)::value;
+                        const float* hs[N];
+                        float* ys[N];
+                        for (int i = 0; i < N; i++) {
+                            hs[i] = h_segment + (n + i) * own.num_ranks + rank;
+                            ys[i] = y + rows[segment.first + n + i] * y_stride + part->column;
+                        }
+                        weft::expand<N>(hs, part->b, part->num_ranks, part->width, first, last, ys);
+                    });
+                }
             }
             h_segment += segment.num_rows * own.num_ranks;
         }
+    }
+};
+
+}  // namespace
+
+extern "C" {
+
+// x [T, num_in] and y [T, ...] with row strides; h: room for the rows of all segments times the rank rows
+// that they have at this input.
+void weft_lora(const Slot* slots, int64_t input, const Segment* segments, int64_t num_segments,
+               const int64_t* rows, const float* x, int64_t x_stride, int64_t num_in, float* y,
+               int64_t y_stride, float* h, int32_t threads) {
+    const Lora lora(slots, input, segments, num_segments, rows, x, x_stride, num_in, y, y_stride, h);
+    if (lora.total == 0) return;
+#pragma omp parallel num_threads(num_threads(lora.total * num_in, threads))
+    {
+        const int64_t size = omp_get_num_threads(), thread = omp_get_thread_num();
+        lora.shrink(thread, size);
+#pragma omp barrier
+        lora.expand(thread, size);
+    }
+}
+
+// y = x W + bias, then the adapters, as `weft_linear` and `weft_lora`; the same sums. The first is short of
+// arithmetic, the other of memory bandwidth: while one half of the threads computes the base's columns the
+// other reads A, and then the other way round.
+void weft_adapted_linear(const float* x, int64_t x_stride, const float* packed, const float* bias,
+                         int64_t num_rows, int64_t num_in, int64_t num_out, float* y, const Slot* slots,
+                         int64_t input, const Segment* segments, int64_t num_segments, const int64_t* rows,
+                         float* h, int32_t threads) {
+    const Linear linear = {x, x_stride, packed, bias, num_rows, num_in, num_out, y};
+    const Lora lora(slots, input, segments, num_segments, rows, x, x_stride, num_in, y, num_out, h);
+#pragma omp parallel num_threads(num_threads(num_in * num_out, threads))
+    {
+        const int64_t size = omp_get_num_threads(), thread = omp_get_thread_num();
+        const bool is_first = thread < size / 2;
+        if (is_first) lora.shrink(thread, size);
+        linear.run(thread, size);
+        if (!is_first) lora.shrink(thread, size);
+#pragma omp barrier
+        lora.expand(thread, size);
     }
 }
 
