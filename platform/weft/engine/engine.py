@@ -9,62 +9,19 @@ import time
 from collections.abc import Callable, Sequence
 
 from weft.engine.blocks import BlockManager
-from weft.engine.config import MIB, EngineConfig
+from weft.engine.config import EngineConfig
 from weft.engine.detokenizer import Detokenizer
 from weft.engine.grammar import Grammars
 from weft.engine.metrics import EngineCounters, observe
 from weft.engine.plan import Refusal, StepPlan
 from weft.engine.prefix import PrefixRoots
 from weft.engine.req import Req, ReqState, create_choices
+from weft.engine.residency import TierResidency
 from weft.engine.runner import Runner
 from weft.engine.sampler import NO_TOKEN_ALLOWED, Sampled
 from weft.engine.scheduler import Scheduler
 from weft.messages import EngineOutput, EngineRequest, FinishReason, TokenLogprobs
-from weft_adapters.pool import PooledAdapter
 from weft_adapters.tiers import AdapterTiers
-
-# remembered; a load that was forgotten is charged again to the next who uses the adapter
-MAX_PAID_LOADS = 4096
-
-
-class TierResidency:
-    """The scheduler's view of the adapter tiers, and the adapters that running requests hold."""
-
-    def __init__(self, tiers: AdapterTiers, cost_per_mib: float) -> None:
-        self._tiers = tiers
-        self._cost_per_mib = cost_per_mib
-        self._paid_loads: dict[str, int] = {}
-        self._references: dict[str, int] = {}
-        self.held: dict[str, PooledAdapter] = {}
-
-    def try_acquire(self, digest: str) -> bool:
-        adapter = self._tiers.acquire(digest)
-        if adapter is None:
-            self._tiers.request(digest)
-            return False
-        self.held[digest] = adapter
-        self._references[digest] = self._references.get(digest, 0) + 1
-        return True
-
-    def release(self, digest: str) -> None:
-        self._tiers.release(digest)
-        self._references[digest] -= 1
-        if self._references[digest] == 0:
-            del self._references[digest], self.held[digest]
-
-    def take_load_cost(self, digest: str) -> float:
-        """Service units for an adapter that is held; 0 when this load of it was charged before."""
-        adapter = self.held[digest]
-        if self._paid_loads.get(digest) == adapter.load_number:
-            return 0.0
-        if len(self._paid_loads) >= MAX_PAID_LOADS:
-            self._paid_loads = {d: n for d, n in self._paid_loads.items() if d in self.held}
-        self._paid_loads[digest] = adapter.load_number
-        return self._cost_per_mib * adapter.num_bytes / MIB
-
-    def failure(self, digest: str) -> str | None:
-        error = self._tiers.failure(digest)
-        return None if error is None else f"The adapter could not be loaded: {error}"
 
 
 class Engine:
