@@ -86,7 +86,7 @@ def _served(setting: Setting, model: Model, load: Load) -> Case:
         world = _world(setting, model)
         chosen = world.adapters("16").choose(load)
         runner, plan = world.runner("16"), create_plan(world.base, load, chosen)
-        return lambda: runner.run(plan, chosen)
+        return lambda: runner.launch(plan, chosen).collect()
 
     case = _case("served_step", setting, model, load, "16", launch, _served_error)
     return replace(case, clock="host")

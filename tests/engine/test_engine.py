@@ -17,7 +17,7 @@ from weft.engine.build import BuiltEngine, build_engine, warm_up
 from weft.engine.config import EngineConfig
 from weft.engine.offline import load_adapters, register_folder, run_requests
 from weft.engine.plan import StepPlan
-from weft.engine.req import Req
+from weft.engine.runner import PendingStep
 from weft.engine.sampler import NON_FINITE, Sampled
 from weft.messages import EngineOutput, EngineRequest, SamplingParams
 from weft_adapters.store import TENSORS_NAME, FolderStore
@@ -363,12 +363,12 @@ def test_blocks_of_every_choice_that_fails_in_a_step_are_cleaned(
     plan_blocks: set[int] = set()
     cleaned: list[int] = []
 
-    def fail_all(plan: StepPlan, adapters: object) -> dict[Req, Sampled]:
+    def fail_all(plan: StepPlan, adapters: object) -> PendingStep:
         for req in engine.scheduler.running:
             plan_blocks.update(engine.scheduler.blocks.private(req.blocks))
-        return {item.req: Sampled(None, NON_FINITE) for item in plan.scheduled}
+        return PendingStep(plan.scheduled, lambda: [Sampled(None, NON_FINITE)] * 3)
 
-    monkeypatch.setattr(engine._runner, "run", fail_all)
+    monkeypatch.setattr(engine._runner, "launch", fail_all)
     monkeypatch.setattr(engine._runner, "clean", cleaned.extend)
     outputs = engine.step()
     assert [output.finish_reason for output in outputs] == ["error"] * 3

@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from weft.engine.build import BuiltEngine
 from weft.engine.offline import Completion, load_adapters, run_requests
 from weft.engine.plan import StepPlan
-from weft.engine.req import Req
+from weft.engine.runner import PendingStep
 from weft.engine.sampler import NON_FINITE, Sampled
 from weft.messages import EngineRequest, Grammar, SamplingParams
 from weft_adapters.pool import PooledAdapter
@@ -183,19 +183,21 @@ def test_choices_that_fail_in_one_step_leave_clean_blocks_whichever_fails_first(
     while len(engine.scheduler.running) < 3:
         engine.step()
     choices = sorted(engine.scheduler.running, key=lambda req: req.index)
-    run = engine._runner.run
+    launch = engine._runner.launch
 
-    def run_badly(plan: StepPlan, adapters: Mapping[str, PooledAdapter]) -> dict[Req, Sampled]:
+    def run_badly(plan: StepPlan, adapters: Mapping[str, PooledAdapter]) -> PendingStep:
         """One choice gets a token that its grammar forbids, the others turn non-finite."""
-        run(plan, adapters)
+        items = launch(plan, adapters).items
         bad = [req for req in choices if req.index != dead]
         blocks = [b for req in bad for b in engine.scheduler.blocks.private(req.blocks)]
         assert len(blocks) >= 2
         for cache in engine._runner._kv.tensors():
             cache[blocks] = torch.nan
-        return {req: Sampled(None, NON_FINITE) for req in bad} | {choices[dead]: Sampled(ord("1"))}
+        outcome = dict.fromkeys(bad, Sampled(None, NON_FINITE))
+        outcome[choices[dead]] = Sampled(ord("1"))
+        return PendingStep(items, lambda: [outcome[item.req] for item in items])
 
-    monkeypatch.setattr(engine._runner, "run", run_badly)
+    monkeypatch.setattr(engine._runner, "launch", run_badly)
     outputs = engine.step()
     assert [output.finish_reason for output in outputs] == ["error"] * 3
     assert outputs[-1].is_last

@@ -11,8 +11,7 @@ import pytest
 
 from weft.engine.config import EngineConfig
 from weft.engine.plan import StepPlan
-from weft.engine.req import Req
-from weft.engine.sampler import Sampled
+from weft.engine.runner import PendingStep
 from weft.engine.worker import InProcessEngine
 from weft.messages import (
     EngineDeadError,
@@ -40,8 +39,8 @@ def start(dense: Bench) -> Iterator[Start]:
         built, digests = dense.build(**options)
         config = EngineConfig(dense.base_dir, dense.root / "store", **options)
         if run is not None:
-            run.original = built.engine._runner.run
-            built.engine._runner.run = run  # type: ignore[method-assign]
+            run.original = built.engine._runner.launch
+            built.engine._runner.launch = run  # type: ignore[method-assign]
         worker = InProcessEngine(config, built)
         worker.start()
         workers.append(worker)
@@ -55,14 +54,14 @@ def start(dense: Bench) -> Iterator[Start]:
 class Runner:
     """Stands before the real runner: holds a step back, or fails it, once warm-up is over."""
 
-    original: Callable[[StepPlan, Mapping[str, PooledAdapter]], dict[Req, Sampled]]
+    original: Callable[[StepPlan, Mapping[str, PooledAdapter]], PendingStep]
 
     def __init__(self) -> None:
         self.may_run = threading.Event()
         self.is_held = threading.Event()
         self.error: Exception | None = None
 
-    def __call__(self, plan: StepPlan, adapters: Mapping[str, PooledAdapter]) -> dict[Req, Sampled]:
+    def __call__(self, plan: StepPlan, adapters: Mapping[str, PooledAdapter]) -> PendingStep:
         if plan.scheduled[0].req.request_id != "warm-up":
             self.is_held.set()
             assert self.may_run.wait(20), "the test never let the step run"

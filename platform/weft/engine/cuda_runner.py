@@ -20,7 +20,7 @@ from weft.engine.model.decoder import Batch, Decoder, KVCache
 from weft.engine.plan import ScheduledReq, StepPlan
 from weft.engine.processors import is_processed
 from weft.engine.req import Req
-from weft.engine.runner import Runner, StepRows
+from weft.engine.runner import PendingStep, Runner, StepRows
 from weft.engine.sampler import NO_TOKEN_ALLOWED, NON_FINITE, Sampled, sample, seed_of
 from weft.engine.slot_adapters import REACHES, SlotAdapters
 from weft.engine.step_inputs import StepBuffers, StepLayout, buckets, num_ints, view_step
@@ -104,15 +104,13 @@ class CudaRunner(Runner):
         self._send([], self._create_rows([]), [], layout)
         return self._compute(layout)
 
-    def run(self, plan: StepPlan, adapters: Mapping[str, PooledAdapter]) -> dict[Req, Sampled]:
+    def launch(self, plan: StepPlan, adapters: Mapping[str, PooledAdapter]) -> PendingStep:
         with self._on_stream():
             if not plan.scheduled:
                 self._move(plan.moves)
-                return {}
+                return PendingStep((), lambda: ())
             items, output = self._launch(plan, adapters)
-            sampled = self._collect(items, output)
-        pairs = zip(items, sampled, strict=True)
-        return {item.req: row for item, row in pairs if item.samples or row.failure is not None}
+        return PendingStep(items, lambda: self._collect(items, output))
 
     def clean(self, blocks: list[int]) -> None:
         with self._on_stream():
@@ -185,6 +183,10 @@ class CudaRunner(Runner):
 
     def _collect(self, items: Sequence[ScheduledReq], output: StepOutput) -> list[Sampled]:
         """Wait for the step, and see to the rows that are the host's."""
+        with self._on_stream():
+            return self._read(items, output)
+
+    def _read(self, items: Sequence[ScheduledReq], output: StepOutput) -> list[Sampled]:
         size = output.picked_2N.numel()
         picked = self._picked[:size].view(2, -1)
         picked.copy_(output.picked_2N, non_blocking=True)

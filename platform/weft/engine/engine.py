@@ -119,8 +119,8 @@ class Engine:
         outputs = self._refuse(plan)
         if plan.scheduled or plan.moves:
             self._note_starts(plan)
-            sampled = self._runner.run(plan, self.adapters.held)
-            outputs += self._postprocess(plan, sampled)
+            pending = self._runner.launch(plan, self.adapters.held)
+            outputs += self._postprocess(plan, pending.collect())
             self.counters.num_steps += 1
         if self._check_integrity:
             self.scheduler.integrity()

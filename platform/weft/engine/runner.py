@@ -1,11 +1,12 @@
 """Runs a step's plan: plan in, next tokens out. Everything that touches tensors in a step is here.
 
-It knows rows and blocks; it does not decide who runs.
+A step is launched, and its outcome collected when it is wanted. It knows rows and blocks; it does
+not decide who runs.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -71,6 +72,22 @@ class StepRows:
     tables: list[Sequence[int]]
 
 
+@dataclass(frozen=True, slots=True)
+class PendingStep:
+    """A step that was launched: `items` in the order of its rows of logits. `wait` returns when it
+    is over, with what became of each of them; to be called once."""
+
+    items: Sequence[ScheduledReq]
+    wait: Callable[[], Sequence[Sampled]]
+
+    def collect(self) -> dict[Req, Sampled]:
+        """The next token of each req that samples, and a failure for every req whose logits are not
+        finite, also in the middle of its prompt: attention carries a non-finite value on to the
+        last row, so blocks of the others hold none."""
+        pairs = zip(self.items, self.wait(), strict=True)
+        return {item.req: row for item, row in pairs if item.samples or row.failure is not None}
+
+
 class Runner:
     """One decoder, its KV cache and its adapters, on one device."""
 
@@ -91,20 +108,17 @@ class Runner:
     def warm_up(self) -> None:
         """Do what the first steps would otherwise wait for."""
 
-    def run(self, plan: StepPlan, adapters: Mapping[str, PooledAdapter]) -> dict[Req, Sampled]:
-        """Compute the plan's tokens; the next token of each req that samples, and a failure for
-        every req whose logits are not finite, also in the middle of its prompt: attention carries a
-        non-finite value on to the last row, so blocks of the others hold none. `adapters` are
-        those that running requests hold, by digest."""
+    def launch(self, plan: StepPlan, adapters: Mapping[str, PooledAdapter]) -> PendingStep:
+        """Have the plan's tokens computed; here it is done at once. `adapters` are those that
+        requests hold, by digest."""
         if not plan.scheduled:
             self._move(plan.moves)
-            return {}
+            return PendingStep((), lambda: ())
         items, logits_NV = self._forward(plan, adapters)
         samples = [item.samples for item in items]
         reqs, backend = [item.req for item in items], self._decoder.backend
         sampled = sample(logits_NV, reqs, self._eos_token_ids, samples, backend)
-        pairs = zip(items, sampled, strict=True)
-        return {item.req: row for item, row in pairs if item.samples or row.failure is not None}
+        return PendingStep(items, lambda: sampled)
 
     def logits(
         self, plan: StepPlan, adapters: Mapping[str, PooledAdapter]
