@@ -56,6 +56,14 @@ class SamplingParams:
     logprobs: int | None = None
     grammar: Grammar | None = None
 
+    @property
+    def has_penalty(self) -> bool:
+        return (
+            self.repetition_penalty != 1.0
+            or self.presence_penalty != 0.0
+            or self.frequency_penalty != 0.0
+        )
+
     def __post_init__(self) -> None:
         _require(self.max_tokens >= 1, "max_tokens", "at least 1", self.max_tokens)
         _require(0 <= self.temperature <= 2, "temperature", "between 0 and 2", self.temperature)

@@ -152,7 +152,7 @@ class Simulation:
         assert len({item.req for item in plan.scheduled}) == len(plan.scheduled)
         for item in plan.scheduled:
             assert item.num_new > 0
-            assert item.start == item.req.num_computed
+            assert item.start + item.num_new == item.req.num_computed
             written = range(item.start // BLOCK_SIZE, -(-(item.start + item.num_new) // BLOCK_SIZE))
             for place in written:
                 block = item.req.blocks[place]

@@ -13,7 +13,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from weft.engine.processors import is_processed, process
+from weft.engine.processors import process
 from weft.engine.req import Req
 from weft.engine.sampler import NO_TOKEN_ALLOWED, NON_FINITE, sample
 from weft.messages import EngineRequest, SamplingParams
@@ -105,7 +105,7 @@ def test_processed_logits_are_the_references_row_by_row(
     for i, req in enumerate(reqs):
         want = processed(logits[i].double().numpy(), req)
         np.testing.assert_allclose(got[i].numpy(), want, rtol=1e-5, atol=1e-5)
-        if not is_processed(req):
+        if not req.is_processed:
             assert torch.equal(got[i], logits[i])
 
 

@@ -70,7 +70,7 @@ class Admission:
             num_new = min(req.num_uncomputed, max(1, step.budget))
             lack = running.lack(req, num_new, step.num_reserved + step.num_kept)
             victim = None if lack is None else running.yielding(queue, lack, step.decoding)
-            if victim is None:
+            if victim is None or victim.num_steps_in_flight:
                 break
             self._make_yield(step, victim)
         if lack is None and num_new <= step.budget:
@@ -78,7 +78,9 @@ class Admission:
             return True
         if not is_held:
             self._memory.free(req)
-        if lack is not None and lack.is_passed_over:
+        if victim is not None:
+            step.lacks_yield = True  # and is asked again when nothing is in flight
+        elif lack is not None and lack.is_passed_over:
             req.num_passed_over += 1
             if req.num_passed_over > MAX_PASSED_OVER:
                 step.is_closed_to_adapters = True

@@ -1,8 +1,10 @@
 """The runner on CUDA: a step is one copy to the device, its kernels, and one copy back.
 
-Between the two nothing waits for the device. Steps that only decode are padded to the next captured
-layout (`graphs`) and replayed; steps with prompts run the same code kernel by kernel. Tokens are
-chosen on the device but for rows whose logits the host has to change or to look at.
+A launch queues all three and waits for nothing; to collect is to wait for the copy back, while the
+next step may run already. Steps that only decode are padded to the next captured layout (`graphs`)
+and replayed; steps with prompts run the same code kernel by kernel. Tokens are chosen on the device
+and the next step finds them there, but for rows whose logits the host has to change or to look at:
+their step has to be collected before another is launched, which writes to the same logits.
 """
 
 from __future__ import annotations
@@ -18,12 +20,17 @@ from numpy.typing import ArrayLike
 from weft.engine.graphs import StepGraphs, StepOutput
 from weft.engine.model.decoder import Batch, Decoder, KVCache
 from weft.engine.plan import ScheduledReq, StepPlan
-from weft.engine.processors import is_processed
-from weft.engine.req import Req
 from weft.engine.runner import PendingStep, Runner, StepRows
 from weft.engine.sampler import NO_TOKEN_ALLOWED, NON_FINITE, Sampled, sample, seed_of
 from weft.engine.slot_adapters import REACHES, SlotAdapters
-from weft.engine.step_inputs import StepBuffers, StepLayout, buckets, num_ints, view_step
+from weft.engine.step_inputs import (
+    HostBuffer,
+    StepBuffers,
+    StepLayout,
+    buckets,
+    num_ints,
+    view_step,
+)
 from weft_adapters.pool import PooledAdapter
 from weft_kernels.cuda import sample as device_sampler
 from weft_kernels.cuda.attention_plan import AttentionPlanner, create_attention_planner
@@ -34,11 +41,6 @@ _FAILURES = {
     device_sampler.NOT_FINITE: NON_FINITE,
     device_sampler.NOTHING_ALLOWED: NO_TOKEN_ALLOWED,
 }
-
-
-def is_sampled_by_host(req: Req) -> bool:
-    """Its logits are changed before a token is chosen, or shown."""
-    return is_processed(req) or req.request.sampling.logprobs is not None
 
 
 class CudaRunner(Runner):
@@ -68,9 +70,10 @@ class CudaRunner(Runner):
         ints = num_ints(max_rows, max_running, self._planner.num_ints(limits))
         largest = self._decode_layout(max_running, REACHES[-1])
         decode_ints = num_ints(max_running, max_running, self._planner.num_ints(largest.limits))
-        self._buffers = StepBuffers(max(ints, decode_ints), self._device)
+        self._buffers = StepBuffers(max(ints, decode_ints), 2 * max_running, self._device)
+        # one is read while the next step's outcome is copied to the other
+        self._outcomes = [HostBuffer(2 * max_running, self._device) for _ in range(2)]
         is_cuda = self._device.type == "cuda"
-        self._picked = torch.zeros(2 * max_running, dtype=torch.int32, pin_memory=is_cuda)
         self._stream = _create_stream(self._device) if is_cuda else None
         self._graphs = StepGraphs(self._compute, self._stream)
         if is_cuda:
@@ -110,7 +113,13 @@ class CudaRunner(Runner):
                 self._move(plan.moves)
                 return PendingStep((), lambda: ())
             items, output = self._launch(plan, adapters)
-        return PendingStep(items, lambda: self._collect(items, output))
+            outcome = self._outcomes[0]
+            self._outcomes.reverse()
+            outcome.ints[: output.picked_2N.numel()].copy_(
+                output.picked_2N.view(-1), non_blocking=True
+            )
+            outcome.note_copy()
+        return PendingStep(items, lambda: self._collect(items, output, outcome))
 
     def clean(self, blocks: list[int]) -> None:
         with self._on_stream():
@@ -137,6 +146,7 @@ class CudaRunner(Runner):
         self._slots.update(adapters)
         items = sorted(plan.scheduled, key=self._order_key)
         rows = self._create_rows(items)
+        self._row_of = {item.req: row for row, item in enumerate(items)}
         slots, reach = self._slots.slots(rows.digests)
         is_decode = len(rows.tokens) == len(items)
         captured = self._graphs.find(len(items), reach) if is_decode else None
@@ -159,9 +169,9 @@ class CudaRunner(Runner):
     @torch.inference_mode()
     def _compute(self, layout: StepLayout) -> StepOutput:
         """The step whose metadata the device has: what is captured, and what runs otherwise."""
-        parts, attention = view_step(self._buffers.packed, layout)
+        parts, attention = view_step(self._buffers.step, layout)
         batch = Batch(
-            tokens_T=parts["tokens"],
+            tokens_T=self._buffers.take_tokens(parts),
             positions_T=parts["positions"],
             kv_slots_T=parts["kv_slots"],
             logit_rows=parts["logit_rows"],
@@ -179,29 +189,32 @@ class CudaRunner(Runner):
             min_ps=parts["min_ps"],
         )
         tokens_N, status_N = device_sampler.sample(logits_NV, rows)
-        return StepOutput(logits_NV, torch.stack((tokens_N.to(torch.int32), status_N)))
+        picked_2N = self._buffers.chosen[: 2 * layout.num_logits].view(2, -1)
+        torch.stack((tokens_N.to(torch.int32), status_N), out=picked_2N)
+        return StepOutput(logits_NV, picked_2N)
 
-    def _collect(self, items: Sequence[ScheduledReq], output: StepOutput) -> list[Sampled]:
-        """Wait for the step, and see to the rows that are the host's."""
-        with self._on_stream():
-            return self._read(items, output)
-
-    def _read(self, items: Sequence[ScheduledReq], output: StepOutput) -> list[Sampled]:
-        size = output.picked_2N.numel()
-        picked = self._picked[:size].view(2, -1)
-        picked.copy_(output.picked_2N, non_blocking=True)
-        if self._stream is not None:
-            self._stream.synchronize()
+    def _collect(
+        self, items: Sequence[ScheduledReq], output: StepOutput, outcome: HostBuffer
+    ) -> list[Sampled]:
+        """Wait for the step, and see to the rows that are the host's. Those of a request that ended
+        meanwhile are nobody's: their logits may be the next step's."""
+        outcome.wait()
+        num = output.picked_2N.shape[1]
+        tokens, statuses = (outcome.ints[at : at + len(items)].tolist() for at in (0, num))
         results = []
-        for token, status in zip(*picked[:, : len(items)].tolist(), strict=True):
+        for token, status in zip(tokens, statuses, strict=True):
             failure = _FAILURES[status]
             results.append(Sampled(None if failure else token, failure))
-        own = [i for i, item in enumerate(items) if item.samples and is_sampled_by_host(item.req)]
+        own = [
+            i for i, item in enumerate(items)
+            if item.samples and item.req.is_sampled_by_host and not item.req.is_finished
+        ]  # fmt: skip
         if own:
-            rows = torch.tensor(own).to(self._device)
-            logits_NV = output.logits_NV.index_select(0, rows)
-            reqs = [items[i].req for i in own]
-            for i, row in zip(own, sample(logits_NV, reqs, self._eos_token_ids), strict=True):
+            with self._on_stream():
+                rows = torch.tensor(own).to(self._device)
+                logits_NV = output.logits_NV.index_select(0, rows)
+                sampled = sample(logits_NV, [items[i].req for i in own], self._eos_token_ids)
+            for i, row in zip(own, sampled, strict=True):
                 results[i] = row
         return results
 
@@ -231,7 +244,7 @@ def _values(
     least."""
     drawn = [
         item.samples and item.req.request.sampling.temperature > 0
-        and not is_sampled_by_host(item.req)
+        and not item.req.is_sampled_by_host
         for item in items
     ]  # fmt: skip
     own = [
@@ -241,8 +254,9 @@ def _values(
     seeds = np.array([seed_of(row[0]) if row else 0 for row in own], dtype=np.uint64)
     return {
         "seeds": seeds.view(np.int64),
-        "drawn_at": [len(row[0].token_ids) if row else 0 for row in own],
+        "drawn_at": [item.stop for item in items],
         "tokens": rows.tokens,
+        "taken_from": rows.taken_from,
         "positions": rows.positions,
         "kv_slots": rows.kv_slots,
         "logit_rows": rows.logit_rows,

@@ -25,12 +25,13 @@ class StepDraft:
     refused: dict[Req, Refusal] = field(default_factory=dict)
     is_closed: bool = False  # a request has waited for blocks too long: nothing may start
     is_closed_to_adapters: bool = False
+    lacks_yield: bool = False  # one who is in flight would have to yield
     tried: set[Req] = field(default_factory=set)
 
     def take(self, req: Req, num_new: int) -> None:
         """Have the step compute `num_new` more tokens of `req`, and charge its tenant for them."""
         stop = req.num_computed + num_new
-        samples = stop == len(req.token_ids)
+        samples = stop == req.num_tokens
         self.scheduled.append(ScheduledReq(req, req.num_computed, num_new, samples))
         # what was computed once, or came from the cache, is not charged again
         num_prompt = max(0, min(stop, req.num_prompt_tokens) - req.num_charged)

@@ -2,9 +2,10 @@
 Serving Large Language Models").
 
 Service is 1 x computed prompt tokens + 2 x answer tokens, divided by the holder's weight. Tokens
-taken from the prefix cache and tokens computed again after a preemption are not charged. A holder
-that comes back after a pause is lifted to the least counter of those that wait, so that a pause
-saves up nothing. The same counters order tenants, and the adapters of one tenant.
+taken from the prefix cache or computed again after a preemption are not charged, nor answer tokens
+that are computed and dropped. A holder that comes back after a pause is lifted to the least counter
+of those that wait, so that a pause saves up nothing. The same counters order tenants, and the
+adapters of one tenant.
 
 Bound. Let R be the most sequences of one tenant that run at once, P and L the longest prompt and
 answer, B the tokens of one step and w the smaller weight of two tenants. While both always have a

@@ -19,7 +19,7 @@ from weft.engine.step_inputs import StepLayout
 @dataclass(frozen=True, slots=True)
 class StepOutput:
     """logits_NV float32 `[N, V]`; picked_2N int32 `[2, N]`: the tokens and what became of each row
-    (`weft_kernels.cuda.sample`)."""
+    (`weft_kernels.cuda.sample`), good until the next step runs."""
 
     logits_NV: Tensor
     picked_2N: Tensor

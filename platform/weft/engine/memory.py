@@ -96,9 +96,10 @@ class SequenceMemory:
         req.num_computed = len(found) * size
         req.num_published = len(found)
 
-    def publish(self, req: Req) -> None:
-        """Let others find the full blocks that `req` has computed by now."""
-        num_full = req.num_computed // self.blocks.block_size
+    def publish(self, req: Req, num_computed: int) -> None:
+        """Let others find the full blocks of the first `num_computed` tokens of `req`, which are
+        known."""
+        num_full = num_computed // self.blocks.block_size
         if self._roots is None or num_full <= req.num_published:
             return
         size = self.blocks.block_size
@@ -144,7 +145,7 @@ class SequenceMemory:
 
     def integrity(self, holders: list[Req]) -> None:
         """AssertionError when a block has no holder, or one too many; `holders` are all requests
-        that are neither finished nor forking."""
+        that are neither finished nor forking, and those that are leaving."""
         self.blocks.integrity()
         references: dict[int, int] = {}
         for req in holders:

@@ -13,13 +13,18 @@ from weft.messages import ErrorCode
 class ScheduledReq:
     """A request's part of a step: tokens `[start, start + num_new)` are computed.
 
-    `samples` is True when they reach the end, so that the step yields the next token.
+    `samples` is True when they reach the end, so that the step yields the next token. The last of
+    them may be one that the step before is still choosing.
     """
 
     req: Req
     start: int
     num_new: int
     samples: bool
+
+    @property
+    def stop(self) -> int:
+        return self.start + self.num_new
 
 
 @dataclass(frozen=True, slots=True)

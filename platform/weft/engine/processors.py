@@ -15,26 +15,6 @@ from torch import Tensor
 
 from weft.engine.counts import TokenCounts
 from weft.engine.req import Req
-from weft.messages import SamplingParams
-
-
-def has_penalty(sampling: SamplingParams) -> bool:
-    return (
-        sampling.repetition_penalty != 1.0
-        or sampling.presence_penalty != 0.0
-        or sampling.frequency_penalty != 0.0
-    )
-
-
-def is_processed(req: Req) -> bool:
-    """False for a request whose logits stay what the model made them."""
-    sampling = req.request.sampling
-    return (
-        req.grammar is not None
-        or bool(sampling.logit_bias)
-        or has_penalty(sampling)
-        or req.num_output_tokens < sampling.min_tokens
-    )
 
 
 def process(logits_MV: Tensor, reqs: Sequence[Req], eos_token_ids: frozenset[int]) -> None:
@@ -76,7 +56,7 @@ def _penalize(logits_MV: Tensor, reqs: Sequence[Req]) -> None:
     """With c[t] the count of t in the answer: for each t of prompt or answer
     `l[t] = l[t] / r if l[t] > 0 else l[t] * r`, then `l[t] -= frequency * c[t]`
     and `l[t] -= presence * (c[t] > 0)`."""
-    chosen = [i for i, req in enumerate(reqs) if has_penalty(req.request.sampling)]
+    chosen = [i for i, req in enumerate(reqs) if req.request.sampling.has_penalty]
     if not chosen:
         return
     counts = [_counts_of(reqs[i]) for i in chosen]

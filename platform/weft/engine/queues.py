@@ -128,6 +128,14 @@ class WaitingQueues:
         self.counters.charge(req.tenant_id, service / queue.share.weight)
         queue.counters.charge(req.adapter_digest, service)
 
+    def refund(self, req: Req, service: float) -> None:
+        """Service that `req` was charged for and did not get; it may have ended since."""
+        queue = self.tenants.get(req.tenant_id)
+        share = req.request.share if queue is None else queue.share
+        self.counters.charge(req.tenant_id, -service / share.weight)
+        if queue is not None:
+            queue.counters.charge(req.adapter_digest, -service)
+
     def fair_places(self, queue: TenantQueue, num_places: int) -> float:
         """The tenant's part of `num_places`, among all that have anything waiting or running."""
         total = sum(other.share.weight for other in self.tenants.values())

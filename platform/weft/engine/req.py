@@ -33,6 +33,9 @@ class Req:
     `blocks`, or, while it is swapped out, in `host_blocks`. `blocks` are int32, as every step hands
     them to kernels.
 
+    A step in flight was scheduled and not applied yet. `num_steps_in_flight` have rows of it, which
+    count as computed, and choose `num_tokens_in_flight` tokens that `token_ids` does not have yet.
+
     `choices` are all sequences of the request, this one included. `block_hashes` name the full
     blocks known so far (see `prefix`). `num_charged` tokens of the prompt were charged as service.
     Times are monotonic seconds.
@@ -44,6 +47,8 @@ class Req:
     choices: list[Req] = field(default_factory=list)
     token_ids: list[int] = field(default_factory=list)
     num_computed: int = 0
+    num_steps_in_flight: int = 0
+    num_tokens_in_flight: int = 0
     blocks: array[int] = field(default_factory=lambda: array("i"))
     host_blocks: list[int] = field(default_factory=list)
     prefix_root: bytes = b""
@@ -87,8 +92,13 @@ class Req:
         return len(self.token_ids) - self.num_prompt_tokens
 
     @property
+    def num_tokens(self) -> int:
+        """Prompt and answer, with what is in flight."""
+        return len(self.token_ids) + self.num_tokens_in_flight
+
+    @property
     def num_uncomputed(self) -> int:
-        return len(self.token_ids) - self.num_computed
+        return self.num_tokens - self.num_computed
 
     @property
     def is_finished(self) -> bool:
@@ -96,8 +106,41 @@ class Req:
 
     @property
     def is_decoding(self) -> bool:
-        """One token at the end is all that is left to compute, and it was sampled."""
-        return len(self.token_ids) - self.num_computed == 1 and self.num_output_tokens > 0
+        """One token at the end is all that is left to compute, and it was sampled, or will be by
+        the step in flight."""
+        is_last = self.num_tokens - self.num_computed == 1
+        return is_last and self.num_tokens > self.num_prompt_tokens and not self.awaits_its_end
+
+    @property
+    def awaits_its_end(self) -> bool:
+        """The step in flight chooses the last token that it may have."""
+        num_output_tokens = self.num_tokens - self.num_prompt_tokens
+        return self.num_tokens_in_flight > 0 and num_output_tokens >= self.max_tokens
+
+    @property
+    def max_tokens(self) -> int:
+        return self.request.sampling.max_tokens
+
+    @property
+    def is_processed(self) -> bool:
+        """False where its logits stay what the model made them."""
+        sampling = self.request.sampling
+        return (
+            self.grammar is not None
+            or bool(sampling.logit_bias)
+            or sampling.has_penalty
+            or self.num_output_tokens < sampling.min_tokens
+        )
+
+    @property
+    def is_sampled_by_host(self) -> bool:
+        """Its logits are changed before a token is chosen, or shown."""
+        return self.is_processed or self.request.sampling.logprobs is not None
+
+    @property
+    def forks_next(self) -> bool:
+        """Other choices go on from its prompt when its first token is known."""
+        return any(choice.state is ReqState.FORKING for choice in self.choices)
 
     @property
     def usage(self) -> Usage:

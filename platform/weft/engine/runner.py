@@ -61,9 +61,11 @@ class AdapterSet(Protocol):
 @dataclass(frozen=True, slots=True)
 class StepRows:
     """The rows of a step; `spans`, `tables` and `logit_rows` (the last row of each) are by item,
-    see `Backend.create_attention`."""
+    see `Backend.create_attention`. A row with a number in `taken_from`, not -1, has no token of its
+    own: it takes what the step launched before this one chooses in that row of logits."""
 
     tokens: list[int]
+    taken_from: list[int]
     positions: list[int]
     kv_slots: list[int]
     digests: list[str | None]
@@ -104,20 +106,30 @@ class Runner:
         self._host_kv, self._eos_token_ids = host_kv, eos_token_ids
         self._block_size = block_size
         self._device = kv.tensors()[0].device
+        # of the step that was launched last
+        self._row_of: Mapping[Req, int] = {}
+        self._chosen: Sequence[int] = ()
 
     def warm_up(self) -> None:
         """Do what the first steps would otherwise wait for."""
 
     def launch(self, plan: StepPlan, adapters: Mapping[str, PooledAdapter]) -> PendingStep:
         """Have the plan's tokens computed; here it is done at once. `adapters` are those that
-        requests hold, by digest."""
+        requests hold, by digest; they stay as they are until the step is collected.
+
+        Steps are computed in the order of their launches, so that the step launched before may be
+        collected after this: then the token that it chooses for a request is taken from there.
+        """
         if not plan.scheduled:
             self._move(plan.moves)
             return PendingStep((), lambda: ())
         items, logits_NV = self._forward(plan, adapters)
         samples = [item.samples for item in items]
         reqs, backend = [item.req for item in items], self._decoder.backend
-        sampled = sample(logits_NV, reqs, self._eos_token_ids, samples, backend)
+        positions = [item.stop for item in items]
+        sampled = sample(logits_NV, reqs, self._eos_token_ids, samples, backend, positions)
+        self._row_of = {req: row for row, req in enumerate(reqs)}
+        self._chosen = [row.token or 0 for row in sampled]  # who failed has no use for its next
         return PendingStep(items, lambda: sampled)
 
     def logits(
@@ -153,12 +165,16 @@ class Runner:
             cache.index_fill_(0, index, 0)
 
     def _create_rows(self, items: Sequence[ScheduledReq]) -> StepRows:
-        rows = StepRows([], [], [], [], [], [], [])
+        rows = StepRows([], [], [], [], [], [], [], [])
         for item in items:
-            stop, blocks = item.start + item.num_new, item.req.blocks
+            stop, blocks = item.stop, item.req.blocks
             rows.spans.append((len(rows.tokens), item.num_new, stop))
             rows.tables.append(blocks)
             rows.tokens.extend(item.req.token_ids[item.start : stop])
+            rows.taken_from.extend([-1] * item.num_new)
+            if stop > len(item.req.token_ids):
+                rows.tokens.append(0)
+                rows.taken_from[-1] = self._row_of[item.req]
             rows.positions.extend(range(item.start, stop))
             rows.kv_slots.extend(
                 blocks[p // self._block_size] * self._block_size + p % self._block_size
@@ -174,8 +190,9 @@ class Runner:
         def device_tensor(values: list[int]) -> torch.Tensor:
             return torch.tensor(values, dtype=torch.int64).to(self._device)
 
+        pairs = zip(rows.tokens, rows.taken_from, strict=True)
         return Batch(
-            tokens_T=device_tensor(rows.tokens),
+            tokens_T=device_tensor([t if row < 0 else self._chosen[row] for t, row in pairs]),
             positions_T=device_tensor(rows.positions),
             kv_slots_T=device_tensor(rows.kv_slots),
             logit_rows=device_tensor(rows.logit_rows),

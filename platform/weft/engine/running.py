@@ -49,7 +49,12 @@ class Lack:
 
 
 class RunningSet:
-    """`reqs` are in the order in which they started; the first is the oldest."""
+    """`reqs` are in the order in which they started; the first is the oldest.
+
+    `leaving` have ended while a step in flight computes a row of theirs. Their places are free, but
+    not the references to their adapters: the loader writes to pages beside the steps, and must not
+    do so before that step has read them.
+    """
 
     def __init__(
         self,
@@ -62,6 +67,7 @@ class RunningSet:
         self._waiting, self._memory, self._adapters = waiting, memory, adapters
         self._max_running, self._max_adapters = max_running, max_adapters
         self.reqs: list[Req] = []
+        self.leaving: list[Req] = []
         self._adapter_users: Counter[str] = Counter()
         self.num_preemptions = 0
 
@@ -92,12 +98,21 @@ class RunningSet:
             self._adapter_users[req.adapter_digest] += 1
 
     def stop(self, req: Req) -> None:
-        """Give the place and the reference to the adapter back; the blocks are the caller's."""
-        self._leave(req)
-        self._waiting.ended(req)
-
-    def _leave(self, req: Req) -> None:
+        """Give the place back, and the reference to the adapter when no step in flight reads it;
+        the blocks are the caller's."""
         self.reqs.remove(req)
+        self._waiting.ended(req)
+        if req.num_steps_in_flight:
+            self.leaving.append(req)
+        else:
+            self._release_adapter(req)
+
+    def leave(self, req: Req) -> None:
+        """The last step that one of `leaving` was in is over."""
+        self.leaving.remove(req)
+        self._release_adapter(req)
+
+    def _release_adapter(self, req: Req) -> None:
         digest = req.adapter_digest
         if digest is not None:
             self._adapters.release(digest)
@@ -106,8 +121,11 @@ class RunningSet:
                 del self._adapter_users[digest]
 
     def preempt(self, req: Req) -> None:
-        """Have it wait again; what it computed goes to host memory if there is room."""
-        self._leave(req)
+        """Have it wait again; what it computed goes to host memory if there is room. It must not
+        be in flight: it may have ended there."""
+        assert not req.num_steps_in_flight, "a request in flight is preempted"
+        self.reqs.remove(req)
+        self._release_adapter(req)
         if self._memory.can_swap_out(req):
             self._memory.swap_out(req)
         else:
@@ -159,7 +177,9 @@ class RunningSet:
         """AssertionError when a place or an adapter is miscounted."""
         assert len(self.reqs) <= self._max_running, "more run than there are places"
         assert all(req.state is ReqState.RUNNING for req in self.reqs)
-        users = Counter(r.adapter_digest for r in self.reqs if r.adapter_digest is not None)
+        assert all(req.is_finished and req.num_steps_in_flight for req in self.leaving)
+        holders = [*self.reqs, *self.leaving]
+        users = Counter(r.adapter_digest for r in holders if r.adapter_digest is not None)
         assert users == self._adapter_users, "an adapter's users are miscounted"
         assert len(users) <= self._max_adapters, "more adapters run than there are places"
         num_running = Counter(req.tenant_id for req in self.reqs)

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from weft.engine.plan import Refusal
-from weft.engine.processors import is_processed, process
+from weft.engine.processors import process
 from weft.engine.req import Req
 from weft.messages import TokenLogprobs
 from weft_kernels.backend import Backend
@@ -78,15 +78,17 @@ def sample(
     eos_token_ids: frozenset[int] = frozenset(),
     samples: Sequence[bool] | None = None,
     backend: Backend = _TORCH,
+    positions: Sequence[int] | None = None,
 ) -> list[Sampled]:
     """The next token of each request; where `samples` is False only whether its row is finite.
+    `positions`: how many tokens stand before it; None: those that the request has.
 
     logits_NV float32 `[N, V]`, left as it is. Rows without parameters cost nothing but their
     argmax.
     """
     tokens, finite = backend.greedy(logits_NV)
     wanted = range(len(reqs)) if samples is None else [i for i, s in enumerate(samples) if s]
-    changed = [i for i in wanted if is_processed(reqs[i])]
+    changed = [i for i in wanted if reqs[i].is_processed]
     drawn = [i for i in wanted if reqs[i].request.sampling.temperature > 0]
     dead: set[int] = set()
     work_NV = logits_NV
@@ -101,7 +103,9 @@ def sample(
             work_NV = logits_NV.index_copy(0, rows, work_MV)
     if drawn:
         rows = torch.tensor(drawn, device=logits_NV.device)
-        tokens.index_copy_(0, rows, _draw(work_NV.index_select(0, rows), [reqs[i] for i in drawn]))
+        at = [len(reqs[i].token_ids) if positions is None else positions[i] for i in drawn]
+        chosen = _draw(work_NV.index_select(0, rows), [reqs[i] for i in drawn], at)
+        tokens.index_copy_(0, rows, chosen)
     logprobs = _logprobs(logits_NV, tokens, reqs, wanted)
     results = []
     for i, (token_id, is_finite) in enumerate(zip(tokens.tolist(), finite.tolist(), strict=True)):
@@ -111,7 +115,7 @@ def sample(
     return results
 
 
-def _draw(logits_NV: Tensor, reqs: Sequence[Req]) -> Tensor:
+def _draw(logits_NV: Tensor, reqs: Sequence[Req], positions: Sequence[int]) -> Tensor:
     """Inverse-CDF draw from the filtered distribution, in the order of the vocabulary: a last bit
     of a logit moves the borders between tokens and never swaps two of them. int64 `[N]`."""
     device = logits_NV.device
@@ -135,7 +139,7 @@ def _draw(logits_NV: Tensor, reqs: Sequence[Req]) -> Tensor:
         part = _filter(scores.index_select(0, rows), [reqs[i] for i in filtered])
         scores.index_copy_(0, rows, part)
     cdf = scores.double().softmax(dim=1).cumsum(dim=1)
-    u = uniform([seed_of(r) for r in reqs], [len(r.token_ids) for r in reqs])
+    u = uniform([seed_of(r) for r in reqs], positions)
     total = cdf[:, -1:].contiguous()
     place = torch.searchsorted(cdf, torch.from_numpy(u).to(device)[:, None] * total, right=True)
     last = torch.searchsorted(cdf, total)  # of the tokens that are left; u * total may round up

@@ -1,6 +1,8 @@
 """Who runs in the next step: continuous batching, fair between tenants. Plain Python, no tensors.
 
-`schedule()` returns a plan, the engine runs it, `apply(plan, tokens)` takes the sampled tokens.
+`schedule()` returns a plan, the engine runs it, `apply(plan, tokens)` takes the sampled tokens. In
+between the plan is in flight, and where `can_look_ahead` the next one may be scheduled: as if every
+row that samples had its token, so that a request which ends with that token has a row too many.
 
 - Every running sequence decodes one token in every step; what is left of the step's token budget
   goes to prompts, in chunks.
@@ -23,8 +25,9 @@ from weft.engine.admission import Admission
 from weft.engine.blocks import BlockManager
 from weft.engine.draft import StepDraft
 from weft.engine.expiries import Expiries
+from weft.engine.fairness import ANSWER_TOKEN_COST
 from weft.engine.memory import SequenceMemory
-from weft.engine.plan import Refusal, StepPlan
+from weft.engine.plan import Refusal, ScheduledReq, StepPlan
 from weft.engine.prefix import PrefixRoots
 from weft.engine.queues import WaitingQueues
 from weft.engine.req import Req, ReqState
@@ -63,6 +66,7 @@ class Scheduler:
         )
         self._admission = Admission(self.waiting, self._running, self.memory, adapters)
         self._expiries = Expiries()
+        self._lacks_yield = False
 
     @property
     def running(self) -> list[Req]:
@@ -77,6 +81,10 @@ class Scheduler:
     def has_work(self) -> bool:
         return bool(len(self.waiting) or self.running)
 
+    @property
+    def has_rows_in_flight(self) -> bool:
+        return bool(self._running.leaving) or any(r.num_steps_in_flight for r in self.running)
+
     def can_ever_run(self, num_tokens: int) -> bool:
         return self.blocks.num_needed(num_tokens) <= self.blocks.num_usable
 
@@ -89,17 +97,35 @@ class Scheduler:
 
     # ---- planning a step ----
 
+    @property
+    def can_look_ahead(self) -> bool:
+        """Whether to schedule before what is in flight is applied. Not where the next step depends
+        on a token that nobody knows yet: the host chooses it with a look at those before, or other
+        choices fork before it. Nor where somebody has to give way: whoever is in flight may have
+        ended there, and would be preempted for nothing."""
+        if self._lacks_yield:
+            return False
+        awaiting = (req for req in self.running if req.num_tokens_in_flight)
+        if any(req.is_sampled_by_host or req.forks_next for req in awaiting):
+            return False
+        return self._num_missing(()) <= self.blocks.num_free
+
     def schedule(self, now: float = 0.0) -> StepPlan:
         """Decide what the next step runs. `now`: monotonic seconds, like `Req.arrived_s`."""
         refused = self._expiries.pop(now)
         while True:
             step = self._plan(now, refused)
-            if not step.scheduled:
+            if not step.scheduled and not self.has_rows_in_flight:
                 # nothing runs while forks hold blocks that others wait for, or all that run are
                 # prompts that wait for each other's
                 is_idle = all(req in refused for req in self.running)
                 if self._drop_forks() if is_idle else self._reclaim():
                     continue
+            self._lacks_yield = step.lacks_yield
+            for item in step.scheduled:
+                item.req.num_computed += item.num_new
+                item.req.num_steps_in_flight += 1
+                item.req.num_tokens_in_flight += item.samples
             return StepPlan(tuple(step.scheduled), self.memory.take_moves(), refused)
 
     def _plan(self, now: float, refused: dict[Req, Refusal]) -> StepDraft:
@@ -116,8 +142,8 @@ class Scheduler:
             num_reserved=sum(decoding.values()),
             refused=refused,
         )
-        if self.running and self.running[0] not in decoding and self.running[0] not in refused:
-            oldest = self.running[0]
+        oldest = self.running[0] if self.running else None
+        if oldest is not None and self._is_prompt(oldest, step):
             num_new = min(oldest.num_uncomputed, self._max_step_tokens)
             step.num_kept = self.memory.num_missing(oldest, num_new)
         self._schedule_prompts(step, now)
@@ -130,14 +156,17 @@ class Scheduler:
 
     def _relieve(self, refused: Collection[Req]) -> None:
         """Preempt until all that decode can have the blocks they need for one more token."""
-        while True:
-            needed = sum(
-                self.memory.num_missing(req, 1)
-                for req in self.running
-                if req.is_decoding and req not in refused
-            )
-            if needed <= self.blocks.num_free or not self._reclaim():
+        while self._num_missing(refused) > self.blocks.num_free:
+            if not self._reclaim():
                 return
+
+    def _num_missing(self, refused: Collection[Req]) -> int:
+        """Blocks that all who decode need for one more token each."""
+        return sum(
+            self.memory.num_missing(req, 1)
+            for req in self.running
+            if req.is_decoding and req not in refused
+        )
 
     def _reclaim(self) -> bool:
         """Make some blocks free, at the cost of who has least claim to them; False at the end."""
@@ -155,11 +184,16 @@ class Scheduler:
             self.memory.free(req)
         return bool(forks)
 
+    @staticmethod
+    def _is_prompt(req: Req, step: StepDraft) -> bool:
+        """A running request that has more to compute than the last token it got."""
+        return req not in step.decoding and req not in step.refused and not req.awaits_its_end
+
     def _schedule_prompts(self, step: StepDraft, now: float) -> None:
         """Spend the budget on prompts, tenant by tenant, the least served one first."""
         begun: dict[str, list[Req]] = {}
         for req in self.running:
-            if req not in step.decoding and req not in step.refused:
+            if self._is_prompt(req, step):
                 begun.setdefault(req.tenant_id, []).append(req)
         open_tenants = {
             queue.tenant_id: queue
@@ -197,19 +231,31 @@ class Scheduler:
         `failed` ones, whose blocks nobody else may find.
 
         A request that reached its end by token id or length gets its `finish_reason`; ending it is
-        the caller's, who may also know of a stop string.
+        the caller's, who may also know of a stop string. One that ended while the step was in
+        flight gets nothing, and its tenant the charge for that token back.
         """
         for item in plan.scheduled:
             req = item.req
-            if req.state is not ReqState.RUNNING or req in failed:
-                continue  # aborted while the step ran, or about to be ended
-            req.num_computed = item.start + item.num_new
-            self.memory.publish(req)
+            self._land(item, gets_token=req in tokens and not req.is_finished)
+            if req.is_finished or req in failed:
+                continue  # ended while the step ran, or about to be ended
+            self.memory.publish(req, item.stop)
             if item.samples and req in tokens:
                 if req.index == 0 and req.num_output_tokens == 0:
                     self._fork(req)
                 req.token_ids.append(tokens[req])
                 req.finish_reason = self._finish_reason(req)
+
+    def _land(self, item: ScheduledReq, *, gets_token: bool) -> None:
+        """The step is over; who ended before gives back what it had to hold for the step."""
+        req = item.req
+        req.num_steps_in_flight -= 1
+        req.num_tokens_in_flight -= item.samples
+        if item.samples and not gets_token:
+            self.waiting.refund(req, ANSWER_TOKEN_COST)
+        if req.is_finished and not req.num_steps_in_flight:
+            self._running.leave(req)
+            self.memory.free(req)
 
     def _fork(self, first: Req) -> None:
         """Its prompt is computed: the other choices can go on from there."""
@@ -233,17 +279,25 @@ class Scheduler:
         return None
 
     def finish(self, req: Req, reason: FinishReason) -> None:
-        """End a request wherever it is and give back all it holds."""
+        """End a request wherever it is and give back all it holds, some of it later if a row of
+        it is in flight.
+
+        Others could have its blocks at once: steps run in the order in which they are launched, so
+        whatever they write there comes after this row. But the row may turn out non-finite, and
+        blocks are cleaned before they change hands; so they are kept until the step is applied, as
+        the reference to the adapter has to be.
+        """
         if req.state is ReqState.RUNNING:
             self._running.stop(req)
         elif req.state is ReqState.WAITING:
             self.waiting.drop(req)
-        self.memory.free(req)
+        if not req.num_steps_in_flight:
+            self.memory.free(req)
         req.state = ReqState.FINISHED
         req.finish_reason = reason
 
     def integrity(self) -> None:
         """Raise AssertionError when a block is lost, shared by mistake or held by nobody."""
-        self.memory.integrity([*self.running, *self.waiting])
+        self.memory.integrity([*self.running, *self.waiting, *self._running.leaving])
         self._running.integrity()
         assert all(req.state is ReqState.WAITING for req in self.waiting)

@@ -66,9 +66,9 @@ class AdapterBatch(Protocol):
 class Batch:
     """The rows of one step.
 
-    tokens_T, positions_T, kv_slots_T: int64; logit_rows: int64, the rows whose next token is asked
-    for; attention: from the decoder's backend; num_tokens: int32 `[1]`, rows from there on are
-    padding, None where there is none.
+    tokens_T: int64 or int32; positions_T, kv_slots_T: int64; logit_rows: int64, the rows whose next
+    token is asked for; attention: from the decoder's backend; num_tokens: int32 `[1]`, rows from
+    there on are padding, None where there is none.
     """
 
     tokens_T: Tensor
