@@ -154,7 +154,7 @@ class Churn:
         for output in outputs:
             self._take(output)
         self._population.collect({self.generated[i].digest or "" for i in self._in_flight})
-        if not outputs and not self._engine.scheduler.running:
+        if self._engine.is_stalled:
             time.sleep(0.001)  # all that is left waits for an adapter on its way
 
     def _take(self, output: EngineOutput) -> None:

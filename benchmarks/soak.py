@@ -176,7 +176,7 @@ class Soak:
         if self._in_flight and self._rng.random() < ABORT_SHARE:
             for output in self._engine.abort(self._rng.choice(list(self._in_flight))):
                 self._take(output)
-        if not outputs and not self._engine.scheduler.running:
+        if self._engine.is_stalled:
             time.sleep(0.001)  # all that is left waits for an adapter on its way
 
     def _take(self, output: EngineOutput) -> None:

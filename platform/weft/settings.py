@@ -37,6 +37,7 @@ class ServerSettings:
     quantization: str | None = None
     kv_dtype: str = "auto"
     kernels: str = "auto"
+    async_scheduling: bool | None = None
     max_model_len: int | None = None
     max_running: int | None = None
     max_waiting: int | None = None
@@ -132,6 +133,7 @@ ENGINE_KEYS = (
     "quantization",
     "kv_dtype",
     "kernels",
+    "async_scheduling",
     "num_threads",
     "prefix_cache",
     "share_base_prefix",

@@ -35,6 +35,10 @@ def bench(
         str,
         typer.Option(help="auto, torch, native (C++ for float32 on a CPU) or triton (CUDA)."),
     ] = "auto",
+    async_scheduling: Annotated[
+        bool | None,
+        typer.Option(help="Schedule a step while the one before it runs. Default: on CUDA."),
+    ] = None,
     threads: Annotated[int, typer.Option(min=0, help="CPU threads; 0 is torch's choice.")] = 0,
     repeats: Annotated[int, typer.Option(min=1, help="Runs of each; the best counts.")] = 3,
     as_json: JsonOption = False,
@@ -64,6 +68,7 @@ def bench(
                 quantization=quantization,
                 kv_dtype=kv_dtype,
                 kernels=kernels,
+                async_scheduling=async_scheduling,
                 num_threads=threads,
                 max_running=num_requests,
                 max_step_tokens=max(512, num_requests),

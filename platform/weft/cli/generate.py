@@ -48,6 +48,10 @@ def generate(
         str,
         typer.Option(help="auto, torch, native (C++ for float32 on a CPU) or triton (CUDA)."),
     ] = "auto",
+    async_scheduling: Annotated[
+        bool | None,
+        typer.Option(help="Schedule a step while the one before it runs. Default: on CUDA."),
+    ] = None,
     threads: Annotated[int, typer.Option(min=0, help="CPU threads; 0 is torch's choice.")] = 0,
     as_json: JsonOption = False,
 ) -> None:
@@ -79,6 +83,7 @@ def generate(
                 quantization=quantization,
                 kv_dtype=kv_dtype,
                 kernels=kernels,
+                async_scheduling=async_scheduling,
                 num_threads=threads,
             )
             summary = _run(config, adapters, requests, out)

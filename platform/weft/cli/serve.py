@@ -39,6 +39,10 @@ def serve(
         str,
         typer.Option(help="auto, torch, native (C++ for float32 on a CPU) or triton (CUDA)."),
     ] = _D.kernels,
+    async_scheduling: Annotated[
+        bool | None,
+        typer.Option(help="Schedule a step while the one before it runs. Default: on CUDA."),
+    ] = _D.async_scheduling,
     max_model_len: Annotated[
         int | None, typer.Option(help="Prompt plus answer. Default: the base's limit.")
     ] = _D.max_model_len,
@@ -106,6 +110,7 @@ def serve(
             quantization=quantization,
             kv_dtype=kv_dtype,
             kernels=kernels,
+            async_scheduling=async_scheduling,
             max_model_len=max_model_len,
             max_running=max_running,
             max_waiting=max_waiting,

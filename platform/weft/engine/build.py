@@ -11,6 +11,7 @@ from weft.engine.active import ActiveSet
 from weft.engine.config import (
     EngineConfig,
     MemoryPlan,
+    resolve_async_scheduling,
     resolve_device,
     resolve_dtype,
     resolve_kv_dtype,
@@ -94,6 +95,7 @@ def build_engine(
     engine = Engine(
         config, runner, tiers, tokenizer.decode,
         Grammars(lambda: tokenizer.vocabulary, model.vocab_size, tokenizer.eos_token_ids),
+        is_async=resolve_async_scheduling(config.async_scheduling, device),
         num_blocks=memory.num_blocks,
         num_host_blocks=memory.num_host_blocks,
         max_model_len=memory.max_model_len,

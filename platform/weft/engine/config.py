@@ -37,6 +37,8 @@ class EngineConfig:
     host memory for requests that are preempted; beyond it they are computed again.
     `kernels`: "native" are the CPU's own in C++ (float32), "triton" those of CUDA devices, "torch"
     what torch composes; "auto" the fastest that can run.
+    `async_scheduling` schedules a step while the one before it runs; None: on CUDA. On a CPU both
+    would want the same cores, and a request that stops costs a row that is thrown away.
 
     `adapter_load_cost`: what a tenant is charged for bringing 1 MiB of adapter to the device, in
     prompt tokens; the default is about what a 2-core CPU computes in the time of the copy.
@@ -51,6 +53,7 @@ class EngineConfig:
     quantization: str | None = None
     kv_dtype: str = "auto"
     kernels: str = "auto"
+    async_scheduling: bool | None = None
     max_model_len: int | None = None
     max_running: int = 64
     max_waiting: int = 256
@@ -117,6 +120,11 @@ def resolve_device(name: str) -> torch.device:
     if device.type == "cuda" and not torch.cuda.is_available():
         raise ValueError(f"device {name!r} was asked for, but torch sees no CUDA device")
     return device
+
+
+def resolve_async_scheduling(choice: bool | None, device: torch.device) -> bool:
+    """None is on where the host has nothing to do while the device runs a step."""
+    return device.type == "cuda" if choice is None else choice
 
 
 def resolve_dtype(name: str, device: torch.device) -> torch.dtype:

@@ -1,4 +1,8 @@
-"""The engine's step: schedule, run, postprocess. Single-threaded; `worker.py` gives it a thread.
+"""The engine's step: schedule, launch, postprocess. Single-threaded; `worker.py` gives it a thread.
+
+What is launched runs on the device until it is collected. With asynchronous scheduling that is one
+`step` later: the next step is scheduled and launched before, wherever the scheduler can look ahead,
+and the device always has work. Without, a step is collected as soon as it is launched.
 
 It knows requests, adapters by digest and text; nothing of HTTP, tenants' names or money.
 """
@@ -6,6 +10,7 @@ It knows requests, adapters by digest and text; nothing of HTTP, tenants' names 
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 
 from weft.engine.blocks import BlockManager
@@ -17,7 +22,7 @@ from weft.engine.plan import Refusal, StepPlan
 from weft.engine.prefix import PrefixRoots
 from weft.engine.req import Req, ReqState, create_choices
 from weft.engine.residency import TierResidency
-from weft.engine.runner import Runner
+from weft.engine.runner import PendingStep, Runner
 from weft.engine.sampler import NO_TOKEN_ALLOWED, Sampled
 from weft.engine.scheduler import Scheduler
 from weft.messages import EngineOutput, EngineRequest, FinishReason, TokenLogprobs
@@ -35,6 +40,7 @@ class Engine:
         decode: Callable[[Sequence[int]], str],
         grammars: Grammars,
         *,
+        is_async: bool,
         num_blocks: int,
         num_host_blocks: int,
         max_model_len: int,
@@ -61,10 +67,13 @@ class Engine:
         self.counters = EngineCounters()
         self._reqs: dict[str, list[Req]] = {}
         self._texts: dict[Req, Detokenizer] = {}
+        self._max_in_flight = 1 if is_async else 0  # when `step` returns
+        self._in_flight: deque[tuple[StepPlan, PendingStep]] = deque()
+        self.is_stalled = False
 
     @property
     def has_work(self) -> bool:
-        return self.scheduler.has_work
+        return bool(self._in_flight) or self.scheduler.has_work
 
     def warm_up(self) -> None:
         """Do what the first steps would otherwise wait for."""
@@ -115,16 +124,31 @@ class Engine:
         return [self._finish(r, "abort", []) for r in choices if r.state is not ReqState.FINISHED]
 
     def step(self) -> list[EngineOutput]:
+        """`is_stalled` says afterwards that there was nothing to do: all that waits waits for an
+        adapter."""
+        outputs: list[EngineOutput] = []
+        had_steps = bool(self._in_flight)
+        if had_steps and not self.scheduler.can_look_ahead:
+            outputs += self.settle()
         plan = self.scheduler.schedule(time.monotonic())
-        outputs = self._refuse(plan)
-        if plan.scheduled or plan.moves:
+        outputs += self._refuse(plan)
+        is_launched = bool(plan.scheduled or plan.moves)
+        if is_launched:
             self._note_starts(plan)
-            pending = self._runner.launch(plan, self.adapters.held)
-            outputs += self._postprocess(plan, pending.collect())
+            self._in_flight.append((plan, self._runner.launch(plan, self.adapters.held)))
             self.counters.num_steps += 1
+        outputs += self.settle(self._max_in_flight if is_launched else 0)
+        self.is_stalled = not (had_steps or is_launched or outputs)
         if self._check_integrity:
-            self.scheduler.integrity()
-            self._tiers.integrity()
+            self.integrity()
+        return outputs
+
+    def settle(self, may_keep: int = 0) -> list[EngineOutput]:
+        """Collect the steps in flight, the first one first, until `may_keep` are left."""
+        outputs = []
+        while len(self._in_flight) > may_keep:
+            plan, pending = self._in_flight.popleft()
+            outputs += self._postprocess(plan, pending.collect())
         return outputs
 
     def _note_starts(self, plan: StepPlan) -> None:
@@ -152,15 +176,19 @@ class Engine:
         return [self._finish(r, "error", [], refusal) for r in unfinished]
 
     def _postprocess(self, plan: StepPlan, sampled: dict[Req, Sampled]) -> list[EngineOutput]:
-        outputs = []
+        # before any of them gives its blocks back, those that ended while the step ran included
+        bad = [
+            block
+            for req, row in sampled.items() if row.failure is not None
+            for block in self.scheduler.blocks.private(req.blocks)
+        ]  # fmt: skip
+        if bad:
+            self._runner.clean(bad)
+        outputs, now = [], time.monotonic()
+        sampled = {req: row for req, row in sampled.items() if not req.is_finished}
         tokens = {req: row.token for req, row in sampled.items() if row.token is not None}
         failed = {req: row.failure for req, row in sampled.items() if row.failure is not None}
         self.scheduler.apply(plan, tokens, list(failed))
-        # before any of them gives its blocks back
-        bad = [b for req in failed for b in self.scheduler.blocks.private(req.blocks)]
-        if bad:
-            self._runner.clean(bad)
-        now = time.monotonic()
         for req, token in tokens.items():
             if req.state is not ReqState.RUNNING:
                 continue

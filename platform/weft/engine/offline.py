@@ -121,6 +121,6 @@ def run_requests(
             completion.usage = output.usage
             if output.is_last:
                 on_finish(completion)
-        if not outputs and not engine.scheduler.running:
-            time.sleep(0.001)  # all that is left waits for an adapter on its way
+        if engine.is_stalled:
+            time.sleep(0.001)
     return completions

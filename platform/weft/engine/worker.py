@@ -204,12 +204,13 @@ class InProcessEngine:
                 self._step_started_s = None
                 for output in outputs:
                     self._deliver(output)
-                if not outputs and not self._engine.scheduler.running:
+                if self._engine.is_stalled:
                     self._wait_for_adapters()
             for request_id in list(self._streams):
                 for output in self._engine.abort(request_id):
                     self._deliver(output)
                 self._end(request_id, "abort", None, None)
+            self._engine.settle()  # nothing that the device still reads is given up
         except Exception as error:  # the thread's last line: everybody waiting must hear of it
             with self._wake:  # whoever comes later is refused
                 self._failure = f"{type(error).__name__}: {error}"
