@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import functools
-from collections import Counter
-from collections.abc import Callable
+from collections import Counter, deque
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -68,10 +68,11 @@ class Contents:
         for host, block in moves.back:
             self._device[block] = dict(self._host[host])
 
-    def compute(self, item: ScheduledReq) -> None:
+    def compute(self, item: ScheduledReq, token_ids: Sequence[int]) -> None:
         """Write the item's tokens, after a look at all that they attend to."""
+        assert len(token_ids) >= item.stop, "a token is computed that nobody chose"
         value = hash(item.req.adapter_digest)
-        for position, token in enumerate(item.req.token_ids[: item.start + item.num_new]):
+        for position, token in enumerate(token_ids[: item.stop]):
             value = hash((value, token))
             place = item.req.blocks[position // BLOCK_SIZE]
             block = self._device.setdefault(place, {})
@@ -83,11 +84,14 @@ class Contents:
 @dataclass
 class Simulation:
     """Steps a scheduler and checks every plan; a sampled token is a function of the sequence, so
-    that what a request gets does not depend on how it was scheduled."""
+    that what a request gets does not depend on how it was scheduled. `depth` steps stay in flight
+    where the scheduler can look ahead, as in the engine."""
 
     scheduler: Scheduler
     residency: FakeResidency
     max_step_tokens: int
+    depth: int = 0
+    num_ahead: int = 0
     now: float = 0.0
     service: Counter[str] = field(default_factory=Counter)
     answers: dict[tuple[str, int], list[int]] = field(default_factory=dict)
@@ -96,6 +100,8 @@ class Simulation:
     contents: Contents = field(default_factory=Contents)
     _num_added: int = 0
     _counted: Counter[Req] = field(default_factory=Counter)
+    _in_flight: deque[tuple[StepPlan, Mapping[Req, int]]] = field(default_factory=deque)
+    _chosen: dict[Req, list[int]] = field(default_factory=dict)
 
     def add(
         self,
@@ -105,13 +111,14 @@ class Simulation:
         adapter: str | None = None,
         share: TenantShare | None = None,
         n: int = 1,
+        sampling: Mapping[str, Any] | None = None,
         **options: Any,
     ) -> Req:
         self._num_added += 1
         tokens = prompt if isinstance(prompt, tuple) else self._unique(prompt)
         request = EngineRequest(
             options.pop("name", f"{tenant}-{self._num_added}"), tenant, tokens,
-            SamplingParams(max_tokens, n=n, ignore_eos=True), adapter,
+            SamplingParams(max_tokens, n=n, ignore_eos=True, **sampling or {}), adapter,
             share or TenantShare(), **options,
         )  # fmt: skip
         choices = create_choices(request, self.now)
@@ -122,38 +129,63 @@ class Simulation:
         return tuple(1000 * self._num_added + i for i in range(size))
 
     def step(self) -> StepPlan:
+        if self._in_flight and not self.scheduler.can_look_ahead:
+            self._land(0)
+        self.num_ahead += bool(self._in_flight)
         plan = self.scheduler.schedule(self.now)
         self._check(plan)
-        self.contents.move(plan.moves)
-        for item in plan.scheduled:
-            self.contents.compute(item)
         for req, refusal in plan.refused.items():
             self.refused[req.request_id] = refusal.code
             self.scheduler.finish(req, "error")
-        items = [item for item in plan.scheduled if item.req not in plan.refused]
-        tokens = {i.req: (31 * i.req.token_ids[-1] + i.req.index) % 997 for i in items if i.samples}
-        for item in items:
-            item.req.started_s = self.now if item.req.started_s is None else item.req.started_s
-            self._count(item.req, item.start + item.num_new, item.req in tokens)
-        self.scheduler.apply(plan, tokens)
-        self.scheduler.integrity()
+        self._launch(plan)
         self.now += 1.0
         self.residency.now += 1
-        for req in tokens:
-            self.first_token_at.setdefault(req.request_id, self.now)
-            if req.finish_reason is not None:
-                key = (req.request_id, req.index)
-                self.answers[key] = req.token_ids[req.num_prompt_tokens :]
-                self.scheduler.finish(req, req.finish_reason)
+        self._land(self.depth if plan.scheduled else 0)
+        self.scheduler.integrity()
         return plan
+
+    def _launch(self, plan: StepPlan) -> None:
+        self.contents.move(plan.moves)
+        tokens: dict[Req, int] = {}
+        for item in plan.scheduled:
+            req = item.req
+            token_ids = [*req.token_ids, *self._chosen.get(req, [])]
+            self.contents.compute(item, token_ids)
+            if item.samples:
+                tokens[req] = (31 * token_ids[-1] + req.index) % 997
+            req.started_s = self.now if req.started_s is None else req.started_s
+        for req, token in tokens.items():
+            self._chosen.setdefault(req, []).append(token)
+        if plan.scheduled:
+            self._in_flight.append((plan, tokens))
+
+    def _land(self, may_keep: int) -> None:
+        while len(self._in_flight) > may_keep:
+            plan, tokens = self._in_flight.popleft()
+            for item in plan.scheduled:
+                if not item.req.is_finished:
+                    self._count(item.req, item.stop, item.samples)
+            live = [req for req in tokens if not req.is_finished]
+            self.scheduler.apply(plan, tokens)
+            self.scheduler.integrity()
+            for req in tokens:
+                assert self._chosen[req].pop(0) == tokens[req]
+            for req in live:
+                self._take(req)
+
+    def _take(self, req: Req) -> None:
+        self.first_token_at.setdefault(req.request_id, self.now)
+        if req.finish_reason is not None:
+            self.answers[req.request_id, req.index] = req.token_ids[req.num_prompt_tokens :]
+            self.scheduler.finish(req, req.finish_reason)
 
     def _check(self, plan: StepPlan) -> None:
         assert plan.num_tokens <= self.max_step_tokens
         assert len({item.req for item in plan.scheduled}) == len(plan.scheduled)
         for item in plan.scheduled:
             assert item.num_new > 0
-            assert item.start + item.num_new == item.req.num_computed
-            written = range(item.start // BLOCK_SIZE, -(-(item.start + item.num_new) // BLOCK_SIZE))
+            assert item.stop == item.req.num_computed
+            written = range(item.start // BLOCK_SIZE, -(-item.stop // BLOCK_SIZE))
             for place in written:
                 block = item.req.blocks[place]
                 assert self.scheduler.blocks.is_writable(block), "a shared block is written"
@@ -170,7 +202,7 @@ class Simulation:
     def run(self, max_steps: int = 10_000) -> None:
         """To the end, which must come."""
         for _ in range(max_steps):
-            if not self.scheduler.has_work:
+            if not self.scheduler.has_work and not self._in_flight:
                 break
             self.step()
         assert not self.scheduler.has_work, "requests are left"
@@ -191,6 +223,7 @@ def simulate() -> Callable[..., Simulation]:
         num_host_blocks: int = 0,
         has_prefix_cache: bool = True,
         shares_base: bool = False,
+        depth: int = 0,
         **residency: Any,
     ) -> Simulation:
         adapters = FakeResidency(**residency)
@@ -204,7 +237,7 @@ def simulate() -> Callable[..., Simulation]:
             prefix_roots=PrefixRoots("b", "f", shares_base) if has_prefix_cache else None,
             num_host_blocks=num_host_blocks,
         )
-        return Simulation(scheduler, adapters, max_step_tokens)
+        return Simulation(scheduler, adapters, max_step_tokens, depth)
 
     return create
 

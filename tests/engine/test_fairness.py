@@ -89,11 +89,18 @@ def bound(num_running: int, prompt: int, answer: int, step_tokens: int, weight: 
 @pytest.mark.parametrize("num_adapters", [1, 50])
 @pytest.mark.parametrize("weights", [(1.0, 1.0), (1.0, 3.0)])
 @pytest.mark.parametrize("num_blocks", [30, 400])
+@pytest.mark.parametrize("ahead", [0, 1])
 def test_the_service_of_two_backlogged_tenants_stays_within_the_bound(
-    simulate: Simulate, num_adapters: int, weights: tuple[float, float], num_blocks: int
+    simulate: Simulate,
+    num_adapters: int,
+    weights: tuple[float, float],
+    num_blocks: int,
+    ahead: int,
 ) -> None:
     rng = random.Random(num_adapters)
-    simulation = simulate(num_blocks=num_blocks, max_running=6, max_adapters=6, load_steps=1)
+    simulation = simulate(
+        num_blocks=num_blocks, max_running=6, max_adapters=6, load_steps=1, depth=ahead
+    )
 
     def create(owner: str, count: int, weight: float) -> Callable[[], dict[str, Any]]:
         return lambda: {

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
     Simulate = Callable[..., Simulation]
 
+# one token in six ends an answer
+STOPS = {"stop_token_ids": tuple(range(0, 997, 6))}
 requests = st.fixed_dictionaries(
     {
         "tenant": st.sampled_from("abc"),
@@ -29,6 +31,7 @@ requests = st.fixed_dictionaries(
         "max_tokens": st.integers(1, 14),
         "adapter": st.sampled_from([None, "x", "y", "z"]),
         "n": st.sampled_from([1, 1, 1, 3]),
+        "sampling": st.sampled_from([{}, {}, STOPS, {"logprobs": 0}, STOPS | {"min_tokens": 1}]),
         "priority": st.integers(-2, 2),
         "share": st.builds(
             TenantShare, st.sampled_from([0.5, 1.0, 4.0]), st.sampled_from([None, 1, 3])
@@ -44,6 +47,7 @@ machines = st.fixed_dictionaries(
         "num_host_blocks": st.sampled_from([0, 3, 30]),
         "has_prefix_cache": st.booleans(),
         "load_steps": st.integers(0, 3),
+        "depth": st.integers(0, 1),
     }
 )
 aborts = st.sets(st.integers(0, 30))
