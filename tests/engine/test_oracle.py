@@ -76,6 +76,9 @@ WAYS: dict[str, dict[str, Any]] = {
     "preempted and computed again": {"num_blocks": 40, "prefix_cache": False},
     "preempted and swapped": {"num_blocks": 40, "num_host_blocks": 200, "prefix_cache": False},
     "arriving at random steps": {"random_arrival": True},
+    "asynchronous, in chunks": {"async_scheduling": True, "max_step_tokens": 30, "max_running": 7},
+    "asynchronous, arriving at random": {"async_scheduling": True, "random_arrival": True},
+    "asynchronous, swapped": {"async_scheduling": True, "num_blocks": 40, "num_host_blocks": 200},
     "by torch's operators": {"kernels": "torch"},
     "by torch's operators, 2 adapters at a time": {"kernels": "torch", "max_adapters_in_batch": 2},
 }

@@ -98,14 +98,27 @@ def run(built: BuiltEngine, requests: Sequence[EngineRequest]) -> Mapping[str, C
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ADAPTERS)
-@pytest.mark.parametrize("is_warm", [False, True], ids=["as they come", "padded"])
+@pytest.mark.parametrize(
+    ("kind", "is_warm", "is_async"),
+    [
+        pytest.param(kind, "padded" in way, "asynchronous" in way, id=f"{kind}: {way}")
+        for kind, way in [
+            ("dense", "as they come"),
+            ("dense", "as they come, asynchronous"),
+            ("dense", "padded"),
+            ("dense", "padded, asynchronous"),
+            ("moe", "as they come, asynchronous"),
+            ("moe", "padded"),
+        ]
+    ],
+)
 def test_mixed_batches_give_the_oracles_tokens(
-    benches: Mapping[str, Bench], near_ties: NearTies, kind: str, is_warm: bool
+    benches: Mapping[str, Bench], near_ties: NearTies, kind: str, is_warm: bool, is_async: bool
 ) -> None:
     bench = benches[kind]
     # as they come, prompts also stand beside rows that decode
-    built, digests = build(bench, **KERNELS, **({} if is_warm else {"max_step_tokens": 40}))
+    options: dict[str, Any] = {} if is_warm else {"max_step_tokens": 40}
+    built, digests = build(bench, **KERNELS, **options, async_scheduling=is_async)
     assert built.info.kernels == "triton"
     runner = built.engine._runner
     assert isinstance(runner, CudaRunner)
@@ -190,6 +203,31 @@ def test_tokens_are_chosen_as_on_the_cpu(
             assert mine.logprob == pytest.approx(own.logprob, abs=1e-3)
     assert got["bias"].token_ids == [65] * 3
     assert len(got["logprobs"].logprobs) == 3
+
+
+@pytest.mark.slow
+def test_a_token_taken_on_the_device_is_the_one_that_the_host_would_send(
+    benches: Mapping[str, Bench],
+) -> None:
+    drawn = ["temperature", "top-k and top-p", "min-p, no seed"]
+    ends = [{}, *[{"stop_token_ids": tuple(range(0, 320, 4))}] * 2]
+    requests = [
+        EngineRequest(
+            f"{name} {i}", "t", tuple(range(3 + 5 * i)),
+            SamplingParams(4 + i, ignore_eos=True, **{"seed": i} | SAMPLING[name] | ends[i]),
+        )
+        for i, name in enumerate(drawn)
+    ]  # fmt: skip
+    found = []
+    for is_async in (False, True):
+        # the prompts of later requests stand beside rows that decode, in another order
+        options: dict[str, Any] = {"max_step_tokens": 8, "async_scheduling": is_async}
+        built, _ = build(benches["dense"], **KERNELS, **options)
+        completions = run(built, requests)
+        found.append({name: (c.token_ids, c.finish_reason) for name, c in completions.items()})
+        assert built.engine.scheduler.blocks.num_free == built.engine.scheduler.blocks.num_usable
+    assert found[0] == found[1]
+    assert {reason for _, reason in found[0].values()} == {"stop", "length"}
 
 
 @pytest.mark.slow
