@@ -210,19 +210,21 @@ def test_a_token_taken_on_the_device_is_the_one_that_the_host_would_send(
     benches: Mapping[str, Bench],
 ) -> None:
     drawn = ["temperature", "top-k and top-p", "min-p, no seed"]
-    ends = [{}, *[{"stop_token_ids": tuple(range(0, 320, 4))}] * 2]
-    requests = [
-        EngineRequest(
-            f"{name} {i}", "t", tuple(range(3 + 5 * i)),
-            SamplingParams(4 + i, ignore_eos=True, **{"seed": i} | SAMPLING[name] | ends[i]),
-        )
-        for i, name in enumerate(drawn)
-    ]  # fmt: skip
+    ends: list[dict[str, Any]] = [{}, *[{"stop_token_ids": tuple(range(0, 320, 4))}] * 2]
     found = []
     for is_async in (False, True):
-        # the prompts of later requests stand beside rows that decode, in another order
+        # the prompts of later requests stand beside rows that decode
         options: dict[str, Any] = {"max_step_tokens": 8, "async_scheduling": is_async}
-        built, _ = build(benches["dense"], **KERNELS, **options)
+        built, digests = build(benches["dense"], **KERNELS, **options)
+        # rows with an adapter stand behind those without, whoever came first
+        requests = [
+            EngineRequest(
+                f"{name} {i}", "t", tuple(range(3 + 5 * i)),
+                SamplingParams(4 + i, ignore_eos=True, **{"seed": i} | SAMPLING[name], **ends[i]),
+                digests["attention"] if i == 0 else None,
+            )
+            for i, name in enumerate(drawn)
+        ]  # fmt: skip
         completions = run(built, requests)
         found.append({name: (c.token_ids, c.finish_reason) for name, c in completions.items()})
         assert built.engine.scheduler.blocks.num_free == built.engine.scheduler.blocks.num_usable
