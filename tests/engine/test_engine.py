@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from weft.engine.build import BuiltEngine, build_engine, warm_up
+from weft.engine.build import BuiltEngine, build_engine
 from weft.engine.config import EngineConfig
 from weft.engine.offline import load_adapters, register_folder, run_requests
 from weft.engine.plan import StepPlan
@@ -321,36 +321,6 @@ def test_a_prompt_that_turns_non_finite_fails_at_its_first_chunk(
     assert built.engine.counters.num_steps == 1
     assert_cache_is_finite(built)
     built.tiers.close()
-
-
-# ---- start ----
-
-
-def test_warming_up_leaves_no_trace(roomy: tuple[BuiltEngine, dict[str, str]]) -> None:
-    engine = roomy[0].engine
-    warm_up(engine)
-    assert not engine.has_work
-    assert engine.counters.num_generation_tokens == 0
-    assert engine.counters.time_to_first_token == []
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"dtype": "int8"}, "dtype must be one of"),
-        ({"device": "tpu"}, "device must be auto, cpu or cuda, not 'tpu'"),
-        ({"max_running": 0}, "max_running must be at least 1"),
-        ({"max_step_tokens": 8}, "max_step_tokens=8 must be at least max_running=64"),
-        ({"max_model_len": 513}, "max_model_len=513 is more than the base's"),
-        ({"kv_bytes": 2 * KV_BLOCK_BYTES}, "the KV cache has room for 16 tokens"),
-        ({"adapter_bytes": 1 << 50}, "bytes, but only"),
-    ],
-)
-def test_what_cannot_be_built_is_refused_by_name(
-    dense: Bench, options: dict[str, Any], message: str
-) -> None:
-    with pytest.raises(ValueError, match=message):
-        dense.build(**options)
 
 
 def test_blocks_of_every_choice_that_fails_in_a_step_are_cleaned(

@@ -63,11 +63,17 @@ def build_engine(
     model = create_model_config(raw)
     device = resolve_device(config.device)
     dtype = resolve_dtype(config.dtype, device)
-    memory = resolve_memory(config, model, dtype, device)
+    backend = create_backend(config.kernels, device, dtype)
+    memory = resolve_memory(
+        config,
+        model,
+        dtype,
+        device,
+        copies_adapters=not (backend.reads_pages or backend.reads_page_tables),
+    )
     tokenizer = BaseTokenizer.from_dir(config.base_dir)
     on_progress("hash the base", 0, 1)
     digest = base_digest(config.base_dir)
-    backend = create_backend(config.kernels, device, dtype)
     weights = load_weights(
         config.base_dir, model, dtype, device, backend,
         on_layer=lambda i: on_progress("load the base", i + 1, model.num_layers),

@@ -239,9 +239,18 @@ def kv_token_bytes(model: ModelConfig, kv_dtype: torch.dtype) -> int:
 
 
 def resolve_memory(
-    config: EngineConfig, model: ModelConfig, dtype: torch.dtype, device: torch.device
+    config: EngineConfig,
+    model: ModelConfig,
+    dtype: torch.dtype,
+    device: torch.device,
+    *,
+    copies_adapters: bool,
 ) -> MemoryPlan:
-    """Work out the budget; ValueError with the figures when it cannot hold."""
+    """Work out the budget; ValueError with the figures when it cannot hold.
+
+    `copies_adapters`: those in use are packed beside the pool, which takes about as much again, more
+    where an adapter touches only some experts or sites that others do not.
+    """
     max_model_len = config.max_model_len or model.max_position_embeddings
     if max_model_len > model.max_position_embeddings:
         raise ValueError(
@@ -273,15 +282,14 @@ def resolve_memory(
         adapter_bytes=config.adapter_bytes,
         free_bytes=free,
     )
-    # the packed working copy of the adapters in use: about as large as the pool, more where an
-    # adapter touches only some experts or sites that others do not
     for_weights = plan.weight_bytes + plan.scratch_bytes
-    needed = for_weights + plan.kv_bytes + 2 * plan.adapter_bytes
+    for_adapters = (2 if copies_adapters else 1) * plan.adapter_bytes
+    needed = for_weights + plan.kv_bytes + for_adapters
     if device.type == "cpu":
         needed += config.swap_bytes
     if needed > free:
         raise ValueError(
             f"weights ({for_weights}), KV cache ({plan.kv_bytes}) and adapters "
-            f"(2 x {plan.adapter_bytes}) need {needed} bytes, but only {free} are free on {device}"
+            f"({for_adapters}) need {needed} bytes, but only {free} are free on {device}"
         )
     return plan
