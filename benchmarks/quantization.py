@@ -33,8 +33,8 @@ from weft.engine.active import PackedBatch
 from weft.engine.bench import Load, run_load
 from weft.engine.build import BuiltEngine, build_engine
 from weft.engine.config import EngineConfig, kv_token_bytes, resolve_kv_dtype
+from weft.engine.kv_cache import create_kv_cache
 from weft.engine.model.decoder import Batch
-from weft.engine.runner import create_kv_cache
 from weft_kernels.lora import LoraBatch
 
 NAME = "quantization"

@@ -17,12 +17,13 @@ import torch
 from benchmarks.gpu.harness import Setting
 from torch import Tensor
 
+from weft.engine.kv_cache import create_kv_cache
 from weft.engine.model.config import ModelConfig, create_model_config
 from weft.engine.model.decoder import AdapterBatch, Batch, Decoder, KVCache
 from weft.engine.model.weights import DenseWeights, LayerWeights, ModelWeights
 from weft.engine.plan import ScheduledReq, StepPlan
 from weft.engine.req import Req
-from weft.engine.runner import AdapterSet, create_kv_cache
+from weft.engine.runner import AdapterSet
 from weft.messages import EngineRequest, SamplingParams
 from weft_adapters.format import SiteWeights
 from weft_adapters.pool import PagePool, PooledAdapter

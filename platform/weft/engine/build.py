@@ -19,11 +19,12 @@ from weft.engine.config import (
 )
 from weft.engine.engine import Engine
 from weft.engine.grammar import Grammars
-from weft.engine.model.config import create_model_config, read_hf_config
+from weft.engine.kv_cache import create_kv_cache
+from weft.engine.model.config import ModelConfig, create_model_config, read_hf_config
 from weft.engine.model.decoder import Decoder, KVCache
 from weft.engine.model.weights import load_weights
 from weft.engine.prefix import PrefixRoots
-from weft.engine.runner import AdapterSet, Runner, create_kv_cache
+from weft.engine.runner import AdapterSet, Runner
 from weft.messages import EngineInfo, EngineRequest, SamplingParams
 from weft.tokenizer import BaseTokenizer
 from weft_adapters.digest import base_digest
@@ -87,15 +88,8 @@ def build_engine(
         FolderStore(config.adapters_dir), base, pool, config.host_adapter_bytes,
         on_change=on_adapter_change,
     )  # fmt: skip
-    kv_shape = (config.block_size, model.num_kv_heads, model.head_dim)
     kv_dtype = resolve_kv_dtype(config.kv_dtype, dtype)
-    kv = create_kv_cache(model.num_layers, memory.num_blocks, kv_shape, kv_dtype, device)
-    host = torch.device("cpu")
-    host_kv = (
-        create_kv_cache(model.num_layers, memory.num_host_blocks, kv_shape, kv_dtype, host)
-        if memory.num_host_blocks
-        else None
-    )
+    kv, host_kv = _create_caches(config, model, memory, kv_dtype, device)
     decoder = Decoder(model, weights, memory.max_model_len, backend)
     runner = _create_runner(config, decoder, kv, host_kv, base, pool, tokenizer.eos_token_ids)
     engine = Engine(
@@ -125,6 +119,22 @@ def build_engine(
         },
     )  # fmt: skip
     return BuiltEngine(engine, decoder, info, memory, pool, tiers, tokenizer, base)
+
+
+def _create_caches(
+    config: EngineConfig, model: ModelConfig, memory: MemoryPlan, kv_dtype: torch.dtype,
+    device: torch.device,
+) -> tuple[KVCache, KVCache | None]:  # fmt: skip
+    """The device's cache, and the host's for requests that are swapped out."""
+    shape = (config.block_size, model.num_kv_heads, model.head_dim)
+    kv = create_kv_cache(model.num_layers, memory.num_blocks, shape, kv_dtype, device)
+    if not memory.num_host_blocks:
+        return kv, None
+    host_kv = create_kv_cache(
+        model.num_layers, memory.num_host_blocks, shape, kv_dtype, torch.device("cpu"),
+        is_pinned=device.type == "cuda",
+    )  # fmt: skip
+    return kv, host_kv
 
 
 def _create_runner(

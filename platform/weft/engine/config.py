@@ -248,8 +248,8 @@ def resolve_memory(
 ) -> MemoryPlan:
     """Work out the budget; ValueError with the figures when it cannot hold.
 
-    `copies_adapters`: those in use are packed beside the pool, which takes about as much again, more
-    where an adapter touches only some experts or sites that others do not.
+    `copies_adapters`: those in use are packed beside the pool, which takes about as much again,
+    more where an adapter touches only some experts or sites that others do not.
     """
     max_model_len = config.max_model_len or model.max_position_embeddings
     if max_model_len > model.max_position_embeddings:

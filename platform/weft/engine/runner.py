@@ -12,39 +12,12 @@ from typing import Any, Protocol
 
 import torch
 
+from weft.engine.kv_cache import clean_blocks, copy_blocks
 from weft.engine.model.decoder import AdapterBatch, Batch, Decoder, KVCache
 from weft.engine.plan import BlockMoves, ScheduledReq, StepPlan
 from weft.engine.req import Req
 from weft.engine.sampler import Sampled, sample
 from weft_adapters.pool import PooledAdapter
-from weft_kernels.attention import Int8Cache
-from weft_kernels.memory import zeros
-
-
-def create_kv_cache(
-    num_layers: int, num_blocks: int, shape: tuple[int, int, int], dtype: torch.dtype,
-    device: torch.device,
-) -> KVCache:  # fmt: skip
-    """Zeroed caches; `shape` = (block_size, num_kv_heads, head_dim); int8 brings its scales."""
-
-    def create() -> torch.Tensor | Int8Cache:
-        data = zeros(num_blocks, *shape, dtype=dtype, device=device)
-        if dtype is not torch.int8:
-            return data
-        return Int8Cache(data, torch.zeros(num_blocks, *shape[:2], 1, device=device))
-
-    k, v = (tuple(create() for _ in range(num_layers)) for _ in range(2))
-    return KVCache(k, v)
-
-
-def _copy_blocks(source: KVCache, target: KVCache, pairs: Sequence[tuple[int, int]]) -> None:
-    """Copy whole blocks; all are read before any is written."""
-    if not pairs:
-        return
-    from_blocks, to_blocks = (torch.tensor(side) for side in zip(*pairs, strict=True))
-    for old, new in zip(source.tensors(), target.tensors(), strict=True):
-        read = old.index_select(0, from_blocks.to(old.device))
-        new.index_copy_(0, to_blocks.to(new.device), read.to(new.device))
 
 
 class AdapterSet(Protocol):
@@ -150,19 +123,17 @@ class Runner:
 
     def _move(self, moves: BlockMoves) -> None:
         if self._host_kv is not None:
-            _copy_blocks(self._kv, self._host_kv, moves.out)
-        _copy_blocks(self._kv, self._kv, moves.copies)
+            copy_blocks(self._kv, self._host_kv, moves.out)
+        copy_blocks(self._kv, self._kv, moves.copies)
         if self._host_kv is not None:
-            _copy_blocks(self._host_kv, self._kv, moves.back)
+            copy_blocks(self._host_kv, self._kv, moves.back)
 
     def _order_key(self, item: ScheduledReq) -> Any:
         return self._adapters.order_key(item.req.adapter_digest, item.num_new)
 
     def clean(self, blocks: list[int]) -> None:
-        """Zero blocks that may hold non-finite values: 0 x NaN would reach their next owner."""
-        index = torch.tensor(blocks, dtype=torch.int64, device=self._device)
-        for cache in self._kv.tensors():
-            cache.index_fill_(0, index, 0)
+        """Zero blocks that may hold non-finite values."""
+        clean_blocks(self._kv, blocks)
 
     def _create_rows(self, items: Sequence[ScheduledReq]) -> StepRows:
         rows = StepRows([], [], [], [], [], [], [], [])
