@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 import torch
 
@@ -11,15 +9,6 @@ from weft.engine.kv_cache import clean_blocks, copy_blocks, create_kv_cache
 from weft.engine.model.decoder import KVCache
 
 CPU = torch.device("cpu")
-_DEVICES: list[Any] = [CPU]
-if torch.cuda.is_available():
-    _DEVICES.append(pytest.param(torch.device("cuda"), marks=pytest.mark.gpu))
-
-
-@pytest.fixture(params=_DEVICES, ids=str)
-def device(request: pytest.FixtureRequest) -> torch.device:
-    found: torch.device = request.param
-    return found
 
 
 def create(device: torch.device, dtype: torch.dtype, *, is_pinned: bool = False) -> KVCache:
