@@ -40,6 +40,14 @@ def test_blocks_of_any_size_are_the_twin(
     assert_near(step.run(backend, window), step.twin(window), 1e-4)
 
 
+@pytest.mark.parametrize("window", [None, 100])
+def test_prompts_short_and_long_in_one_step_are_the_twin(
+    backend: Backend, window: int | None
+) -> None:
+    step = create_step([(520, 520), (7, 30), (1, 540), (40, 513), (512, 512), (1, 1)])
+    assert_near(step.run(backend, window), step.twin(window), 1e-4)
+
+
 def test_no_request_is_no_work(backend: Backend) -> None:
     assert create_step([]).run(backend).shape == (0, 6, 8)
 

@@ -26,6 +26,8 @@ Buckets = tuple[AttentionBucket, ...]
 
 # the C++ functions keep a head on their stack
 MAX_HEAD_DIM = 1024
+# up to so many tokens a prompt's queries are faster one by one than gathered, padded and masked
+MAX_SHORT = 512
 
 
 def _check(*tensors: Tensor) -> None:
@@ -99,8 +101,9 @@ def rotate_and_write(
 
 
 class Attention:
-    """A step's attention: requests with one query read their blocks in place; the others, and all
-    on an int8 cache, run in torch's padded buckets."""
+    """A step's attention: requests with one query, and the queries of short contexts one by one,
+    read their blocks in place; the others, and all on an int8 cache, run in torch's padded
+    buckets."""
 
     def __init__(
         self,
@@ -112,11 +115,11 @@ class Attention:
         """Arguments as `create_attention_buckets` takes them."""
         self._spans, self._all_tables = spans, tables
         self._block_size, self._windows = block_size, windows
-        one = [i for i, span in enumerate(spans) if span[1] == 1]
-        many = [i for i, span in enumerate(spans) if span[1] != 1]
-        self._rows = np.array([spans[i][0] for i in one], dtype=np.int64)
-        self._lengths = np.array([spans[i][2] for i in one], dtype=np.int64)
-        self._tables = _pad([tables[i] for i in one])
+        single = [i for i, span in enumerate(spans) if span[1] == 1 or span[2] <= MAX_SHORT]
+        many = [i for i, span in enumerate(spans) if span[1] != 1 and span[2] > MAX_SHORT]
+        self._rows, self._lengths, self._tables = _single_queries(
+            [spans[i] for i in single], _pad([tables[i] for i in single])
+        )
         arrays = (self._rows, self._tables, self._lengths)
         self._addresses = [array.ctypes.data for array in arrays]  # slow to ask for in each layer
         self._buckets = self._create_buckets(many)
@@ -163,6 +166,16 @@ class Attention:
             self._tables.shape[1], self._block_size, num_heads, k_cache.shape[2], dim,
             window or 0, scale, out_TND.data_ptr(), torch.get_num_threads(),
         )  # fmt: skip
+
+
+def _single_queries(
+    spans: Sequence[tuple[int, int, int]], tables: NDArray[np.int64]
+) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+    """Each query's row, the tokens that it sees, and its request's blocks."""
+    first_rows, counts, lengths = np.array(spans, dtype=np.int64).reshape(-1, 3).T
+    nth = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
+    rows, seen = np.repeat(first_rows, counts) + nth, np.repeat(lengths - counts + 1, counts) + nth
+    return rows, seen, np.repeat(tables, counts, axis=0)
 
 
 def _pad(tables: Sequence[Sequence[int]]) -> NDArray[np.int64]:
