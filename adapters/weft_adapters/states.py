@@ -24,18 +24,15 @@ class AdapterState(StrEnum):
 
 @dataclass(slots=True)
 class Entry:
-    """The tiers' record of one version; times are monotonic seconds. `num_bytes_needed` of the
-    device are known once it has been on the host."""
+    """The tiers' record of one version; times are monotonic seconds."""
 
     state: AdapterState
     pooled: PooledAdapter | None = None
-    num_bytes_needed: int = 0
     num_references: int = 0
     last_used_s: float = 0.0
     awaited_until_s: float = 0.0
     requested_s: float = 0.0
     loaded_s: float = 0.0
-    blocked_since_s: float | None = None
     failure: Exception | None = None
     failed_s: float = 0.0
 

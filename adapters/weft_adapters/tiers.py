@@ -17,6 +17,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 
+from weft_adapters.device import DeviceTier
 from weft_adapters.host import HostTier, Weights
 from weft_adapters.pool import PagePool, PooledAdapter
 from weft_adapters.sites import BaseSpec
@@ -30,6 +31,8 @@ logger = logging.getLogger("weft.adapters")
 # an adapter that was just loaded for a waiting request is not evicted before that request can run
 _GRACE_S = 5.0
 _RETRY_S = 0.25
+# who found no room is tried again for so long after the last request for it
+_WANTED_S = 5.0
 
 
 class AdapterTooLargeError(ValueError):
@@ -55,10 +58,10 @@ class AdapterTiers:
         self._store, self._base, self._pool = store, base, pool
         self._on_change = on_change
         self._entries: dict[str, Entry] = {}
-        self._on_device: dict[str, Entry] = {}
+        self._device = DeviceTier(pool)
         self._host = HostTier(host_budget_bytes)
         self._queue: deque[str] = deque()
-        self._blocked = Waitlist(self._entries)
+        self._blocked = Waitlist()
         self._changed = threading.Condition()
         self._closing = False
         self._thread = threading.Thread(target=self._run, name="weft-adapter-loader", daemon=True)
@@ -74,7 +77,6 @@ class AdapterTiers:
             if entry is None or entry.is_stale_failure:
                 entry = self._entries[digest] = Entry(AdapterState.ABSENT)
             entry.requested_s = time.monotonic()
-            self._blocked.ask(digest, entry.requested_s)
             is_idle = entry.state in (AdapterState.ABSENT, AdapterState.HOST)
             if is_idle and digest not in self._queue and digest not in self._blocked:
                 self._queue.append(digest)
@@ -148,38 +150,37 @@ class AdapterTiers:
     def _next(self) -> str | None:
         with self._changed:
             while not self._closing:
+                if self._has_room_due():
+                    self._retry()
                 if self._queue:
                     digest = self._queue.popleft()
                     is_on_host = digest in self._host
                     state = AdapterState.LOADING if is_on_host else AdapterState.FETCHING
                     self._entries[digest].state = state  # from here on no longer idle to `request`
                     return digest
-                if self._blocked:
-                    # room may be there by now; otherwise a release or the clock will make it
-                    self._changed.wait(_RETRY_S)
-                    retries = self._blocked.take(self._room(time.monotonic()))
-                    self._queue.extendleft(reversed(retries))
-                    continue
-                self._changed.wait()
+                # where some wait for room, a release or the clock will make it
+                self._changed.wait(_RETRY_S if self._blocked else None)
+                if self._blocked and not self._queue:
+                    self._retry()
             return None
 
-    def _room(self, now: float) -> int:
-        """Bytes of the device that are free, or idle adapters'. The caller holds the lock."""
-        return self._pool.num_free_bytes + sum(_pooled_bytes(e) for e in self._idle(now).values())
+    def _has_room_due(self) -> bool:
+        """Who is due for the next room would find it. The caller holds the lock."""
+        now = time.monotonic()
+        return 0 < self._blocked.num_bytes_due(now) <= self._device.room(now)
 
-    def _idle(self, now: float) -> dict[str, Entry]:
-        """On the device, and neither in use nor just loaded for somebody."""
-        return {
-            digest: entry
-            for digest, entry in self._on_device.items()
-            if entry.num_references == 0 and entry.awaited_until_s <= now
-        }
+    def _retry(self) -> None:
+        """Put those that may find room now before the newcomers. The caller holds the lock."""
+        self._queue.extendleft(reversed(self._blocked.take(self._device.room(time.monotonic()))))
 
     def _bring(self, digest: str) -> bool:
         """Store to host to device; False when the device has no room yet."""
         with self._changed:
             weights = self._host.use(digest)
+            has_to_wait = self._blocked.is_before(digest, time.monotonic())
         if weights is None:
+            if has_to_wait:
+                return self._block(digest, 0)  # and need not be read before its turn
             weights = load_verified(self._store.open(digest), digest, self._base)
             self._keep_on_host(digest, weights)
         self._set_state(digest, AdapterState.LOADING)
@@ -189,49 +190,48 @@ class AdapterTiers:
                 f"the adapter needs {num_bytes} bytes of device memory, "
                 f"the pool has {self._pool.num_bytes}"
             )
-        with self._changed:
-            has_to_wait = self._blocked.is_before(digest, time.monotonic())
         if has_to_wait:
-            self._block(digest, num_bytes)
-            return False
-        # where a run of pages is missing, one more eviction may join two
-        pooled: PooledAdapter | None = None
-        while self._pool.num_free_bytes < num_bytes or (
-            (pooled := self._pool.try_load(digest, weights)) is None
-        ):
+            return self._block(digest, num_bytes)
+        while (pooled := self._try_load(digest, weights, num_bytes)) is None:
             if not self._evict_one(num_bytes):
-                self._block(digest, num_bytes)
-                return False
+                # free bytes that do not suffice lie in holes: one more has to go
+                return self._block(digest, max(num_bytes, self._pool.num_free_bytes + 1))
         with self._changed:
-            entry = self._on_device[digest] = self._entries[digest]
+            entry = self._entries[digest]
+            self._device.add(digest, entry)
+            self._blocked.end(digest)
             entry.pooled, entry.state = pooled, AdapterState.DEVICE
             entry.loaded_s = entry.last_used_s = time.monotonic()
-            entry.blocked_since_s = None
             entry.awaited_until_s = entry.last_used_s + _GRACE_S
             self._update_draining()
         return True
 
-    def _block(self, digest: str, num_bytes: int) -> None:
-        """Have it tried again when there may be room."""
+    def _try_load(self, digest: str, weights: Weights, num_bytes: int) -> PooledAdapter | None:
+        """To try in vain is dear: each site is given its place first."""
+        if self._pool.num_free_bytes < num_bytes:
+            return None
+        return self._pool.try_load(digest, weights)
+
+    def _block(self, digest: str, num_bytes: int) -> bool:
+        """Have it tried again when there may be room, as long as anybody asks for it; False."""
+        now = time.monotonic()
         with self._changed:
-            self._entries[digest].state = AdapterState.HOST
-            self._blocked.add(digest, num_bytes, time.monotonic())
+            entry = self._entries[digest]
+            is_on_host = digest in self._host
+            entry.state = AdapterState.HOST if is_on_host else AdapterState.ABSENT
+            if now - entry.requested_s <= _WANTED_S:
+                self._blocked.add(digest, num_bytes, now)
+            else:
+                self._blocked.end(digest)
+                if not is_on_host:
+                    self._leave(digest)
             self._update_draining()
+        return False
 
     def _update_draining(self) -> None:
-        """Have others drained for who has waited longest. The caller holds the lock."""
-        self._drain(self._blocked.num_bytes_due(time.monotonic()))
-
-    def _drain(self, num_bytes: int) -> None:
-        """Drain adapters until `num_bytes` are in sight, and no others: the idle ones first, which
-        nobody may take up again, then those in use that came first. The caller holds the lock."""
-        in_sight = self._pool.num_free_bytes
-        for entry in sorted(
-            self._on_device.values(), key=lambda entry: (entry.num_references > 0, entry.loaded_s)
-        ):
-            is_enough = in_sight >= num_bytes
-            entry.state = AdapterState.DEVICE if is_enough else AdapterState.DRAINING
-            in_sight += 0 if is_enough else _pooled_bytes(entry)
+        """Have others drained for who is due for room. The caller holds the lock."""
+        now = time.monotonic()
+        self._device.drain(self._blocked.num_bytes_due(now), now)
 
     def _set_state(self, digest: str, state: AdapterState) -> None:
         with self._changed:
@@ -246,21 +246,18 @@ class AdapterTiers:
             entry = self._entries[digest]
             entry.state, entry.failure = AdapterState.FAILED, error
             entry.failed_s = time.monotonic()
+            self._blocked.end(digest)
+            self._update_draining()
 
     def _evict_one(self, num_bytes: int) -> bool:
-        """Free the least recently used idle adapter; False when all of them would not suffice."""
-        now = time.monotonic()
         with self._changed:
-            idle = self._idle(now)
-            if not idle or self._room(now) < num_bytes:
+            digest = self._device.evict_one(num_bytes, time.monotonic())
+            if digest is None:
                 return False
-            digest = min(idle, key=lambda digest: idle[digest].last_used_s)
-            entry = self._on_device.pop(digest)
-            entry.pooled = None
-            entry.state = AdapterState.HOST
+            entry = self._entries[digest]
+            entry.pooled, entry.state = None, AdapterState.HOST
             if digest not in self._host:
                 self._leave(digest)
-            self._pool.free(digest)
             return True
 
     def _keep_on_host(self, digest: str, weights: Weights) -> None:
@@ -281,8 +278,8 @@ class AdapterTiers:
         """AssertionError when states, references or pages contradict each other."""
         self._pool.integrity()
         with self._changed:
-            on_device = {d for d, entry in self._entries.items() if entry.pooled is not None}
-            assert on_device == set(self._on_device), "who is on the device is miscounted"
+            num_pooled = sum(entry.pooled is not None for entry in self._entries.values())
+            assert num_pooled == len(self._device), "who is on the device is miscounted"
             for digest, entry in self._entries.items():
                 assert entry.num_references >= 0, f"{digest} has negative references"
                 is_there = entry.state in (AdapterState.DEVICE, AdapterState.DRAINING)
@@ -293,7 +290,3 @@ class AdapterTiers:
                     f"{digest} is in use but not on the device"
                 )
             self._host.integrity()
-
-
-def _pooled_bytes(entry: Entry) -> int:
-    return 0 if entry.pooled is None else entry.pooled.num_bytes

@@ -1,78 +1,64 @@
 """Adapters that found no room on the device: who has waited longest is the first.
 
-Not thread-safe: the tiers hold their lock around every call. Times are monotonic seconds.
+Not thread-safe: the tiers hold their lock around every call. Times are monotonic seconds, sizes
+bytes of the device.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping
-
-from weft_adapters.states import Entry
-
-# what waits so long, and is still asked for, has others drained
+# who has waited so long for room has others drained, and gets the next
 _PATIENCE_S = 2.0
-_WANTED_S = 5.0
 
 
 class Waitlist:
-    """`entries` are the tiers' own: `blocked_since_s` is when somebody first found no room for the
-    adapter, None while nobody waits for it."""
+    """`add` who found no room, `take` whom to try again; a wait goes on until it is `end`ed."""
 
-    def __init__(self, entries: Mapping[str, Entry]) -> None:
-        self._entries = entries
-        self._digests: list[str] = []
+    def __init__(self) -> None:
+        self._since: dict[str, float] = {}
+        self._num_bytes: dict[str, int] = {}  # of those that are not being tried again just now
 
     def __contains__(self, digest: object) -> bool:
-        return digest in self._digests
+        return digest in self._num_bytes
 
     def __bool__(self) -> bool:
-        return bool(self._digests)
+        return bool(self._num_bytes)
 
     def add(self, digest: str, num_bytes: int, now: float) -> None:
-        """It needs so many bytes, which were not there."""
-        entry = self._entries[digest]
-        entry.num_bytes_needed = num_bytes
-        if now - entry.requested_s > _WANTED_S:
-            entry.blocked_since_s = None  # a hint, or nobody waits any more
-        elif entry.blocked_since_s is None:
-            entry.blocked_since_s = now
-        self._digests.append(digest)
-        self._digests.sort(key=self._since)
+        """It needs so many bytes, which were not there; 0 where nobody knows yet."""
+        self._since.setdefault(digest, now)
+        self._num_bytes[digest] = num_bytes
 
-    def ask(self, digest: str, now: float) -> None:
-        """Somebody waits for it, if nobody did."""
-        entry = self._entries[digest]
-        if digest in self._digests and entry.blocked_since_s is None:
-            entry.blocked_since_s = now
-            self._digests.sort(key=self._since)
+    def end(self, digest: str) -> None:
+        """It waits no more: it is there, cannot be loaded, or nobody asks for it."""
+        self._since.pop(digest, None)
+        self._num_bytes.pop(digest, None)
 
     def take(self, room: int) -> list[str]:
-        """Remove and return who is to be tried again: the first, for which others may have to be
-        drained, and those that there is room for beside it."""
+        """Whom to try again: the first, for which others may have to be drained, and those that
+        there is room for beside it."""
         taken: list[str] = []
-        for digest in self._digests:
-            num_bytes = self._entries[digest].num_bytes_needed
+        for digest in sorted(self._num_bytes, key=self._since.__getitem__):
+            num_bytes = self._num_bytes[digest]
             if not taken or num_bytes <= room:
                 taken.append(digest)
                 room -= num_bytes
-        self._digests = [digest for digest in self._digests if digest not in taken]
+        for digest in taken:
+            del self._num_bytes[digest]
         return taken
 
+    def due(self, now: float) -> str | None:
+        """The first, once it has waited so long that it gets the next room."""
+        first = min(self._num_bytes, key=self._since.__getitem__, default=None)
+        if first is None or now - self._since[first] <= _PATIENCE_S:
+            return None
+        return first
+
     def num_bytes_due(self, now: float) -> int:
-        """What the first needs when it has waited so long that it gets the next room; else 0."""
-        due = self._due(now)
-        return 0 if due is None else self._entries[due].num_bytes_needed
+        """What that one needs; else 0."""
+        due = self.due(now)
+        return 0 if due is None else self._num_bytes[due]
 
     def is_before(self, digest: str, now: float) -> bool:
         """The next room is for one that has waited for longer than `digest`."""
-        due = self._due(now)
-        return due is not None and self._since(due) < self._since(digest)
-
-    def _due(self, now: float) -> str | None:
-        first = self._digests[0] if self._digests else None
-        return first if first is not None and now - self._since(first) > _PATIENCE_S else None
-
-    def _since(self, digest: str) -> float:
-        since = self._entries[digest].blocked_since_s
-        return math.inf if since is None else since
+        due = self.due(now)
+        return due is not None and self._since[due] < self._since.get(digest, now)

@@ -205,7 +205,7 @@ def test_a_hint_drains_nothing(
     create: Create, put_adapter: Put, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("weft_adapters.waitlist._PATIENCE_S", 0.1)
-    monkeypatch.setattr("weft_adapters.waitlist._WANTED_S", 0.05)
+    monkeypatch.setattr("weft_adapters.tiers._WANTED_S", 0.05)
     tiers = create(num_pages=2)
     first, second, third = (put_adapter(seed) for seed in range(3))
     on_device(tiers, first, second)
