@@ -26,7 +26,8 @@ def create_kv_cache(
     is_pinned: bool = False,
 ) -> KVCache:
     """Zeroed caches; `shape` = (block_size, num_kv_heads, head_dim); int8 brings its scales.
-    `is_pinned`: in host memory that a CUDA device copies to and from while the host goes on."""
+    `is_pinned`: in host memory that a CUDA device copies to and from while the host goes on; torch
+    rounds each tensor's up to a power of two bytes."""
 
     def create_zeros(*size: int, dtype: torch.dtype) -> Tensor:
         if is_pinned:
@@ -47,17 +48,50 @@ def copy_blocks(source: KVCache, target: KVCache, pairs: Sequence[tuple[int, int
     """Copy whole blocks (from, to). Within a cache all are read before any is written."""
     if not pairs:
         return
+    from_blocks, to_blocks = zip(*pairs, strict=True)
     tensors = list(zip(source.tensors(), target.tensors(), strict=True))
-    device = tensors[0][0].device
-    if device != tensors[0][1].device:
-        # a gather would have to be over before the other side could scatter
+    from_device, to_device = (tensor.device for tensor in tensors[0])
+    if from_device == to_device:
+        from_index, to_index = _index(from_blocks, from_device), _index(to_blocks, to_device)
         for old, new in tensors:
-            for from_block, to_block in pairs:
-                new[to_block].copy_(old[from_block], non_blocking=True)
-        return
-    from_blocks, to_blocks = (_index(side, device) for side in zip(*pairs, strict=True))
-    for old, new in tensors:
-        new.index_copy_(0, to_blocks, old.index_select(0, from_blocks))
+            new.index_copy_(0, to_index, old.index_select(0, from_index))
+    elif to_device.type == "cpu":
+        runs = find_runs(to_blocks)
+        index = _index([from_blocks[i] for run in runs for i in run], from_device)
+        for old, new in tensors:
+            _copy_runs(old.index_select(0, index), new, runs, to_blocks, to_host=True)
+    else:
+        runs = find_runs(from_blocks)
+        index = _index([to_blocks[i] for run in runs for i in run], to_device)
+        for old, new in tensors:
+            staged = new.new_empty(len(pairs), *new.shape[1:])
+            _copy_runs(staged, old, runs, from_blocks, to_host=False)
+            new.index_copy_(0, index, staged)
+
+
+def find_runs(blocks: Sequence[int]) -> list[list[int]]:
+    """Places in `blocks` of numbers that follow each other, run by run."""
+    runs: list[list[int]] = []
+    for place in sorted(range(len(blocks)), key=blocks.__getitem__):
+        if runs and blocks[place] == blocks[runs[-1][-1]] + 1:
+            runs[-1].append(place)
+        else:
+            runs.append([place])
+    return runs
+
+
+def _copy_runs(
+    staged: Tensor, host: Tensor, runs: Sequence[Sequence[int]], blocks: Sequence[int], *,
+    to_host: bool,
+) -> None:  # fmt: skip
+    """Between the device, where blocks lie in the order of the runs, and the host: a copy a run."""
+    start = 0
+    for run in runs:
+        first, count = blocks[run[0]], len(run)
+        device_part, host_part = staged[start : start + count], host[first : first + count]
+        to, of = (host_part, device_part) if to_host else (device_part, host_part)
+        to.copy_(of, non_blocking=True)
+        start += count
 
 
 def clean_blocks(cache: KVCache, blocks: Sequence[int]) -> None:

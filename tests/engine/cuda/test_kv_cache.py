@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from weft.engine.kv_cache import clean_blocks, copy_blocks, create_kv_cache
+from weft.engine.kv_cache import clean_blocks, copy_blocks, create_kv_cache, find_runs
 from weft.engine.model.decoder import KVCache
 
 CPU = torch.device("cpu")
@@ -44,13 +44,18 @@ def test_blocks_go_to_the_host_and_come_back_elsewhere(
     cache = create(device, dtype)
     host = create(CPU, dtype, is_pinned=device.type == "cuda")
     before = fill(cache)
-    copy_blocks(cache, host, [(4, 0), (2, 3)])
-    clean_blocks(cache, [2, 4])
-    copy_blocks(host, cache, [(0, 1), (3, 5)])
+    copy_blocks(cache, host, [(4, 1), (2, 3), (5, 0)])
+    clean_blocks(cache, [2, 4, 5])
+    copy_blocks(host, cache, [(1, 2), (3, 5), (0, 1)])
     for old, new in zip(before, cache.tensors(), strict=True):
-        want = old[[0, 4, 2, 3, 4, 2]]
-        want[[2, 4]] = 0
+        want = old[[0, 5, 4, 3, 4, 2]]
+        want[4] = 0
         assert torch.equal(new.cpu(), want)
+
+
+def test_neighbours_are_found_in_any_order() -> None:
+    assert find_runs([7, 3, 4, 9, 8, 1]) == [[5], [1, 2], [0, 4, 3]]
+    assert find_runs([]) == []
 
 
 def test_a_block_that_is_cleaned_holds_no_nan(device: torch.device) -> None:
