@@ -7,7 +7,8 @@ tenant, and fair by adapter (each adapter counts as a tenant of its own, as in S
 
 `flood`: nine light tenants send at random times, first alone, then beside a tenant that floods.
 Their time to the first token may grow by two full steps: the one that runs when a request comes,
-and the one that computes its prompt among everything else.
+and the one that computes its prompt among everything else. A full step has as many sequences as may
+run, at least one of them with its prompt; those that only decode are given beside.
 
     python -m benchmarks.fairness [--json-dir benchmarks/results]
 """
@@ -169,6 +170,7 @@ class _Flood:
     arrived_s: dict[str, float] = field(default_factory=dict)
     ttft_s: list[float] = field(default_factory=list)
     full_steps_s: list[float] = field(default_factory=list)
+    decoding_steps_s: list[float] = field(default_factory=list)
     _flooding: set[str] = field(default_factory=set)
 
     def run(self) -> None:
@@ -191,11 +193,13 @@ class _Flood:
             self.engine.abort(request_id)
 
     def _step(self, started_s: float) -> None:
-        begun_s = time.monotonic()
+        begun_s, num_prompt_tokens = time.monotonic(), self.engine.counters.num_prompt_tokens
         outputs = self.engine.step()
         ended_s = time.monotonic()
         if len(self.engine.scheduler.running) >= MAX_RUNNING - 1:
-            self.full_steps_s.append(ended_s - begun_s)
+            has_prompt = self.engine.counters.num_prompt_tokens > num_prompt_tokens
+            steps_s = self.full_steps_s if has_prompt else self.decoding_steps_s
+            steps_s.append(ended_s - begun_s)
         for output in outputs:
             if output.is_last:
                 self._flooding.discard(output.request_id)
@@ -233,12 +237,15 @@ def measure_flood(
         arms[label] = arm
     alone, flooded = (percentiles_95(arms[label].ttft_s) for label in ("alone", "flooded"))
     full_step_s = percentiles(arms["flooded"].full_steps_s)["p50"]
+    decoding_step_s = percentiles(arms["flooded"].decoding_steps_s)["p50"]
     return {
         "light_requests": len(arms["alone"].ttft_s),
         "ttft_p95_alone_s": alone,
         "ttft_p95_flooded_s": flooded,
         "full_step_p50_s": full_step_s,
+        "decoding_step_p50_s": decoding_step_s,
         "added_full_steps": (flooded - alone) / full_step_s,
+        "added_decoding_steps": (flooded - alone) / decoding_step_s,
     }
 
 

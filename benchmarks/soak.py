@@ -25,6 +25,7 @@ from benchmarks.population import Population
 
 from weft.engine.build import BuiltEngine, build_engine
 from weft.engine.config import MIB, EngineConfig
+from weft.engine.metrics import take_observations
 from weft.engine.req import Req
 from weft.messages import EngineOutput, EngineRequest, SamplingParams
 from weft_adapters.states import AdapterState
@@ -188,6 +189,7 @@ class Soak:
 
     def _sample(self, now_s: float) -> None:
         if not self.memory.samples or now_s - self.memory.samples[-1][0] >= 1.0:
+            take_observations(self._engine.counters, drain=True)  # as whoever scrapes them does
             self.memory.samples.append((now_s, resident_bytes()))
 
     def assert_nothing_left(self, timeout_s: float = 30.0) -> None:
