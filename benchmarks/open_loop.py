@@ -55,12 +55,21 @@ class Served:
 
 @dataclass(slots=True)
 class Outcome:
-    """One run. `num_distinct` and `num_running` have an entry for each step that ran anything."""
+    """One run. `num_distinct` and `num_running` have an entry for each step that ran anything.
+    `backlogged_s` and `backlogged_tokens` count up to the last step that left requests waiting."""
 
     served: dict[str, Served] = field(default_factory=dict)
     num_distinct: list[int] = field(default_factory=list)
     num_running: list[int] = field(default_factory=list)
     wall_s: float = 0.0
+    backlogged_s: float = 0.0
+    backlogged_tokens: int = 0
+
+    @property
+    def backlogged_tokens_per_s(self) -> float:
+        """Output tokens a second while requests wait; 0 where none ever did. What comes after
+        depends on which of them happened to be last."""
+        return self.backlogged_tokens / self.backlogged_s if self.backlogged_s else 0.0
 
     @property
     def output_tokens_per_s(self) -> float:
@@ -76,6 +85,7 @@ class Outcome:
             "requests": len(served),
             "wall_s": self.wall_s,
             "output_tokens_per_s": self.output_tokens_per_s,
+            "backlogged_tokens_per_s": self.backlogged_tokens_per_s,
             "requests_per_s": len(served) / self.wall_s,
             "ttft_s": percentiles([s.ttft_s for s in served]),
             "normalised_latency_s": percentiles([s.normalised_latency_s for s in served]),
@@ -119,6 +129,11 @@ class _Drive:
         for output in outputs:
             self._take(output, now_s)
             ran.add(output.request_id)
+        if len(self.engine.scheduler.waiting):
+            self.outcome.backlogged_s = now_s
+            self.outcome.backlogged_tokens = sum(
+                served.num_tokens for served in self.outcome.served.values()
+            )
         if ran:
             self.outcome.num_running.append(len(ran))
             digests = {self.adapter_of[request_id] for request_id in ran} - {None}

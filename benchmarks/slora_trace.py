@@ -12,8 +12,11 @@ Each n has three arms, each of them saturated (all requests at once) and open-lo
               before the start and none of them ever leaving it: the same number of distinct
               adapters in a step without any tier at work
 
-`throughput_ratio` is warm over control of the saturated runs, the better of `--repeats` each, in
-turn: what registering n adapters costs beyond having so many different ones in a step.
+`backlogged_ratio` is warm over control of the saturated runs while requests wait, the best of
+`--repeats` each, in turn: what registering n adapters costs beyond having so many different ones in
+a step. `throughput_ratio` is the same of whole runs. A quarter of their steps comes after the last
+request has started; how many they are depends on which requests were last, and the arms differ in
+that, since those whose adapter is there go first.
 
     python -m benchmarks.slora_trace [--json-dir benchmarks/results]
 """
@@ -148,11 +151,16 @@ class Arms:
         return {
             "distinct_in_trace": len(set(self.traced)),
             "resident_in_control": len(set(self.folded)),
+            "backlogged_ratio": _backlogged(runs["warm"]) / _backlogged(runs["control"]),
             "throughput_ratio": _ratio(best, "warm"),
             "cold_throughput_ratio": _ratio(best, "cold"),
             "saturated": {arm: best[arm].figures() for arm in ARMS},
             "open_loop": {arm: timed[arm] for arm in ARMS},
         }
+
+
+def _backlogged(runs: Sequence[Outcome]) -> float:
+    return max(run.backlogged_tokens_per_s for run in runs)
 
 
 def _ratio(best: Mapping[str, Outcome], arm: str) -> float:
@@ -172,9 +180,14 @@ def measure(options: argparse.Namespace, root: Path) -> dict[str, Any]:
         arms = Arms(options, root, registered[:num_adapters])
         points.append({"registered": num_adapters, **arms.measure()})
         ratio = points[-1]["throughput_ratio"]
-        report.say(f"{num_adapters} adapters: {ratio:.3f} of the control's throughput")
+        backlogged = points[-1]["backlogged_ratio"]
+        report.say(
+            f"{num_adapters} adapters: {backlogged:.3f} of the control's throughput while requests "
+            f"wait, {ratio:.3f} of the whole run's"
+        )
     first, last = points[0]["saturated"]["warm"], points[-1]["saturated"]["warm"]
     return {
+        "worst_backlogged_ratio": min(point["backlogged_ratio"] for point in points),
         "worst_throughput_ratio": min(point["throughput_ratio"] for point in points),
         "last_over_first": last["output_tokens_per_s"] / first["output_tokens_per_s"],
         "points": points,
@@ -195,8 +208,9 @@ def print_result(result: Mapping[str, Any]) -> None:
     columns = ("registered", "load", "arm", "tokens/s", "TTFT s p50", "p90", "distinct", "running")
     report.print_table("S-LoRA's trace", columns, rows)
     ratios = {
-        f"{point['registered']} registered, warm over control": point["throughput_ratio"]
+        f"{point['registered']} registered, warm over control, {label}": point[name]
         for point in result["points"]
+        for name, label in (("backlogged_ratio", "backlogged"), ("throughput_ratio", "whole run"))
     }
     figures = {**ratios, "last over first n, warm": result["last_over_first"]}
     report.print_figures("Throughput, saturated", figures)
