@@ -88,7 +88,7 @@ def test_a_row_that_lacks_peers_gets_these_and_no_more(monkeypatch: pytest.Monke
     known = replace(ROW, peer_us={"known": 1.0}, failures={"lost": "it died"})
     case = replace(_case(), peers={"lost": lambda: lambda: None, **peers})
     begun: list[str] = []
-    rows = list(measure("bench_small", case, torch.bfloat16, CEILINGS, known, begun.append))
+    rows = list(measure("bench_small", case, torch.bfloat16, CEILINGS, known, on_peer=begun.append))
     assert begun == ["first", "second"]
     assert [row.ratios for row in rows] == [{"first": 1.5}, {"first": 1.5, "second": 4.0}]
     assert rows[-1].microseconds == ROW.microseconds
