@@ -36,12 +36,13 @@ serve: install ## the same, and stay up until Ctrl-C
 
 # the engine's part runs on images without the web's packages, so its tests run without them, too
 ENGINE_TESTS := tests/adapters tests/engine tests/kernels
+# a process for each core
+PARALLEL := -n auto --maxprocesses 8 --dist loadfile
 
 test: install ## the whole test suite
-	@# a process for each core; more threads than cores would wait for each other
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -p tests.without_web \
-		-n auto --maxprocesses 8 --dist loadfile $(ENGINE_TESTS)
-	$(BIN)/python -m pytest $(ENGINE_TESTS:%=--ignore=%)
+	@# more threads than cores would wait for each other
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -p tests.without_web $(PARALLEL) $(ENGINE_TESTS)
+	$(BIN)/python -m pytest $(PARALLEL) $(ENGINE_TESTS:%=--ignore=%)
 
 lint: install ## formatting, lint, types, import layers
 	$(BIN)/ruff format --check .
