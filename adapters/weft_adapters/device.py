@@ -12,17 +12,14 @@ from weft_adapters.states import AdapterState, Entry
 class DeviceTier:
     """The entries whose pages the pool holds.
 
-    An adapter is idle when nobody uses it or was just promised it. One that drains gives out no
-    more references, and goes on draining when it has become idle, until it makes room or nobody
-    needs that any more.
+    An adapter is idle when nobody uses it and nobody was just promised it. One that drains gives
+    out no more references, and goes on draining when it has become idle, until it makes room or
+    nobody needs that any more.
     """
 
     def __init__(self, pool: PagePool) -> None:
         self._pool = pool
         self._entries: dict[str, Entry] = {}
-
-    def __contains__(self, digest: object) -> bool:
-        return digest in self._entries
 
     def __len__(self) -> int:
         return len(self._entries)

@@ -2,6 +2,9 @@
 // rank rows side by side, front to back, and fetch those of a page further on meanwhile.
 #pragma once
 
+#include <cstdint>
+#include <type_traits>
+
 #include "vec.h"
 
 namespace weft {
