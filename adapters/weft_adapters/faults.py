@@ -8,8 +8,10 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Self
 
 MAX_SHOWN_CHARS = 160
+MAX_FAULTS = 50
 
 
 def shown(text: str) -> str:
@@ -43,3 +45,32 @@ class AdapterFaultError(ValueError):
         self.faults = tuple(faults)
         assert self.faults, "an adapter is refused for a reason"
         super().__init__(" ".join(fault.message for fault in self.faults[:10]))
+
+
+class FaultList(list[Fault]):
+    """The first faults of an adapter. Those after them are counted and not kept: a file whose every
+    tensor is wrong costs no more memory than one with a few wrong ones."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.num_more = 0
+
+    def append(self, fault: Fault) -> None:
+        if len(self) < MAX_FAULTS:
+            super().append(fault)
+        else:
+            self.num_more += 1
+
+    def extend(self, faults: Iterable[Fault]) -> None:
+        for fault in faults:
+            self.append(fault)
+
+    def __iadd__(self, faults: Iterable[Fault]) -> Self:  # type: ignore[override]
+        self.extend(faults)
+        return self
+
+    def listed(self) -> tuple[Fault, ...]:
+        """All that is kept, and a last one that says how many are not."""
+        if not self.num_more:
+            return tuple(self)
+        return (*self, Fault("more_faults", f"and {self.num_more} more faults"))

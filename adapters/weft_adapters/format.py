@@ -9,15 +9,16 @@ Every tensor must be used: one that maps to nothing is a fault, never ignored.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from weft_adapters.config import AdapterConfig
-from weft_adapters.faults import Fault
+from weft_adapters.faults import Fault, FaultList
 from weft_adapters.fused import FusedFactors, load_fused, resolve_fused
 from weft_adapters.header import Header
 from weft_adapters.sites import ATTENTION_PROJECTIONS, MLP_PROJECTIONS, BaseSpec, Site
 from weft_adapters.tensors import Float32, TensorFile
+from weft_adapters.uses import TensorUse
 
 _PREFIX = "base_model.model."
 _NUMBER = r"(?:0|[1-9][0-9]{0,4})"
@@ -52,14 +53,27 @@ class PlainFactors:
     rank: int
     scale: float
 
+    def uses(self) -> Iterator[tuple[str, TensorUse]]:
+        """Each tensor's name and what it is for."""
+        yield self.a_name, TensorUse("lora_A", str(self.site))
+        yield self.b_name, TensorUse("lora_B", str(self.site))
+
 
 @dataclass(frozen=True, slots=True)
 class AdapterPlan:
-    """What each tensor is for. Only a plan without faults can be loaded."""
+    """What each tensor is for. Only a plan without faults can be loaded.
+
+    `faults` are the first ones; `num_more_faults` were found after them.
+    """
 
     plain: tuple[PlainFactors, ...]
     fused: tuple[FusedFactors, ...]
     faults: tuple[Fault, ...]
+    num_more_faults: int = 0
+
+    def uses(self) -> dict[str, TensorUse]:
+        """What each tensor is for, by name; in a plan without faults, every tensor of the file."""
+        return {name: use for factors in (*self.plain, *self.fused) for name, use in factors.uses()}
 
     @property
     def ranks(self) -> tuple[int, ...]:
@@ -75,7 +89,7 @@ class AdapterPlan:
 
 def resolve(config: AdapterConfig, header: Header, base: BaseSpec) -> AdapterPlan:
     """Map every tensor of the file; nothing is read and nothing raised."""
-    faults: list[Fault] = []
+    faults = FaultList()
     modules = _group_by_module(header, faults)
     plain: list[PlainFactors] = []
     experts: dict[int, dict[str, dict[str, str]]] = {}
@@ -95,7 +109,7 @@ def resolve(config: AdapterConfig, header: Header, base: BaseSpec) -> AdapterPla
     _check_each_site_once(plain, fused, base, faults)
     if not header.tensors:
         faults.append(Fault("no_tensors", "the adapter holds no tensors"))
-    return AdapterPlan(tuple(plain), tuple(fused), tuple(faults))
+    return AdapterPlan(tuple(plain), tuple(fused), tuple(faults), faults.num_more)
 
 
 def _group_by_module(header: Header, faults: list[Fault]) -> dict[str, dict[str, str]]:

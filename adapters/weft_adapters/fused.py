@@ -25,6 +25,7 @@ from weft_adapters.faults import Fault
 from weft_adapters.header import Header
 from weft_adapters.sites import BaseSpec, Site
 from weft_adapters.tensors import Float32, TensorFile
+from weft_adapters.uses import TensorUse
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +43,12 @@ class FusedFactors:
     @property
     def projections(self) -> tuple[str, ...]:
         return ("gate_proj", "up_proj") if self.parameter == "gate_up_proj" else ("down_proj",)
+
+    def uses(self) -> Iterator[tuple[str, TensorUse]]:
+        """Each tensor's name and what it is for."""
+        target = f"layer {self.layer} all experts {self.parameter}"
+        yield self.a_name, TensorUse("lora_A", target)
+        yield self.b_name, TensorUse("lora_B", target)
 
     def sites(self, base: BaseSpec) -> Iterator[Site]:
         for expert in range(base.num_experts):

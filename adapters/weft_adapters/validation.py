@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from weft_adapters.config import AdapterConfig, parse_config
 from weft_adapters.digest import adapter_digest
-from weft_adapters.faults import AdapterFaultError, Fault
+from weft_adapters.faults import AdapterFaultError, Fault, FaultList
 from weft_adapters.format import AdapterPlan, resolve
 from weft_adapters.header import Header, read_header_path
 from weft_adapters.sites import BaseSpec
 from weft_adapters.tensors import TensorFile
-
-_MAX_FAULTS_LISTED = 50
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +60,7 @@ def validate(
     declared_base: str | None = None,
 ) -> ValidationReport:
     """Never raises for bad input. `declared_base`: the base's name, to warn of another one."""
-    faults: list[Fault] = []
+    faults = FaultList()
     config = header = None
     try:
         config = parse_config(config_bytes)
@@ -77,6 +74,8 @@ def validate(
         return _refused(faults, header)
     plan = resolve(config, header, base)
     faults += plan.faults
+    faults.num_more += plan.num_more_faults
+    faults += _unused(plan, header)
     faults += [
         Fault(
             "rank_too_large", f"the adapter has rank {rank}; this server takes at most {max_rank}"
@@ -97,13 +96,22 @@ def validate(
         return _accepted(config, plan, header, file, base, declared_base)
 
 
-def _refused(faults: Sequence[Fault], header: Header | None) -> ValidationReport:
-    listed = list(faults[:_MAX_FAULTS_LISTED])
-    if len(faults) > len(listed):
-        listed.append(Fault("more_faults", f"and {len(faults) - len(listed)} more faults"))
+def _unused(plan: AdapterPlan, header: Header) -> list[Fault]:
+    """A form that forgot one of its tensors: rather refused than served in part."""
+    if plan.faults:
+        return []
+    uses = plan.uses()
+    return [
+        Fault("unmapped_tensor", f"the tensor {name[:200]!r} would not be used", name[:200])
+        for name in header.tensors
+        if name not in uses
+    ]
+
+
+def _refused(faults: FaultList, header: Header | None) -> ValidationReport:
     return ValidationReport(
         ok=False,
-        faults=tuple(listed),
+        faults=faults.listed(),
         num_tensors=len(header.tensors) if header else 0,
         num_bytes=header.num_bytes if header else 0,
     )

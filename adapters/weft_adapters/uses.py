@@ -1,0 +1,17 @@
+"""What a tensor of an adapter is for, in words: what the report lists and checks for completeness.
+
+Every form that an adapter may have says it of its tensors, so that none can be accepted unread.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class TensorUse:
+    """`role`: PEFT's word for the tensor ("lora_A"); `target`: the weight of the base that it
+    changes ("layer 3 expert 7 up_proj"), numbers as they are in the tensor's name."""
+
+    role: str
+    target: str
