@@ -44,7 +44,8 @@ def adapter_digest(
         info = header.tensors[name]
         entry = {"name": name, "dtype": info.dtype, "shape": list(info.shape)}
         sha.update(_canonical_json(entry) + b"\n")
-        sha.update(file.raw(name))
+        for chunk in file.chunks(name):
+            sha.update(chunk)
     return f"sha256:{sha.hexdigest()}"
 
 

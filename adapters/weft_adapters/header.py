@@ -1,12 +1,16 @@
 """The header of a safetensors file, read strictly and before anything is allocated for its data.
 
 Knows the file format only: which names and shapes make sense is for `format`. Nothing here trusts
-a length, an offset or a shape until it agrees with the size of the file.
+a length, an offset or a shape until it agrees with the size of the file. The header is JSON, but no
+JSON library is given all of it, since a few bytes of JSON can become many of objects: it is read
+tensor by tensor, each within its own limits.
 """
 
 from __future__ import annotations
 
 import math
+import re
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,12 +20,31 @@ from weft_adapters.faults import AdapterFaultError, Fault, shown
 from weft_adapters.strict_json import parse_strict
 
 MAX_HEADER_BYTES = 16 * 2**20
+MAX_METADATA_BYTES = 256 * 2**10
 MAX_TENSORS = 200_000
 MAX_DIMENSIONS = 8
 MAX_NAME_CHARS = 512
 DTYPE_BYTES = {"F32": 4, "F16": 2, "BF16": 2}
 
 _PREFIX_BYTES = 8
+# what a tensor costs in memory here and until it is in the report, rounded up; a file may have so
+# many that all of them cost no more than its own size and 8 MiB
+_MEMORY_PER_TENSOR_BYTES = 2048
+_FREE_MEMORY_BYTES = 8 * 2**20
+
+# possessive and bounded, so that no text makes the matcher go back or remember much
+_SPACE = rb"[ \t\n\r]*+"
+_STRING = rb'"(?:[^"\\\x00-\x1f]|\\.){0,%d}+"'
+_OPEN = re.compile(rb"\{" + _SPACE)
+_NEXT = re.compile(_SPACE + rb"([,}])" + _SPACE)
+_END = re.compile(_SPACE + rb"\Z")
+_KEY = re.compile(rb"(" + _STRING % (12 * MAX_NAME_CHARS) + rb")" + _SPACE + rb":" + _SPACE)
+_ENTRY = re.compile(rb"\{[^{}]{0,1024}+\}")
+_METADATA = re.compile(
+    rb"\{" + _SPACE
+    + rb"(?:" + _STRING % MAX_METADATA_BYTES + _SPACE + rb":" + _SPACE
+    + _STRING % MAX_METADATA_BYTES + _SPACE + rb",?+" + _SPACE + rb")*+\}"
+)  # fmt: skip
 _MAGICS = (
     (b"PK\x03\x04", "a zip archive (what torch.save writes)"),
     (b"\x80\x02", "a Python pickle"),
@@ -115,27 +138,77 @@ def _header_length(prefix: bytes, num_bytes: int) -> int:
 
 
 def _parse_header(data: bytes, num_bytes: int) -> Header:
-    if not data.startswith(b"{"):
-        raise _refusal("header_invalid", "The safetensors header does not start with an object.")
-    try:
-        entries = parse_strict(data, max_depth=4)
-    except ValueError as error:
-        raise _refusal("header_invalid", f"The safetensors header is refused. {error}") from None
-    if not isinstance(entries, dict):
-        raise _refusal("header_invalid", "The safetensors header is not an object.")
-    _check_metadata(entries.pop("__metadata__", {}))
-    if len(entries) > MAX_TENSORS:
-        message = f"The file has {len(entries)} tensors; at most {MAX_TENSORS} are read."
-        raise _refusal("too_many_tensors", message)
     data_start = _PREFIX_BYTES + len(data)
-    tensors = {name: _tensor_info(name, entry, data_start) for name, entry in entries.items()}
+    tensors: dict[str, TensorInfo] = {}
+    max_tensors = _max_tensors(num_bytes)
+    has_metadata = False
+    opening = _OPEN.match(data)
+    if opening is None:
+        raise _refusal("header_invalid", "The safetensors header does not start with an object.")
+    position, end = opening.end(), b","
+    if data[position : position + 1] == b"}":
+        position, end = position + 1, b"}"
+    while end == b",":
+        key = _KEY.match(data, position)
+        if key is None:
+            raise _invalid(f"There is no tensor's name at byte {position}")
+        if key[1] == b'"__metadata__"':
+            if has_metadata:
+                raise _invalid('The key "__metadata__" appears twice')
+            position, has_metadata = _check_metadata(data, key.end()), True
+        else:
+            info, position = _read_tensor(data, key, data_start)
+            if info.name in tensors:
+                raise _invalid(f"The key {shown(info.name)} appears twice")
+            tensors[info.name] = info
+        if len(tensors) > max_tensors:
+            message = f"A file of {num_bytes} bytes has over {max_tensors} tensors."
+            raise _refusal("too_many_tensors", message)
+        following = _NEXT.match(data, position)
+        if following is None:
+            raise _invalid(f"There is neither a comma nor an end at byte {position}")
+        position, end = following.end(), following[1]
+    if _END.match(data, position) is None:
+        raise _invalid(f"Something follows its end at byte {position}")
     _check_coverage(tensors, data_start, num_bytes)
     return Header(tensors, len(data), num_bytes)
 
 
-def _check_metadata(metadata: object) -> None:
-    if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
-        raise _refusal("header_invalid", "__metadata__ must map strings to strings.")
+def _max_tensors(num_bytes: int) -> int:
+    return min(MAX_TENSORS, (num_bytes + _FREE_MEMORY_BYTES) // _MEMORY_PER_TENSOR_BYTES)
+
+
+def _invalid(what: str) -> AdapterFaultError:
+    return _refusal("header_invalid", f"The safetensors header is refused. {what}.")
+
+
+def _check_metadata(data: bytes, position: int) -> int:
+    """Where it ends; what it says is used nowhere."""
+    match = _METADATA.match(data, position, position + MAX_METADATA_BYTES)
+    if match is None:
+        what = f"__metadata__ must map strings to strings, in at most {MAX_METADATA_BYTES} bytes"
+        raise _invalid(what)
+    _parse_part(match, 0, max_depth=1)
+    return match.end()
+
+
+def _parse_part(match: re.Match[bytes], group: int, max_depth: int) -> object:
+    try:
+        return parse_strict(match[group], max_depth=max_depth)
+    except ValueError as error:
+        message = f"The safetensors header is refused, from byte {match.start(group)} on. {error}"
+        raise _refusal("header_invalid", message) from None
+
+
+def _read_tensor(data: bytes, key: re.Match[bytes], data_start: int) -> tuple[TensorInfo, int]:
+    """The tensor whose key is matched, and where its entry ends."""
+    name = _parse_part(key, 1, max_depth=0)
+    assert isinstance(name, str), "a JSON string"
+    entry = _ENTRY.match(data, key.end())
+    if entry is None:
+        message = f"The entry of {shown(name)} must hold exactly dtype, shape and data_offsets."
+        raise _refusal("header_invalid", message, name)
+    return _tensor_info(name, _parse_part(entry, 0, max_depth=2), data_start), entry.end()
 
 
 def _tensor_info(name: str, entry: object, data_start: int) -> TensorInfo:
@@ -160,7 +233,7 @@ def _tensor_info(name: str, entry: object, data_start: int) -> TensorInfo:
             f"{shown(name)} claims {stop - start} bytes, which its shape and dtype do not make."
         )
         raise _refusal("bytes_mismatch", message, name)
-    return TensorInfo(name, dtype, tuple(shape), data_start + start, data_start + stop)
+    return TensorInfo(name, sys.intern(dtype), tuple(shape), data_start + start, data_start + stop)
 
 
 def _is_counts(value: object) -> bool:

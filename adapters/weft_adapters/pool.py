@@ -21,11 +21,10 @@ from torch import Tensor
 
 from weft_adapters.arena import Arena
 from weft_adapters.format import SiteWeights
+from weft_adapters.pages import PAGE_ROWS, padded_rank
 from weft_adapters.sites import BaseSpec, Site
 from weft_adapters.tensors import Float32
 from weft_kernels.memory import zeros
-
-PAGE_ROWS = 8
 
 # torch runs an operation on more elements than this in parallel. A second thread that does so has
 # OpenMP keep a second team of threads, and with more of them than cores every parallel region of
@@ -66,10 +65,6 @@ class PooledAdapter:
 
 
 Prepare = Callable[[Mapping[Site, PooledSite]], object]
-
-
-def padded_rank(rank: int) -> int:
-    return -(-rank // PAGE_ROWS) * PAGE_ROWS
 
 
 def _slices(tensor: Tensor) -> list[slice]:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import mmap
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
@@ -13,6 +16,18 @@ from weft_adapters.header import Header
 
 Float32 = NDArray[np.float32]
 _CHUNK = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class TensorStats:
+    """Of one tensor's values: is each a finite number, the largest magnitude, the root mean square.
+
+    Of values that are not all finite only that is said.
+    """
+
+    is_finite: bool
+    max_abs: float
+    rms: float
 
 
 class TensorFile:
@@ -45,32 +60,42 @@ class TensorFile:
         if isinstance(self._map, mmap.mmap):
             self._map.close()
 
-    def raw(self, name: str) -> bytes:
-        """The tensor's bytes as stored."""
+    def chunks(self, name: str) -> Iterator[bytes]:
+        """The tensor's bytes as stored, a piece at a time: a tensor may be the whole file."""
         info = self._header.tensors[name]
-        return self._map[info.start : info.stop]
+        for start in range(info.start, info.stop, _CHUNK):
+            yield self._map[start : min(start + _CHUNK, info.stop)]
 
     def read(self, name: str) -> Float32:
         """The tensor as float32 of its own shape; half formats are widened exactly."""
         info = self._header.tensors[name]
-        return _widen(self.raw(name), info.dtype).reshape(info.shape)
+        values = np.empty(info.num_elements, dtype=np.float32)
+        filled = 0
+        for chunk in self.chunks(name):
+            part = _widen(chunk, info.dtype)
+            values[filled : filled + part.size] = part
+            filled += part.size
+        return values.reshape(info.shape)
 
-    def is_finite(self, name: str) -> bool:
-        """No NaN and no infinity, checked in chunks."""
+    def stats(self, name: str) -> TensorStats:
+        """Read once and in pieces."""
         info = self._header.tensors[name]
-        for start in range(info.start, info.stop, _CHUNK):
-            part = self._map[start : min(start + _CHUNK, info.stop)]
-            if not np.isfinite(_widen(part, info.dtype)).all():
-                return False
-        return True
-
-    def is_zero(self, name: str) -> bool:
-        return not np.any(self.read(name))
+        max_abs, sum_of_squares = 0.0, 0.0
+        for chunk in self.chunks(name):
+            part = _widen(chunk, info.dtype)
+            # squares of finite float32 values are finite in float64, and so is their sum
+            with np.errstate(invalid="ignore"):
+                sum_of_squares += float(np.square(part, dtype=np.float64).sum())
+            if not math.isfinite(sum_of_squares):
+                return TensorStats(False, math.inf, math.inf)
+            max_abs = max(max_abs, float(part.max()), -float(part.min()))
+        return TensorStats(True, max_abs, math.sqrt(sum_of_squares / max(1, info.num_elements)))
 
 
 def _widen(data: bytes, dtype: str) -> Float32:
+    """A view of `data` where it is float32 already."""
     if dtype == "F32":
-        return np.frombuffer(data, dtype="<f4").copy()
+        return np.frombuffer(data, dtype="<f4")
     if dtype == "F16":
         return np.frombuffer(data, dtype="<f2").astype(np.float32)
     assert dtype == "BF16", "the header allows three dtypes"

@@ -2,53 +2,26 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import math
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
 
 from weft_adapters.config import AdapterConfig, parse_config
 from weft_adapters.digest import adapter_digest
-from weft_adapters.faults import AdapterFaultError, Fault, FaultList
+from weft_adapters.faults import AdapterFaultError, Fault, FaultList, shown
 from weft_adapters.format import AdapterPlan, resolve
 from weft_adapters.header import Header, read_header_path
+from weft_adapters.judgement import warnings_of
+from weft_adapters.pages import padded_rank
+from weft_adapters.report import ValidationReport, tensor_rows
 from weft_adapters.sites import BaseSpec
-from weft_adapters.tensors import TensorFile
+from weft_adapters.tensors import TensorFile, TensorStats
 
-
-@dataclass(frozen=True, slots=True)
-class ValidationReport:
-    """`ok` exactly when there are no faults; then `digest` is set. `warnings` are sentences.
-
-    `sites` counts the touched sites by projection.
-    """
-
-    ok: bool
-    digest: str | None = None
-    faults: tuple[Fault, ...] = ()
-    warnings: tuple[str, ...] = ()
-    num_tensors: int = 0
-    num_parameters: int = 0
-    num_bytes: int = 0
-    ranks: tuple[int, ...] = ()
-    uses_experts: bool = False
-    sites: dict[str, int] = field(default_factory=dict)
-
-    @property
-    def max_rank(self) -> int:
-        return max(self.ranks, default=0)
-
-    def to_dict(self) -> dict[str, object]:
-        return {
-            "ok": self.ok,
-            "digest": self.digest,
-            "faults": [fault.to_dict() for fault in self.faults],
-            "warnings": list(self.warnings),
-            "num_tensors": self.num_tensors,
-            "num_parameters": self.num_parameters,
-            "num_bytes": self.num_bytes,
-            "ranks": list(self.ranks),
-            "uses_experts": self.uses_experts,
-            "sites": dict(self.sites),
-        }
+# what a server may keep adapters in: bytes of a value, and what would be rounded to infinity
+_VALUE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+_TOO_LARGE = {"float32": math.inf, "bfloat16": (2 - 2**-8) * 2.0**127, "float16": 65520.0}
 
 
 def validate(
@@ -58,8 +31,11 @@ def validate(
     *,
     max_rank: int,
     declared_base: str | None = None,
+    dtype: str = "float32",
 ) -> ValidationReport:
-    """Never raises for bad input. `declared_base`: the base's name, to warn of another one."""
+    """Never raises for bad input. `declared_base`: the base's name, to warn of another one;
+    `dtype`: what the server keeps adapters in on the device. Where `base.digest` is empty, the
+    base's weights being elsewhere, an accepted adapter has no digest either."""
     faults = FaultList()
     config = header = None
     try:
@@ -71,81 +47,129 @@ def validate(
     except AdapterFaultError as error:
         faults += error.faults
     if config is None or header is None:
-        return _refused(faults, header)
+        return _refused(faults, header, None, {})
     plan = resolve(config, header, base)
     faults += plan.faults
     faults.num_more += plan.num_more_faults
-    faults += _unused(plan, header)
-    faults += [
-        Fault(
-            "rank_too_large", f"the adapter has rank {rank}; this server takes at most {max_rank}"
-        )
-        for rank in plan.ranks
-        if rank > max_rank
-    ]
+    faults += _ranks_too_large(plan, max_rank)
+    if not plan.faults:
+        faults += _unused(plan, header)
+        faults += _other_reading(tensors_path, header)
     if faults:
-        return _refused(faults, header)
+        return _refused(faults, header, plan, {})
     with TensorFile(tensors_path, header) as file:
-        faults += [
-            Fault("non_finite", f"{name!r} holds NaN or infinite values", name)
-            for name in header.tensors
-            if not file.is_finite(name)
-        ]
+        stats = {name: file.stats(name) for name in header.tensors}
+        faults += _bad_values(stats, dtype)
         if faults:
-            return _refused(faults, header)
-        return _accepted(config, plan, header, file, base, declared_base)
+            return _refused(faults, header, plan, stats)
+        digest = adapter_digest(config, plan, header, file, base.digest) if base.digest else None
+    warnings = (*_base_warnings(config, declared_base), *warnings_of(plan, stats))
+    return _accepted(digest, warnings, plan, header, stats, base, _VALUE_BYTES[dtype])
 
 
-def _unused(plan: AdapterPlan, header: Header) -> list[Fault]:
+def _ranks_too_large(plan: AdapterPlan, max_rank: int) -> Iterator[Fault]:
+    for rank in plan.ranks:
+        if rank > max_rank:
+            message = f"the adapter has rank {rank}; this server takes at most {max_rank}"
+            yield Fault("rank_too_large", message)
+
+
+def _unused(plan: AdapterPlan, header: Header) -> Iterator[Fault]:
     """A form that forgot one of its tensors: rather refused than served in part."""
-    if plan.faults:
-        return []
     uses = plan.uses()
-    return [
-        Fault("unmapped_tensor", f"the tensor {name[:200]!r} would not be used", name[:200])
-        for name in header.tensors
-        if name not in uses
-    ]
+    for name in header.tensors:
+        if name not in uses:
+            message = f"the tensor {name[:200]!r} would not be used"
+            yield Fault("unmapped_tensor", message, name[:200])
 
 
-def _refused(faults: FaultList, header: Header | None) -> ValidationReport:
+def _other_reading(path: Path, header: Header) -> Iterator[Fault]:
+    """Our reader and the safetensors library have to see the same tensors in the file."""
+    try:
+        with safe_open(path, framework="numpy") as file:
+            found = set(file.keys())
+            for name in found ^ set(header.tensors):
+                message = f"only one of two readers finds the tensor {shown(name)}"
+                yield Fault("readers_disagree", message, name)
+            for name in found & set(header.tensors):
+                info, view = header.tensors[name], file.get_slice(name)
+                if (view.get_dtype(), tuple(view.get_shape())) != (info.dtype, info.shape):
+                    message = f"two readers do not agree on the tensor {shown(name)}"
+                    yield Fault("readers_disagree", message, name)
+    except SafetensorError as error:
+        yield Fault("readers_disagree", f"the safetensors library refuses the file: {error}")
+
+
+def _bad_values(stats: Mapping[str, TensorStats], dtype: str) -> Iterator[Fault]:
+    for name, found in stats.items():
+        if not found.is_finite:
+            yield Fault("non_finite", f"{name!r} holds NaN or infinite values", name)
+        elif found.max_abs >= _TOO_LARGE[dtype]:
+            message = f"{name!r} holds {found.max_abs:.3g}, which is too large for {dtype}"
+            yield Fault("value_too_large", message, name)
+
+
+def _base_warnings(config: AdapterConfig, declared_base: str | None) -> Iterator[str]:
+    named = config.base_model_name
+    if declared_base is not None and named and named.rstrip("/").split("/")[-1] != declared_base:
+        yield (
+            f"the adapter's config names the base {named[:200]!r}; it will be served on "
+            f"{declared_base!r}"
+        )
+
+
+def _refused(
+    faults: FaultList,
+    header: Header | None,
+    plan: AdapterPlan | None,
+    stats: Mapping[str, TensorStats],
+) -> ValidationReport:
+    if header is None:
+        return ValidationReport(ok=False, faults=faults.listed())
+    rows, num_left_out = tensor_rows(header, plan.uses() if plan else {}, stats)
     return ValidationReport(
         ok=False,
         faults=faults.listed(),
-        num_tensors=len(header.tensors) if header else 0,
-        num_bytes=header.num_bytes if header else 0,
+        num_tensors=len(header.tensors),
+        num_bytes=header.num_bytes,
+        tensors=rows,
+        num_rows_left_out=num_left_out,
     )
 
 
 def _accepted(
-    config: AdapterConfig,
+    digest: str | None,
+    warnings: tuple[str, ...],
     plan: AdapterPlan,
     header: Header,
-    file: TensorFile,
+    stats: Mapping[str, TensorStats],
     base: BaseSpec,
-    declared_base: str | None,
+    value_bytes: int,
 ) -> ValidationReport:
-    warnings = []
-    named = config.base_model_name
-    if declared_base is not None and named and named.rstrip("/").split("/")[-1] != declared_base:
-        warnings.append(
-            f"the adapter's config names the base {named[:200]!r}; it will be served on "
-            f"{declared_base!r}"
-        )
-    b_names = [f.b_name for f in plan.plain] + [f.b_name for f in plan.fused]
-    if all(file.is_zero(name) for name in b_names):
-        warnings.append("every lora_B is zero: the adapter changes nothing")
+    ranks = plan.sites(base)
     sites: dict[str, int] = {}
-    for site in plan.sites(base):
+    for site in ranks:
         sites[site.projection] = sites.get(site.projection, 0) + 1
+    rows, num_left_out = tensor_rows(header, plan.uses(), stats)
     return ValidationReport(
         ok=True,
-        digest=adapter_digest(config, plan, header, file, base.digest),
-        warnings=tuple(warnings),
+        digest=digest,
+        warnings=warnings,
         num_tensors=len(header.tensors),
         num_parameters=sum(info.num_elements for info in header.tensors.values()),
         num_bytes=header.num_bytes,
         ranks=plan.ranks,
-        uses_experts=any(site.expert is not None for site in plan.sites(base)),
+        uses_experts=any(site.expert is not None for site in ranks),
         sites=sites,
+        tensors=rows,
+        num_rows_left_out=num_left_out,
+        tier_bytes={
+            "store": header.num_bytes,
+            "disk": header.num_bytes,
+            "host": sum(rank * sum(base.shape(site)) * 4 for site, rank in ranks.items()),
+            "device": sum(
+                padded_rank(rank) * sum(base.shape(site)) * value_bytes
+                for site, rank in ranks.items()
+            ),
+        },
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import pickle
 import struct
+import time
 import tracemalloc
 import zipfile
 from io import BytesIO
@@ -100,11 +101,79 @@ def test_a_good_file_is_read_as_safetensors_wrote_it() -> None:
         (with_header({"a": entry(), "b": entry(data_offsets=[4, 12])}, 12), "offsets_invalid"),
         (with_header({"a": entry()}), "file_truncated"),
         (with_header({"a": entry()}, 9), "trailing_bytes"),
-        (with_header({str(i): 0 for i in range(200_001)}), "too_many_tensors"),
+        (with_header("{} {}"), "header_invalid"),
+        (with_header('{"a":{"dtype":"F32","shape":[2],"data_offsets":[0,8]},}'), "header_invalid"),
+        (with_header('{"a" {}}'), "header_invalid"),
+        (with_header("{a: {}}"), "header_invalid"),
+        (with_header('{"__metadata__":{},"__metadata__":{}}'), "header_invalid"),
+        (with_header('{"__metadata__":{"a":"b","a":"b"}}'), "header_invalid"),
+        (with_header('{"__metadata__":{"a":"b",}}'), "header_invalid"),
+        (with_header('{"__metadata__":{"a":"\\q"}}'), "header_invalid"),
+        (with_header({"__metadata__": {"a": "b" * 300_000}}), "header_invalid"),
+        (
+            with_header('{"a":{"dtype":"F32","dtype":"F32","shape":[2],"data_offsets":[0,8]}}', 8),
+            "header_invalid",
+        ),
+        (
+            with_header({str(i): entry(shape=[0], data_offsets=[0, 0]) for i in range(5000)}),
+            "too_many_tensors",
+        ),
     ],
 )
 def test_a_lie_is_named(data: bytes, code: str) -> None:
     assert code_of(data) == code
+
+
+def test_a_header_may_be_laid_out_as_json_may_be() -> None:
+    text = """ {
+        "__metadata__" : { "format" : "pt", "note" : "braces } and \\" quotes {" } ,
+        "a\\u0062" : { "shape":[2] , "data_offsets":[0,8], "dtype":"F32" }
+    }   """
+    header = parse(with_header(text.strip() + "   ", 8))
+    assert {name: info.shape for name, info in header.tensors.items()} == {"ab": (2,)}
+    assert parse(with_header("{ }")).tensors == {}
+
+
+def assert_costs_little(data: bytes, code: str) -> None:
+    """What is kept beside the file's own bytes: JSON can be 25 times as large in memory."""
+    file = BytesIO(data)
+    tracemalloc.start()
+    start_s = time.process_time()
+    try:
+        with pytest.raises(AdapterFaultError) as caught:
+            read_header(file, len(data))
+        taken_s = time.process_time() - start_s
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert caught.value.faults[0].code == code
+    assert peak < len(data) + 16 * 2**20
+    assert taken_s < 2
+
+
+@pytest.mark.parametrize(
+    ("opening", "part", "closing"),
+    [
+        ('{"a":[', "[],", "0]}"),
+        ('{"a":{"dtype":[', "{},", "0]}}"),
+        ('{"', "a", '":{}}'),
+        ('{"', "\\u0041", '":{}}'),
+        ('{"__metadata__":{', '"a":"b",', '"c":"d"}}'),
+        ('{"__metadata__":{"a":"', "a", '"}}'),
+        ("{", " ", "0}"),
+    ],
+    ids=["lists", "entry", "name", "escapes", "pairs", "text", "spaces"],
+)
+def test_a_header_of_the_largest_size_costs_little(opening: str, part: str, closing: str) -> None:
+    num_parts = (MAX_HEADER_BYTES - len(opening) - len(closing)) // len(part)
+    assert_costs_little(with_header(opening + part * num_parts + closing), "header_invalid")
+
+
+def test_as_many_tensors_as_fit_a_header_cost_little() -> None:
+    entries = ",".join(
+        f'"{i}":{{"dtype":"F32","shape":[0],"data_offsets":[0,0]}}' for i in range(250_000)
+    )
+    assert_costs_little(with_header("{" + entries + "}"), "too_many_tensors")
 
 
 def test_other_formats_renamed_are_named() -> None:
