@@ -205,7 +205,7 @@ class Soak:
         assert not self._engine._texts, "the engine still holds texts"
         assert blocks.num_free == blocks.num_usable, "blocks are still taken"
         assert not self._engine.adapters.held, "adapters are still held"
-        references = {d: e.num_references for d, e in tiers._entries.items() if e.num_references}
+        references = tiers.num_references()
         assert not references, f"adapters are still referred to: {references}"
         assert num_live_reqs() <= MAX_IN_FLIGHT, "requests that have ended are kept in memory"
         self._engine.integrity()

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 
+from weft_adapters.format import SiteWeights
 from weft_adapters.pool import PooledAdapter
+from weft_adapters.sites import Site
+from weft_adapters.workers import FairWorkers
 
 # after this time a failure is stale: the next request tries anew
 _FAILURE_S = 1.0
 
 
 class AdapterState(StrEnum):
-    ABSENT = "absent"
+    ABSENT = "absent"  # in the store at most
+    DISK = "disk"
     FETCHING = "fetching"
     HOST = "host"
     LOADING = "loading"
@@ -24,9 +29,18 @@ class AdapterState(StrEnum):
 
 @dataclass(slots=True)
 class Entry:
-    """The tiers' record of one version; times are monotonic seconds."""
+    """The tiers' record of one version; times are monotonic seconds.
+
+    `workers` have it fetched or read, or will; `is_queued` for the loader. `in_hand` are factors on
+    their way from a reader to the loader. `num_damaged` counts its copies that were discarded.
+    """
 
     state: AdapterState
+    tenant_id: str = ""
+    workers: FairWorkers | None = None
+    is_queued: bool = False
+    in_hand: Mapping[Site, SiteWeights] | None = None
+    num_damaged: int = 0
     pooled: PooledAdapter | None = None
     num_references: int = 0
     last_used_s: float = 0.0
@@ -35,6 +49,12 @@ class Entry:
     loaded_s: float = 0.0
     failure: Exception | None = None
     failed_s: float = 0.0
+
+    @property
+    def is_idle(self) -> bool:
+        """Nothing is done to bring it nearer."""
+        is_at_rest = self.state in (AdapterState.ABSENT, AdapterState.DISK, AdapterState.HOST)
+        return is_at_rest and self.workers is None and not self.is_queued
 
     @property
     def is_stale_failure(self) -> bool:

@@ -7,8 +7,8 @@ import filecmp
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -25,6 +25,10 @@ class AdapterNotStoredError(LookupError):
     """The store has no adapter of this digest."""
 
 
+class StoreUnavailableError(OSError):
+    """The store did not answer, or broke off; trying again may help."""
+
+
 @dataclass(frozen=True, slots=True)
 class StoredAdapter:
     """The two files of a version; they never change."""
@@ -36,6 +40,15 @@ class StoredAdapter:
     def num_bytes(self) -> int:
         return self.config_path.stat().st_size + self.tensors_path.stat().st_size
 
+    @property
+    def is_complete(self) -> bool:
+        return self.config_path.is_file() and self.tensors_path.is_file()
+
+
+def stored_in(folder: Path) -> StoredAdapter:
+    """The version whose files are in `folder`, under their usual names."""
+    return StoredAdapter(folder / CONFIG_NAME, folder / TENSORS_NAME)
+
 
 class AdapterStore(Protocol):
     """A store of immutable versions by digest; every method may block."""
@@ -45,9 +58,6 @@ class AdapterStore(Protocol):
         not these bytes are replaced: an upload is verified, what has lain on a disk may be damaged.
         """
 
-    def open(self, digest: str) -> StoredAdapter:
-        """The files; AdapterNotStoredError when there are none."""
-
     def exists(self, digest: str) -> bool: ...
 
     def delete(self, digest: str) -> None:
@@ -56,8 +66,30 @@ class AdapterStore(Protocol):
     def list_digests(self) -> list[str]: ...
 
 
+class LocalStore(AdapterStore, Protocol):
+    """A store whose files are files of this machine."""
+
+    def open(self, digest: str) -> StoredAdapter:
+        """The files; AdapterNotStoredError when there are none."""
+
+
+class RemoteStore(AdapterStore, Protocol):
+    """A store whose files have to be downloaded before they can be read."""
+
+    def sizes(self, digest: str) -> Mapping[str, int]:
+        """The version's files, by name, and their bytes; AdapterNotStoredError when there are none,
+        StoreUnavailableError when the store gives no answer."""
+
+    def download(
+        self, digest: str, name: str, start: int
+    ) -> AbstractContextManager[Iterator[bytes]]:
+        """The bytes of one file from `start` on, in chunks. They may end early, or be wrong: that
+        is for the caller to find. StoreUnavailableError, also from the chunks, when it breaks off.
+        """
+
+
 class FolderStore:
-    """An `AdapterStore` in a folder of a local file system; a version is a sub-folder.
+    """A `LocalStore` in a folder of a local file system; a version is a sub-folder.
 
     A version appears by a rename, so a crash leaves all of it or nothing of it. Left-over
     temporary folders are removed at start, unless another process is writing just then.
@@ -114,7 +146,7 @@ class FolderStore:
         folder = self._folder(digest)
         if not folder.is_dir():
             raise AdapterNotStoredError(f"the store has no adapter {digest}")
-        return StoredAdapter(folder / CONFIG_NAME, folder / TENSORS_NAME)
+        return stored_in(folder)
 
     def exists(self, digest: str) -> bool:
         return self._folder(digest).is_dir()

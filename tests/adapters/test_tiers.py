@@ -34,8 +34,8 @@ def create(
     dense: BaseSpec, store: FolderStore, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[Create]:
     """(num_pages of q_proj=2, host_bytes, on_change, store) -> tiers that end with the test."""
-    monkeypatch.setattr("weft_adapters.tiers._GRACE_S", 0.0)
-    monkeypatch.setattr("weft_adapters.tiers._RETRY_S", 0.02)
+    monkeypatch.setattr("weft_adapters.loader._GRACE_S", 0.0)
+    monkeypatch.setattr("weft_adapters.loader._RETRY_S", 0.02)
     monkeypatch.setattr("weft_adapters.waitlist._PATIENCE_S", 0.4)
     made: list[AdapterTiers] = []
 
@@ -205,7 +205,7 @@ def test_a_hint_drains_nothing(
     create: Create, put_adapter: Put, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("weft_adapters.waitlist._PATIENCE_S", 0.1)
-    monkeypatch.setattr("weft_adapters.tiers._WANTED_S", 0.05)
+    monkeypatch.setattr("weft_adapters.table._WANTED_S", 0.05)
     tiers = create(num_pages=2)
     first, second, third = (put_adapter(seed) for seed in range(3))
     on_device(tiers, first, second)

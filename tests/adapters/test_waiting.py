@@ -44,9 +44,9 @@ def create(
     dense: BaseSpec, store: FolderStore, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[Create]:
     """(prepare, store, host_bytes) -> tiers with room for two pages of q_proj."""
-    monkeypatch.setattr("weft_adapters.tiers._GRACE_S", 0.5)
-    monkeypatch.setattr("weft_adapters.tiers._RETRY_S", 0.025)
-    monkeypatch.setattr("weft_adapters.tiers._WANTED_S", 0.5)
+    monkeypatch.setattr("weft_adapters.loader._GRACE_S", 0.5)
+    monkeypatch.setattr("weft_adapters.loader._RETRY_S", 0.025)
+    monkeypatch.setattr("weft_adapters.table._WANTED_S", 0.5)
     monkeypatch.setattr("weft_adapters.waitlist._PATIENCE_S", 0.2)
     made: list[AdapterTiers] = []
 

@@ -276,10 +276,10 @@ def test_an_adapter_is_held_until_the_step_that_reads_it_is_collected(build: Bui
     assert last.is_last
     assert last.usage.num_completion_tokens == 1
     assert list(engine.adapters.held) == [digest]
-    assert built.tiers._entries[digest].num_references == 1
+    assert built.tiers.num_references() == {digest: 1}
     assert engine.has_work
     assert engine.step() == []
-    assert built.tiers._entries[digest].num_references == 0
+    assert built.tiers.num_references() == {}
 
 
 def test_an_id_is_free_again_though_a_row_of_it_is_in_flight(build: Build) -> None:

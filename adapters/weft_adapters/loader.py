@@ -1,0 +1,131 @@
+"""The one thread that brings adapters from host memory to the device."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+
+from weft_adapters.arrivals import Arrivals
+from weft_adapters.host import Weights
+from weft_adapters.pool import PagePool, PooledAdapter
+from weft_adapters.states import AdapterState
+from weft_adapters.table import TierTable
+
+# an adapter that was just loaded for a waiting request is not evicted before that request can run
+_GRACE_S = 5.0
+_RETRY_S = 0.25
+
+
+class AdapterTooLargeError(ValueError):
+    """The adapter needs more device memory than the whole pool has."""
+
+
+class Loader:
+    """Works off the table's queue until the table is closing; `tell` after each that arrived."""
+
+    def __init__(
+        self, table: TierTable, arrivals: Arrivals, pool: PagePool, tell: Callable[[], None]
+    ) -> None:
+        self._table, self._arrivals, self._pool, self._tell = table, arrivals, pool, tell
+        self._thread = threading.Thread(target=self._run, name="weft-adapter-loader", daemon=True)
+        self._thread.start()
+
+    def join(self) -> None:
+        self._thread.join()
+
+    def _run(self) -> None:
+        while (digest := self._next()) is not None:
+            try:
+                if self._bring(digest):
+                    self._tell()
+            except Exception as error:  # whatever is wrong with one adapter is its own failure
+                self._arrivals.fail(digest, error)
+
+    def _next(self) -> str | None:
+        table = self._table
+        with table.lock:
+            while not table.is_closing:
+                if table.has_room_due():
+                    table.retry()
+                if table.queue:
+                    digest = table.queue.popleft()
+                    entry = table.entries[digest]
+                    is_at_hand = entry.in_hand is not None or digest in table.host
+                    # from here on no longer idle to a request
+                    entry.state = AdapterState.LOADING if is_at_hand else AdapterState.FETCHING
+                    entry.is_queued = False
+                    return digest
+                # where some wait for room, a release or the clock will make it
+                table.lock.wait(_RETRY_S if table.blocked else None)
+                if table.blocked and not table.queue:
+                    table.retry()
+            return None
+
+    def _bring(self, digest: str) -> bool:
+        """Host to device; False when the device has no room yet, or it has to be fetched again."""
+        table = self._table
+        with table.lock:
+            entry = table.entries[digest]
+            on_host = table.host.use(digest)
+            weights = entry.in_hand if on_host is None else on_host
+            entry.in_hand = None
+            table.lock.notify_all()  # the reader goes on
+            has_to_wait = table.has_to_wait(digest)
+        if weights is None:
+            # it waited for room, and host memory had none for it meanwhile
+            if has_to_wait:
+                return self._block(digest, 0)  # and need not be read before its turn
+            weights = self._try_read(digest)
+            if weights is None:
+                return False
+        num_bytes = self._pool.num_bytes_needed(weights)
+        if num_bytes > self._pool.num_bytes:
+            raise AdapterTooLargeError(
+                f"the adapter needs {num_bytes} bytes of device memory, "
+                f"the pool has {self._pool.num_bytes}"
+            )
+        if has_to_wait:
+            return self._block(digest, num_bytes)
+        while (pooled := self._try_load(digest, weights, num_bytes)) is None:
+            with table.lock:
+                has_evicted = table.evict_one(num_bytes)
+            if not has_evicted:
+                # free bytes that do not suffice lie in holes: one more has to go
+                return self._block(digest, max(num_bytes, self._pool.num_free_bytes + 1))
+        with table.lock:
+            table.device.add(digest, entry)
+            table.blocked.end(digest)
+            entry.pooled, entry.state = pooled, AdapterState.DEVICE
+            entry.loaded_s = entry.last_used_s = time.monotonic()
+            entry.awaited_until_s = entry.last_used_s + _GRACE_S
+            table.update_draining()
+        return True
+
+    def _try_read(self, digest: str) -> Weights | None:
+        """Read it here and now, so that no newcomer overtakes it; None when it has to be fetched
+        before."""
+        table = self._table
+        with table.lock:
+            if not self._arrivals.is_here(digest):
+                self._arrivals.add(digest, table.entries[digest])
+                return None
+        weights = self._arrivals.try_read(digest)
+        with table.lock:
+            entry = table.entries[digest]
+            if weights is None:
+                self._arrivals.add(digest, entry)
+            else:
+                entry.state = AdapterState.LOADING
+        return weights
+
+    def _try_load(self, digest: str, weights: Weights, num_bytes: int) -> PooledAdapter | None:
+        """To try in vain is dear: each site is given its place first."""
+        if self._pool.num_free_bytes < num_bytes:
+            return None
+        return self._pool.try_load(digest, weights)
+
+    def _block(self, digest: str, num_bytes: int) -> bool:
+        with self._table.lock:
+            self._table.block(digest, num_bytes)
+        return False

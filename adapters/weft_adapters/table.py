@@ -1,0 +1,142 @@
+"""What the tiers know: every version here, who waits for room, and what is at hand.
+
+Plain bookkeeping: no files, no copies, no threads. `lock` guards all of it, also the tiers that it
+is made of, and is notified when there may be something to do; every method needs it held.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+
+from weft_adapters.device import DeviceTier
+from weft_adapters.fetch import Source
+from weft_adapters.host import HostTier, Weights
+from weft_adapters.pool import PagePool
+from weft_adapters.states import AdapterState, Entry
+from weft_adapters.waitlist import Waitlist
+
+# who found no room is tried again for so long after the last request for it
+_WANTED_S = 5.0
+
+
+class TierTable:
+    """Shared by the engine's side of the tiers and their threads. `queue` is what the loader does
+    next; what has to be fetched or read before is `arrive`'s."""
+
+    def __init__(
+        self,
+        source: Source,
+        pool: PagePool,
+        host_budget_bytes: int,
+        arrive: Callable[[str, Entry], None],
+    ) -> None:
+        self.lock = threading.Condition()
+        self.entries: dict[str, Entry] = {}
+        self.device = DeviceTier(pool)
+        self.host = HostTier(host_budget_bytes)
+        self.queue: deque[str] = deque()
+        self.blocked = Waitlist()
+        self.is_closing = False
+        self._source, self._arrive = source, arrive
+
+    # ---- states ----
+
+    def place_at_rest(self, digest: str) -> AdapterState:
+        """Where a version is for which nothing is done."""
+        if digest in self.host:
+            return AdapterState.HOST
+        return AdapterState.DISK if self._source.is_on_disk(digest) else AdapterState.ABSENT
+
+    def rest(self, digest: str, entry: Entry) -> None:
+        """Nothing more is done for it; unless it is in host memory or somebody asks for it, it is
+        forgotten."""
+        entry.state = self.place_at_rest(digest)
+        is_awaited = not entry.is_idle or digest in self.blocked
+        if entry.state is not AdapterState.HOST and not is_awaited:
+            del self.entries[digest]
+
+    def enqueue(self, digest: str, entry: Entry) -> None:
+        """Have it brought to the device, by way of host memory."""
+        if digest in self.host or entry.in_hand is not None:
+            entry.is_queued = True
+            self.queue.append(digest)
+            self.lock.notify_all()
+        else:
+            self._arrive(digest, entry)
+
+    def keep_on_host(self, digest: str, weights: Weights) -> None:
+        for evicted in self.host.put(digest, weights):
+            entry = self.entries.get(evicted)
+            if entry is not None and entry.state is AdapterState.HOST:
+                self.rest(evicted, entry)
+
+    def fail(self, digest: str, error: Exception) -> None:
+        entry = self.entries[digest]
+        entry.state, entry.failure = AdapterState.FAILED, error
+        entry.failed_s = time.monotonic()
+        entry.workers = entry.in_hand = None
+        self.blocked.end(digest)
+        self.update_draining()
+
+    # ---- room on the device ----
+
+    def block(self, digest: str, num_bytes: int) -> None:
+        """Have it tried again when there may be room, as long as anybody asks for it."""
+        now, entry = time.monotonic(), self.entries[digest]
+        if now - entry.requested_s <= _WANTED_S:
+            entry.state = self.place_at_rest(digest)
+            self.blocked.add(digest, num_bytes, now)
+        else:
+            self.blocked.end(digest)
+            self.rest(digest, entry)
+        self.update_draining()
+
+    def update_draining(self) -> None:
+        """Have others drained for who is due for room."""
+        now = time.monotonic()
+        self.device.drain(self.blocked.num_bytes_due(now), now)
+
+    def has_to_wait(self, digest: str) -> bool:
+        """The next room is for another one, that has waited for longer."""
+        return self.blocked.is_before(digest, time.monotonic())
+
+    def has_room_due(self) -> bool:
+        """Who is due for the next room would find it."""
+        now = time.monotonic()
+        return 0 < self.blocked.num_bytes_due(now) <= self.device.room(now)
+
+    def retry(self) -> None:
+        """Put those that may find room now before the newcomers."""
+        digests = self.blocked.take(self.device.room(time.monotonic()))
+        for digest in digests:
+            self.entries[digest].is_queued = True
+        self.queue.extendleft(reversed(digests))
+
+    def evict_one(self, num_bytes: int) -> bool:
+        """Make some room on the device; False where all that is idle would not make enough."""
+        digest = self.device.evict_one(num_bytes, time.monotonic())
+        if digest is None:
+            return False
+        entry = self.entries[digest]
+        entry.pooled = None
+        self.rest(digest, entry)
+        return True
+
+    def integrity(self) -> None:
+        """AssertionError when states, references or pages contradict each other."""
+        num_pooled = sum(entry.pooled is not None for entry in self.entries.values())
+        assert num_pooled == len(self.device), "who is on the device is miscounted"
+        for digest, entry in self.entries.items():
+            assert entry.num_references >= 0, f"{digest} has negative references"
+            is_there = entry.state in (AdapterState.DEVICE, AdapterState.DRAINING)
+            assert (entry.pooled is not None) == is_there, (
+                f"{digest} is {entry.state} but its pages say otherwise"
+            )
+            assert entry.num_references == 0 or entry.pooled is not None, (
+                f"{digest} is in use but not on the device"
+            )
+            assert entry.is_queued == (digest in self.queue), f"{digest} is queued by mistake"
+        self.host.integrity()
