@@ -65,7 +65,7 @@ class FaultList(list[Fault]):
         for fault in faults:
             self.append(fault)
 
-    def __iadd__(self, faults: Iterable[Fault]) -> Self:  # type: ignore[override]
+    def __iadd__(self, faults: Iterable[Fault]) -> Self:  # type: ignore[override,misc]
         self.extend(faults)
         return self
 

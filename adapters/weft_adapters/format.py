@@ -71,9 +71,14 @@ class AdapterPlan:
     faults: tuple[Fault, ...]
     num_more_faults: int = 0
 
+    @property
+    def pairs(self) -> tuple[PlainFactors | FusedFactors, ...]:
+        """All pairs of lora_A and lora_B."""
+        return (*self.plain, *self.fused)
+
     def uses(self) -> dict[str, TensorUse]:
         """What each tensor is for, by name; in a plan without faults, every tensor of the file."""
-        return {name: use for factors in (*self.plain, *self.fused) for name, use in factors.uses()}
+        return {name: use for pair in self.pairs for name, use in pair.uses()}
 
     @property
     def ranks(self) -> tuple[int, ...]:

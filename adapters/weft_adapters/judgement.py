@@ -35,11 +35,11 @@ class Change:
 def changes_of(plan: AdapterPlan, stats: Mapping[str, TensorStats]) -> Iterator[Change]:
     """One for each pair of factors."""
     uses = plan.uses()
-    for factors in (*plan.plain, *plan.fused):
-        a, b = stats[factors.a_name], stats[factors.b_name]
+    for pair in plan.pairs:
+        a, b = stats[pair.a_name], stats[pair.b_name]
         # |A| = rms_a sqrt(r in), |B| = rms_b sqrt(out r); divided by sqrt(in out)
-        rms = abs(factors.scale) * factors.rank * a.rms * b.rms
-        yield Change(uses[factors.a_name].target, rms)
+        rms = abs(pair.scale) * pair.rank * a.rms * b.rms
+        yield Change(uses[pair.a_name].target, rms)
 
 
 def warnings_of(plan: AdapterPlan, stats: Mapping[str, TensorStats]) -> list[str]:

@@ -150,7 +150,8 @@ def tensor_rows(
         role, target = (None, None) if use is None else (use.role, template_of(use.target)[0])
         kind = _Kind(template, role, target, info.dtype, info.shape)
         groups.setdefault(kind, {})[numbers] = info
-    rows, num_left_out = [], 0
+    rows: list[TensorRow] = []
+    num_left_out = 0
     for kind, infos in sorted(groups.items(), key=lambda group: group[0].target is not None):
         for axes in boxes_of(infos):
             if len(rows) < MAX_ROWS:

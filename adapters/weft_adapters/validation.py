@@ -19,6 +19,8 @@ from weft_adapters.report import ValidationReport, tensor_rows
 from weft_adapters.sites import BaseSpec
 from weft_adapters.tensors import TensorFile, TensorStats
 
+__all__ = ["ValidationReport", "validate"]
+
 # what a server may keep adapters in: bytes of a value, and what would be rounded to infinity
 _VALUE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 _TOO_LARGE = {"float32": math.inf, "bfloat16": (2 - 2**-8) * 2.0**127, "float16": 65520.0}
