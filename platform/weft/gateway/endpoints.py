@@ -2,31 +2,25 @@
 
 from __future__ import annotations
 
-import asyncio
 from typing import Annotated
 
 from fastapi import APIRouter, Depends, Request
 from starlette.responses import Response
 
 from weft.db.dependencies import ReadSession
-from weft.errors import InvalidRequestError
-from weft.gateway.logprobs import LogprobsFormat
+from weft.gateway.answering import answer, logprobs_format
 from weft.gateway.prompts import (
     check_parameters,
     encode_chat,
     encode_prompts,
     model_of,
 )
-from weft.gateway.responses import AnswerResponse, EventStream
-from weft.gateway.runtime import Gateway, GatewayDep, Work
-from weft.gateway.sampling import create_sampling
-from weft.gateway.schemas import ChatRequest, CompletionRequest, InferenceRequest
-from weft.gateway.structured import grammar_of
-from weft.gateway.wire import AnswerFormat, ChatFormat, CompletionFormat
-from weft.messages import Grammar
+from weft.gateway.runtime import Gateway, GatewayDep
+from weft.gateway.schemas import ChatRequest, CompletionRequest
+from weft.gateway.wire import ChatFormat, CompletionFormat
 from weft.registry.models import Adapter, AdapterVersion
 from weft.registry.repository import RegistryRepository
-from weft.registry.service import ResolvedModel, resolve_model
+from weft.registry.service import resolve_model
 from weft.tenancy.auth import require
 from weft.tenancy.principal import Principal
 
@@ -44,9 +38,9 @@ async def create_chat_completion(
     model = await gateway.resolve(principal, model_of(body))
     prompts = [await encode_chat(body, gateway.tokenizer)]
     request_id: str = request.state.request_id
-    logprobs = await _logprobs_format(gateway, bool(body.logprobs))
+    logprobs = await logprobs_format(gateway, bool(body.logprobs))
     answer_format = ChatFormat(request_id, model.name, logprobs)
-    return await _answer(gateway, principal, body, request_id, model, prompts, answer_format)
+    return await answer(gateway, principal, body, request_id, model, prompts, answer_format)
 
 
 @router.post("/completions", response_class=Response)
@@ -60,61 +54,9 @@ async def create_completion(
         body, gateway.tokenizer, gateway.vocab_size, gateway.settings.max_prompts_per_request
     )
     request_id: str = request.state.request_id
-    logprobs = await _logprobs_format(gateway, body.logprobs is not None)
+    logprobs = await logprobs_format(gateway, body.logprobs is not None)
     answer_format = CompletionFormat(request_id, model.name, logprobs)
-    return await _answer(gateway, principal, body, request_id, model, prompts, answer_format)
-
-
-async def _answer(
-    gateway: Gateway,
-    principal: Principal,
-    body: InferenceRequest,
-    request_id: str,
-    model: ResolvedModel,
-    prompts: list[tuple[int, ...]],
-    answer_format: AnswerFormat,
-) -> Response:
-    grammar = await _prepare_grammar(gateway, body)
-    sampling = create_sampling(
-        body, prompts, grammar,
-        max_model_len=gateway.engine.info.max_model_len, vocab_size=gateway.vocab_size,
-    )  # fmt: skip
-    work = Work(request_id, model, prompts, sampling, body.priority or 0, body.cache_salt or "")
-    generation = await gateway.admit(principal, work)
-    headers = {}
-    if model.digest is not None:
-        headers["x-weft-adapter-version"] = model.name
-        headers["x-weft-adapter-digest"] = model.digest
-    if not body.stream:
-        return AnswerResponse(generation, answer_format, headers)
-    options = body.stream_options
-    return EventStream(
-        generation,
-        answer_format,
-        headers,
-        include_usage=bool(options and options.include_usage),
-        limits=gateway.limits,
-    )
-
-
-async def _logprobs_format(gateway: Gateway, is_wanted: bool) -> LogprobsFormat | None:
-    if not is_wanted:
-        return None
-    # the first use reads the whole vocabulary
-    return LogprobsFormat(await asyncio.to_thread(lambda: gateway.tokenizer.vocabulary))
-
-
-async def _prepare_grammar(gateway: Gateway, body: InferenceRequest) -> Grammar | None:
-    """The grammar that the answer must match, compiled where no other request waits for it."""
-    found = grammar_of(body)
-    if found is None:
-        return None
-    param, grammar = found
-    try:
-        await gateway.engine.prepare_grammar(grammar)
-    except ValueError as error:
-        raise InvalidRequestError(str(error), param=param) from error
-    return grammar
+    return await answer(gateway, principal, body, request_id, model, prompts, answer_format)
 
 
 @router.get("/models")

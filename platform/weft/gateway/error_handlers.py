@@ -65,9 +65,14 @@ async def _on_weft_error(_request: Request, error: Exception) -> JSONResponse:
 
 async def _on_http_exception(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, HTTPException)
+    return error_response(refused_request(request, error))
+
+
+def refused_request(request: Request, error: HTTPException) -> WeftError:
+    """What the framework refused, in our words."""
     translated = _translate(request, error)
     translated.headers.update(error.headers or {})
-    return error_response(translated)
+    return translated
 
 
 def _translate(request: Request, error: HTTPException) -> WeftError:
@@ -85,22 +90,25 @@ def _translate(request: Request, error: HTTPException) -> WeftError:
 
 async def _on_validation_error(_request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, RequestValidationError)
+    return error_response(refused_body(error))
+
+
+def refused_body(error: RequestValidationError) -> InvalidRequestError:
+    """The first thing that is wrong with a request's body or parameters."""
     first = error.errors()[0]
     place = _place(first["loc"])
     if first["type"] == "json_invalid":
-        refused = InvalidRequestError("The body is not valid JSON.", code="invalid_json")
-    elif first["type"] == "extra_forbidden":
-        refused = InvalidRequestError(
+        return InvalidRequestError("The body is not valid JSON.", code="invalid_json")
+    if first["type"] == "extra_forbidden":
+        return InvalidRequestError(
             f"Unknown parameter: '{place}'.", param=place, code="unknown_parameter"
         )
-    elif not place:
-        refused = InvalidRequestError(
+    if not place:
+        return InvalidRequestError(
             "The body must be a JSON object, sent with 'Content-Type: application/json'.",
             code="invalid_json",
         )
-    else:
-        refused = InvalidRequestError(f"Invalid '{place}': {first['msg']}.", param=place)
-    return error_response(refused)
+    return InvalidRequestError(f"Invalid '{place}': {first['msg']}.", param=place)
 
 
 def _place(loc: Sequence[str | int]) -> str:

@@ -15,7 +15,6 @@ from starlette.responses import JSONResponse, Response
 from starlette.types import Receive, Scope, Send
 
 from weft.errors import WeftError
-from weft.gateway.error_handlers import error_response, error_to_wire
 from weft.gateway.faults import fault_of, slow_reader_error
 from weft.gateway.generation import Generation
 from weft.gateway.wire import AnswerFormat, Choice, Wire, frame, total_usage
@@ -34,6 +33,11 @@ class StreamLimits:
 
     keepalive_s: float
     stall_s: float
+
+
+def _error_response(answer_format: AnswerFormat, error: WeftError) -> JSONResponse:
+    status, wire = answer_format.error(error)
+    return JSONResponse(wire, status, dict(error.headers))
 
 
 @asynccontextmanager
@@ -79,10 +83,12 @@ class AnswerResponse(Response):
         elif generation.is_cancelled:
             return  # nobody is there to read an answer
         if fault is not None:
-            await error_response(fault)(scope, receive, send)
+            await _error_response(self._format, fault)(scope, receive, send)
             return
-        wire = self._format.answer(choices, total_usage(generation.usages))
-        await JSONResponse(wire, headers=self._extra)(scope, receive, send)
+        usage = total_usage(generation.usages)
+        headers = {**self._extra, **self._format.headers(usage)}
+        wire = self._format.answer(choices, usage)
+        await JSONResponse(wire, headers=headers)(scope, receive, send)
 
 
 class EventStream(Response):
@@ -112,7 +118,7 @@ class EventStream(Response):
             outputs = await generation.read(limits.keepalive_s)
             early = next((f for _, o in outputs if (f := fault_of(o)) is not None), None)
             if early is not None:
-                await error_response(early)(scope, receive, send)
+                await _error_response(self._format, early)(scope, receive, send)
                 return
             await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
             opening = self._format.opening(generation.num_choices)
@@ -145,19 +151,22 @@ class EventStream(Response):
             choice.finish_reason = output.finish_reason
             fault = fault_of(output)
             if fault is not None:
-                body += b"" if self._has_failed else frame(error_to_wire(fault))
+                body += b"" if self._has_failed else self._error(fault)
                 self._has_failed = True
             elif output.text or output.logprobs or output.finish_reason is not None:
-                body += self._frame(self._format.chunk(index, choice, output))
+                body += b"".join(map(self._frame, self._format.chunks(index, choice, output)))
         return body
 
     def _ending(self) -> bytes:
         if self._generation.is_too_slow:
-            return frame(error_to_wire(slow_reader_error()))
+            return self._error(slow_reader_error())
         if any(choice.finish_reason not in ("stop", "length") for choice in self._choices):
             return b""  # the error was the last word
         usage = self._format.usage_chunk(total_usage(self._generation.usages))
-        return (frame(usage) if self._include_usage else b"") + b"data: [DONE]\n\n"
+        return (frame(usage) if self._include_usage else b"") + self._format.done
+
+    def _error(self, error: WeftError) -> bytes:
+        return frame(self._format.error(error)[1])
 
     def _frame(self, wire: Wire) -> bytes:
         return frame({**wire, "usage": None} if self._include_usage else wire)

@@ -1,13 +1,18 @@
-"""Answers in OpenAI's shapes: whole objects and stream chunks. Values in, dictionaries out."""
+"""Answers as routes show them: whole objects and stream chunks. Values in, dictionaries out.
+
+OpenAI's shapes are here; LoRAX's are in `weft.gateway.lorax_wire`.
+"""
 
 from __future__ import annotations
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from weft.errors import WeftError
+from weft.gateway.error_handlers import error_to_wire
 from weft.gateway.logprobs import LogprobsFormat
 from weft.messages import EngineOutput, TokenLogprobs, Usage
 
@@ -31,19 +36,39 @@ class Choice:
 
 
 class AnswerFormat(Protocol):
-    """How one route shows its answers."""
+    """How one route shows its answers. `done` ends a stream that ended well."""
 
-    def answer(self, choices: Sequence[Choice], usage: Wire) -> Wire:
-        """The whole object."""
+    done: bytes
+
+    def answer(self, choices: Sequence[Choice], usage: Wire) -> Wire | list[Wire]:
+        """The whole answer."""
+
+    def headers(self, usage: Wire) -> Mapping[str, str]:
+        """Headers of a whole answer, besides those known when it began."""
 
     def opening(self, num_choices: int) -> list[Wire]:
         """Chunks before any text."""
 
-    def chunk(self, index: int, choice: Choice, output: EngineOutput) -> Wire:
+    def chunks(self, index: int, choice: Choice, output: EngineOutput) -> list[Wire]:
         """What has come for a choice, or its end."""
 
     def usage_chunk(self, usage: Wire) -> Wire:
         """The chunk without choices that `include_usage` asks for."""
+
+    def error(self, error: WeftError) -> tuple[int, Wire]:
+        """The status and the body of an error."""
+
+
+class _OpenAIFormat:
+    """What OpenAI's routes have in common."""
+
+    done = b"data: [DONE]\n\n"
+
+    def headers(self, usage: Wire) -> Mapping[str, str]:
+        return {}
+
+    def error(self, error: WeftError) -> tuple[int, Wire]:
+        return error.status_code, error_to_wire(error)
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +87,7 @@ class _Envelope:
         }
 
 
-class ChatFormat:
+class ChatFormat(_OpenAIFormat):
     """`/v1/chat/completions`; `logprobs` where they are asked for."""
 
     def __init__(self, request_id: str, model: str, logprobs: LogprobsFormat | None) -> None:
@@ -87,12 +112,12 @@ class ChatFormat:
         delta: Wire = {"role": "assistant", "content": ""}
         return [self._chunk(i, delta, None, None) for i in range(num_choices)]
 
-    def chunk(self, index: int, choice: Choice, output: EngineOutput) -> Wire:
+    def chunks(self, index: int, choice: Choice, output: EngineOutput) -> list[Wire]:
         logprobs = None
         if self._logprobs is not None and output.logprobs:
             logprobs = self._logprobs.chat(output.logprobs)
         delta: Wire = {"content": output.text} if output.text else {}
-        return self._chunk(index, delta, logprobs, output.finish_reason)
+        return [self._chunk(index, delta, logprobs, output.finish_reason)]
 
     def _chunk(
         self, index: int, delta: Wire, logprobs: Wire | None, finish_reason: str | None
@@ -109,7 +134,7 @@ class ChatFormat:
         return {**self._envelope.wrap("chat.completion.chunk", []), "usage": usage}
 
 
-class CompletionFormat:
+class CompletionFormat(_OpenAIFormat):
     """`/v1/completions`; `logprobs` where they are asked for."""
 
     def __init__(self, request_id: str, model: str, logprobs: LogprobsFormat | None) -> None:
@@ -126,13 +151,13 @@ class CompletionFormat:
     def opening(self, num_choices: int) -> list[Wire]:
         return []
 
-    def chunk(self, index: int, choice: Choice, output: EngineOutput) -> Wire:
+    def chunks(self, index: int, choice: Choice, output: EngineOutput) -> list[Wire]:
         shown = self._choice(
             index, output.text, output.finish_reason, output.logprobs, choice.offset
         )
         if self._logprobs is not None:
             choice.offset += sum(map(self._logprobs.num_chars, output.logprobs))
-        return self._envelope.wrap("text_completion", [shown])
+        return [self._envelope.wrap("text_completion", [shown])]
 
     def _choice(
         self, index: int, text: str, finish_reason: str | None,

@@ -41,10 +41,13 @@ class ResolvedModel:
 async def resolve_model(
     session: AsyncSession, owner: Owner, base: ServedBase, model: str
 ) -> ResolvedModel:
-    """ModelNotFoundError, the same for "unknown" and "not yours"."""
+    """ModelNotFoundError, the same for "unknown" and "not yours".
+
+    An adapter may be named behind its base, as SGLang does: `<base>:<adapter>`.
+    """
     if model == base.name:
         return ResolvedModel(base.name, base.name)
-    name = try_parse_model_name(model)
+    name = try_parse_model_name(model.removeprefix(f"{base.name}:"))
     found = None if name is None else await RegistryRepository(session, owner).resolve(name)
     if found is None:
         raise ModelNotFoundError(model)

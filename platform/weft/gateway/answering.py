@@ -1,0 +1,80 @@
+"""From a resolved model and its prompts to an answer: the way of every inference route.
+
+Knows the parameters that all of them share; what is read from a body before, and how the answer is
+shown, is each route's own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from types import MappingProxyType
+
+from starlette.responses import Response
+
+from weft.errors import InvalidRequestError
+from weft.gateway.logprobs import LogprobsFormat
+from weft.gateway.responses import AnswerResponse, EventStream
+from weft.gateway.runtime import Gateway, Work
+from weft.gateway.sampling import create_sampling
+from weft.gateway.schemas import InferenceRequest
+from weft.gateway.structured import grammar_of
+from weft.gateway.wire import AnswerFormat
+from weft.messages import Grammar
+from weft.registry.service import ResolvedModel
+from weft.tenancy.principal import Principal
+
+
+async def answer(
+    gateway: Gateway,
+    principal: Principal,
+    body: InferenceRequest,
+    request_id: str,
+    model: ResolvedModel,
+    prompts: list[tuple[int, ...]],
+    answer_format: AnswerFormat,
+    headers: Mapping[str, str] = MappingProxyType({}),
+) -> Response:
+    """Admit the prompts and answer in the format's shapes, whole or as a stream."""
+    grammar = await _prepare_grammar(gateway, body)
+    sampling = create_sampling(
+        body, prompts, grammar,
+        max_model_len=gateway.engine.info.max_model_len, vocab_size=gateway.vocab_size,
+    )  # fmt: skip
+    work = Work(request_id, model, prompts, sampling, body.priority or 0, body.cache_salt or "")
+    generation = await gateway.admit(principal, work)
+    headers = dict(headers)
+    if model.digest is not None:
+        headers["x-weft-adapter-version"] = model.name
+        headers["x-weft-adapter-digest"] = model.digest
+    if not body.stream:
+        return AnswerResponse(generation, answer_format, headers)
+    options = body.stream_options
+    return EventStream(
+        generation,
+        answer_format,
+        headers,
+        include_usage=bool(options and options.include_usage),
+        limits=gateway.limits,
+    )
+
+
+async def logprobs_format(gateway: Gateway, is_wanted: bool) -> LogprobsFormat | None:
+    """How log-probabilities are shown, where they are."""
+    if not is_wanted:
+        return None
+    # the first use reads the whole vocabulary
+    return LogprobsFormat(await asyncio.to_thread(lambda: gateway.tokenizer.vocabulary))
+
+
+async def _prepare_grammar(gateway: Gateway, body: InferenceRequest) -> Grammar | None:
+    """The grammar that the answer must match, compiled where no other request waits for it."""
+    found = grammar_of(body)
+    if found is None:
+        return None
+    param, grammar = found
+    try:
+        await gateway.engine.prepare_grammar(grammar)
+    except ValueError as error:
+        raise InvalidRequestError(str(error), param=param) from error
+    return grammar
