@@ -24,7 +24,8 @@ class ServerSettings:
     `None` leaves a choice to the engine, which reports what it chose at start. Sizes are bytes,
     times seconds. A request that was not started within `queue_timeout_s`, or is not over within
     `request_timeout_s`, is ended (None: never). `adapters_dir`, `database_file` and `uploads_dir`
-    follow from `data_dir`.
+    follow from `data_dir`. `lorax_status_codes`: LoRAX's routes answer 424 where no text came of a
+    valid request, an unknown adapter included, as LoRAX does.
     """
 
     base_dir: Path
@@ -61,6 +62,7 @@ class ServerSettings:
     queue_timeout_s: float | None = None
     request_timeout_s: float | None = None
     drain_deadline_s: float = 30.0
+    lorax_status_codes: bool = False
 
     def __post_init__(self) -> None:
         if not 0 <= self.port <= 65535:

@@ -96,6 +96,9 @@ def serve(
     drain_deadline: Annotated[
         float, typer.Option(help="Seconds that running requests get at shutdown.")
     ] = _D.drain_deadline_s,
+    lorax_status_codes: Annotated[
+        bool, typer.Option(help="/generate answers 424, as LoRAX, where an adapter is unknown.")
+    ] = _D.lorax_status_codes,
 ) -> None:
     """Serve a base model and its tenants' adapters over an OpenAI-compatible API."""
     try:
@@ -129,6 +132,7 @@ def serve(
             queue_timeout_s=queue_timeout,
             request_timeout_s=request_timeout,
             drain_deadline_s=drain_deadline,
+            lorax_status_codes=lorax_status_codes,
         )
     except ValueError as error:
         raise fail(str(error)) from error

@@ -162,8 +162,10 @@ class EventStream(Response):
             return self._error(slow_reader_error())
         if any(choice.finish_reason not in ("stop", "length") for choice in self._choices):
             return b""  # the error was the last word
-        usage = self._format.usage_chunk(total_usage(self._generation.usages))
-        return (frame(usage) if self._include_usage else b"") + self._format.done
+        ending = b""
+        if self._include_usage:
+            ending = frame(self._format.usage_chunk(total_usage(self._generation.usages)))
+        return ending + self._format.done
 
     def _error(self, error: WeftError) -> bytes:
         return frame(self._format.error(error)[1])
