@@ -16,8 +16,9 @@ from weft_adapters.config import AdapterConfig
 from weft_adapters.faults import Fault, FaultList
 from weft_adapters.fused import FusedFactors, load_fused, resolve_fused
 from weft_adapters.header import Header
+from weft_adapters.site_weights import SiteWeights
 from weft_adapters.sites import ATTENTION_PROJECTIONS, MLP_PROJECTIONS, BaseSpec, Site
-from weft_adapters.tensors import Float32, TensorFile
+from weft_adapters.tensors import TensorFile
 from weft_adapters.uses import TensorUse
 
 _PREFIX = "base_model.model."
@@ -28,19 +29,6 @@ _MODULE = re.compile(
     rf"(?:\.experts\.(?P<expert>{_NUMBER})|\.(?P<shared>shared_expert))?\.(?P<name>[a-z0-9_]+)\Z"
 )
 _FUSED = re.compile(rf"model\.layers\.(?P<layer>{_NUMBER})\.mlp\.experts(?P<inner>\.base_layer)?\Z")
-
-
-@dataclass(frozen=True, slots=True)
-class SiteWeights:
-    """a float32 `[rank, in]`, b float32 `[rank, out]` (B transposed), scale on their product."""
-
-    a: Float32
-    b: Float32
-    scale: float
-
-    @property
-    def rank(self) -> int:
-        return int(self.a.shape[0])
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Mapping
 
-from weft_adapters.format import SiteWeights
+from weft_adapters.site_weights import SiteWeights
 from weft_adapters.sites import Site
 
 Weights = Mapping[Site, SiteWeights]
@@ -50,4 +50,4 @@ class HostTier:
 
 
 def _num_bytes(weights: Weights) -> int:
-    return sum(w.a.nbytes + w.b.nbytes for w in weights.values())
+    return sum(w.num_bytes for w in weights.values())

@@ -20,8 +20,8 @@ import torch
 from torch import Tensor
 
 from weft_adapters.arena import Arena
-from weft_adapters.format import SiteWeights
 from weft_adapters.pages import PAGE_ROWS, padded_rank
+from weft_adapters.site_weights import SiteWeights
 from weft_adapters.sites import BaseSpec, Site
 from weft_adapters.tensors import Float32
 from weft_kernels.memory import zeros

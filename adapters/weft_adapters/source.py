@@ -7,8 +7,9 @@ from io import BytesIO
 from weft_adapters.config import parse_config
 from weft_adapters.digest import adapter_digest
 from weft_adapters.faults import AdapterFaultError
-from weft_adapters.format import SiteWeights, load, resolve
+from weft_adapters.format import load, resolve
 from weft_adapters.header import read_header
+from weft_adapters.site_weights import SiteWeights
 from weft_adapters.sites import BaseSpec, Site
 from weft_adapters.store import StoredAdapter
 from weft_adapters.tensors import TensorFile

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 
-from weft_adapters.format import SiteWeights
 from weft_adapters.pool import PooledAdapter
+from weft_adapters.site_weights import SiteWeights
 from weft_adapters.sites import Site
 from weft_adapters.workers import FairWorkers
 

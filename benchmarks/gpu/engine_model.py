@@ -25,8 +25,8 @@ from weft.engine.plan import ScheduledReq, StepPlan
 from weft.engine.req import Req
 from weft.engine.runner import AdapterSet
 from weft.messages import EngineRequest, SamplingParams
-from weft_adapters.format import SiteWeights
 from weft_adapters.pool import PagePool, PooledAdapter
+from weft_adapters.site_weights import SiteWeights
 from weft_adapters.sites import ATTENTION_PROJECTIONS, BaseSpec, Site
 from weft_kernels.backend import Backend, create_backend
 from weft_kernels.moe import ExpertWeights

@@ -47,6 +47,10 @@ class LinearWeight(ABC):
     def dense(self) -> Tensor:
         """The matrix `[num_in, num_out]`: a copy where it is packed or quantized."""
 
+    def columns(self, first: int, stop: int) -> Tensor:
+        """`[num_in, stop - first]` of the matrix, likewise."""
+        return self.dense()[:, first:stop]
+
     @property
     @abstractmethod
     def num_bytes(self) -> int:
@@ -81,9 +85,16 @@ class TorchLinear(LinearWeight):
         return y_TO if bias_O is None else y_TO.add_(bias_O)
 
     def dense(self) -> Tensor:
-        if isinstance(self._data, tuple):
-            return torch.cat([w.dense() for w in self._data], dim=1)
-        return self._data.to_dense().t() if self.is_packed else self._data
+        return self.columns(0, self.num_out)
+
+    def columns(self, first: int, stop: int) -> Tensor:
+        if not isinstance(self._data, tuple):
+            whole = self._data.to_dense().t() if self.is_packed else self._data
+            return whole[:, first:stop]
+        width = self._data[0].num_out
+        slices = self._data[first // width : -(-stop // width)]
+        start = first // width * width
+        return torch.cat([w.dense() for w in slices], dim=1)[:, first - start : stop - start]
 
     @property
     def num_bytes(self) -> int:

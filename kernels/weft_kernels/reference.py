@@ -134,6 +134,14 @@ def adapted_linear(
     return out_TO
 
 
+def adapted_row_norms(w_IO: Tensor, a_RI: Tensor, b_RO: Tensor, scale: float) -> Tensor:
+    """`n[o] = || W[:, o] + s * sum_r B[r, o] A[r] ||`."""
+    adapted_IO = to_float64(w_IO)
+    for a_I, b_O in zip(to_float64(a_RI), to_float64(b_RO), strict=True):
+        adapted_IO = adapted_IO + scale * a_I[:, None] * b_O[None, :]
+    return torch.stack([(w_I * w_I).sum().sqrt() for w_I in adapted_IO.T])
+
+
 def rounded_int8(w_IO: Tensor) -> Tensor:
     """Each column's values to the nearest of `s q`, q = -127 .. 127, `s = max |w| / 127`."""
     columns = []

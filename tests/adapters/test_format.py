@@ -19,8 +19,9 @@ from peft import LoraConfig, get_peft_model
 from transformers import Qwen3Config, Qwen3ForCausalLM, Qwen3MoeConfig, Qwen3MoeForCausalLM
 
 from weft_adapters.config import parse_config
-from weft_adapters.format import SiteWeights, load, resolve
+from weft_adapters.format import load, resolve
 from weft_adapters.header import read_header_path
+from weft_adapters.site_weights import SiteWeights
 from weft_adapters.sites import BaseSpec, Site
 from weft_adapters.tensors import TensorFile
 

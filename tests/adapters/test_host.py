@@ -6,8 +6,8 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from weft_adapters.format import SiteWeights
 from weft_adapters.host import HostTier, Weights
+from weft_adapters.site_weights import SiteWeights
 from weft_adapters.sites import Site
 
 

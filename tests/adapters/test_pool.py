@@ -10,9 +10,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from weft_adapters.format import SiteWeights
 from weft_adapters.pages import padded_rank
 from weft_adapters.pool import PagePool, PooledSite
+from weft_adapters.site_weights import SiteWeights
 from weft_adapters.sites import BaseSpec, Site
 
 MIB = 2**20

@@ -12,7 +12,7 @@ import pytest
 SCRIPT = """
 import os, threading, time
 import numpy as np, torch
-from weft_adapters.format import SiteWeights
+from weft_adapters.site_weights import SiteWeights
 from weft_adapters.pool import PagePool
 from weft_adapters.sites import BaseSpec, Site
 

@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from weft_adapters.format import SiteWeights
 from weft_adapters.pool import PagePool, PooledAdapter
+from weft_adapters.site_weights import SiteWeights
 from weft_adapters.sites import INPUTS, BaseSpec, Site
 from weft_kernels.linear import LinearWeight, create_linear_weight
 

@@ -22,7 +22,7 @@ from tests.engine.pooled_adapters import (
 )
 
 from weft.engine.active import ActiveSet, PackedBatch
-from weft_adapters.format import SiteWeights
+from weft_adapters.site_weights import SiteWeights
 from weft_adapters.sites import Site
 
 

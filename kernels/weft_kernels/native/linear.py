@@ -49,7 +49,13 @@ class NativeLinear(LinearWeight):
         )  # fmt: skip
 
     def dense(self) -> Tensor:
-        return self._panels.transpose(0, 1).reshape(self.num_in, -1)[:, : self.num_out]
+        return self.columns(0, self.num_out)
+
+    def columns(self, first: int, stop: int) -> Tensor:
+        panels = self._panels[first // _PANEL : -(-stop // _PANEL)]
+        start = first // _PANEL * _PANEL
+        columns = panels.transpose(0, 1).reshape(self.num_in, -1)
+        return columns[:, first - start : stop - start]
 
     @property
     def num_bytes(self) -> int:
