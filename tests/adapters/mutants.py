@@ -92,14 +92,14 @@ class Mutator:
     """Makes mutants of good adapters: `originals` by name, each a config and its tensors."""
 
     def __init__(self, originals: Mapping[str, tuple[dict[str, Any], Mapping[str, Any]]]) -> None:
-        self._originals = {
+        self.originals = {
             name: (config, {key: Tensor.of(values) for key, values in tensors.items()})
             for name, (config, tensors) in originals.items()
         }
 
     def mutate(self, rng: random.Random) -> Upload:
-        name = rng.choice(sorted(self._originals))
-        config, tensors = self._originals[name]
+        name = rng.choice(sorted(self.originals))
+        config, tensors = self.originals[name]
         upload = Upload(
             json.loads(json.dumps(config)),
             {key: Tensor(t.dtype, list(t.shape), t.data) for key, t in tensors.items()},
