@@ -32,8 +32,9 @@ from weft.engine.offline import run_requests
 from weft.messages import EngineRequest, SamplingParams
 from weft_adapters.config import parse_config
 from weft_adapters.faults import MAX_FAULTS
-from weft_adapters.format import SiteWeights, resolve
+from weft_adapters.format import resolve
 from weft_adapters.header import read_header_path
+from weft_adapters.site_weights import SiteWeights
 from weft_adapters.sites import Site
 from weft_adapters.source import load_verified
 from weft_adapters.store import FolderStore
