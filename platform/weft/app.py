@@ -25,8 +25,11 @@ from weft.gateway.middleware import RequestContextMiddleware
 from weft.gateway.runtime import Gateway
 from weft.messages import EngineClient
 from weft.registry import endpoints as adapters
-from weft.registry.endpoints import Registry
-from weft.registry.intake import sweep_uploads
+from weft.registry import version_endpoints as versions
+from weft.registry.publishing import Publisher
+from weft.registry.purging import Purger
+from weft.registry.quota import Quota
+from weft.registry.runtime import Registry
 from weft.settings import ENGINE_KEYS, ServerSettings
 from weft.tenancy import endpoints as tenants
 from weft.tenancy.auth import public
@@ -57,15 +60,16 @@ def create_app(settings: ServerSettings, engine: EngineClient, tokenizer: BaseTo
     secrets = prepare_data(settings)
     database = Database(sqlite_url(settings.database_file))
     gateway = Gateway(settings, engine, tokenizer, database)
+    registry = create_registry(settings, engine, database)
 
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
         with lock_data_folder(settings.data_dir):
-            sweep_uploads(settings.uploads_dir)
             num_lost = await gateway.recorder.recover()
             if num_lost:
                 logger.warning("%d requests were lost in a crash and are billed nothing", num_lost)
-            yield
+            async with registry.running():
+                yield
             await gateway.close()
             await database.close()
 
@@ -80,11 +84,11 @@ def create_app(settings: ServerSettings, engine: EngineClient, tokenizer: BaseTo
     )
     app.state.database = database
     app.state.gateway = gateway
-    app.state.registry = create_registry(settings, engine)
+    app.state.registry = registry
     app.state.authenticator = Authenticator(secrets.pepper, secrets.operator_key)
     install_error_handlers(app)
     app.add_middleware(RequestContextMiddleware, max_body_bytes=settings.max_body_bytes)
-    for module in (inference, lorax, adapters, usage, tenants, probes):
+    for module in (inference, lorax, adapters, versions, usage, tenants, probes):
         app.include_router(module.router)
 
     @app.get("/openapi.json", include_in_schema=False, dependencies=[Depends(public)])
@@ -94,16 +98,34 @@ def create_app(settings: ServerSettings, engine: EngineClient, tokenizer: BaseTo
     return app
 
 
-def create_registry(settings: ServerSettings, engine: EngineClient) -> Registry:
+def create_registry(settings: ServerSettings, engine: EngineClient, database: Database) -> Registry:
     """Intake and store of adapters for the engine's base."""
     info = engine.info
+    store = FolderStore(settings.adapters_dir)
+    publisher = Publisher(
+        database,
+        store,
+        Gateway.served_base(engine),
+        BaseSpec.from_config(info.hf_config, info.base_digest),
+        info.max_adapter_rank,
+        Quota(
+            max_versions=settings.max_versions_per_tenant,
+            max_stored_bytes=settings.max_stored_bytes_per_tenant,
+        ),
+    )
+
+    def digests_in_use() -> set[str]:
+        stats = engine.snapshot()
+        return {*stats.running_adapters, *stats.waiting_adapters}
+
     return Registry(
-        base=Gateway.served_base(engine),
-        spec=BaseSpec.from_config(info.hf_config, info.base_digest),
-        store=FolderStore(settings.adapters_dir),
+        database=database,
+        publisher=publisher,
+        purger=Purger(database, store, digests_in_use, on_purged=lambda digest: None),
         uploads_dir=settings.uploads_dir,
         max_upload_bytes=settings.max_upload_bytes,
-        max_rank=info.max_adapter_rank,
+        retention_s=settings.version_retention_s,
+        sweep_interval_s=settings.sweep_interval_s,
         prefetch=engine.prefetch_adapter,
     )
 

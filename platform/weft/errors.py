@@ -96,9 +96,19 @@ class ConflictError(WeftError):
     type = "conflict_error"
     code = "version_conflict"
 
-    def __init__(self, message: str, *, param: str | None = None, code: str | None = None) -> None:
-        # OpenAI's SDK retries 409 by itself; a conflict does not go away by retrying
-        super().__init__(message, param=param, code=code, headers={"x-should-retry": "false"})
+    def __init__(
+        self,
+        message: str,
+        *,
+        param: str | None = None,
+        code: str | None = None,
+        retry_after_s: int | None = None,
+    ) -> None:
+        # OpenAI's SDK retries 409 by itself; most conflicts do not go away by retrying
+        headers = {"x-should-retry": "false"}
+        if retry_after_s is not None:
+            headers = {"x-should-retry": "true", "retry-after": str(retry_after_s)}
+        super().__init__(message, param=param, code=code, headers=headers)
 
 
 class PayloadTooLargeError(WeftError):
@@ -107,6 +117,17 @@ class PayloadTooLargeError(WeftError):
     status_code = 413
     type = "invalid_request_error"
     code = "payload_too_large"
+
+
+class QuotaExceededError(WeftError):
+    """The tenant has as much as it may have; trying again does not help."""
+
+    status_code = 429
+    type = "insufficient_quota"
+    code = "insufficient_quota"
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, headers={"x-should-retry": "false"})
 
 
 class AdapterInvalidError(WeftError):

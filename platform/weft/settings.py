@@ -23,9 +23,10 @@ class ServerSettings:
 
     `None` leaves a choice to the engine, which reports what it chose at start. Sizes are bytes,
     times seconds. A request that was not started within `queue_timeout_s`, or is not over within
-    `request_timeout_s`, is ended (None: never). `adapters_dir`, `database_file` and `uploads_dir`
-    follow from `data_dir`. `lorax_status_codes`: LoRAX's routes answer 424 where no text came of a
-    valid request, an unknown adapter included, as LoRAX does.
+    `request_timeout_s`, is ended (None: never). A deleted version's files are kept for
+    `version_retention_s`. `adapters_dir`, `database_file` and `uploads_dir` follow from `data_dir`.
+    `lorax_status_codes`: LoRAX's routes answer 424 where no text came of a valid request, an
+    unknown adapter included, as LoRAX does.
     """
 
     base_dir: Path
@@ -54,6 +55,10 @@ class ServerSettings:
     share_base_prefix: bool = False
     num_threads: int | None = None
     max_upload_bytes: int = 1024 * MIB
+    max_versions_per_tenant: int = 20_000
+    max_stored_bytes_per_tenant: int = 200 * 1024 * MIB
+    version_retention_s: float = 7 * 24 * 3600.0
+    sweep_interval_s: float = 600.0
     max_body_bytes: int = 4 * MIB
     max_prompts_per_request: int = 64
     max_stream_backlog_bytes: int = MIB
@@ -84,7 +89,7 @@ class ServerSettings:
             value = getattr(self, key)
             if value is not None and value <= 0:
                 raise ValueError(f"{key} must be above 0, not {value}")
-        for key in ("num_threads", "drain_deadline_s"):
+        for key in ("num_threads", "drain_deadline_s", "version_retention_s"):
             value = getattr(self, key)
             if value is not None and value < 0:
                 raise ValueError(f"{key} must not be negative, not {value}")
@@ -144,6 +149,9 @@ ENGINE_KEYS = (
 _POSITIVE = (
     *_ENGINE_SIZES,
     "max_upload_bytes",
+    "max_versions_per_tenant",
+    "max_stored_bytes_per_tenant",
+    "sweep_interval_s",
     "max_body_bytes",
     "max_prompts_per_request",
     "max_stream_backlog_bytes",

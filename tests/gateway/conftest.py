@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import shutil
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass, field
@@ -11,11 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import httpx2
-import numpy as np
 import openai
 import pytest
 from fastapi import FastAPI
-from safetensors.numpy import save
+from tests.tiny import BASE, BASE_DIGEST, HF_CONFIG, create_lora
 
 from weft.app import create_app
 from weft.db.database import sqlite_url
@@ -39,20 +37,6 @@ from weft.server import background_server
 from weft.settings import ServerSettings
 from weft.tokenizer import BaseTokenizer
 
-BASE = "tiny"
-HF_CONFIG: dict[str, object] = {
-    "model_type": "qwen3",
-    "hidden_size": 16,
-    "intermediate_size": 32,
-    "num_hidden_layers": 1,
-    "num_attention_heads": 2,
-    "num_key_value_heads": 1,
-    "head_dim": 8,
-    "vocab_size": 264,
-    "tie_word_embeddings": False,
-    "max_position_embeddings": 128,
-}
-
 
 class EchoEngine:
     """Answers with the prompt's own bytes, one token each `delay_s`; faults on demand."""
@@ -60,7 +44,7 @@ class EchoEngine:
     def __init__(self) -> None:
         self.info = EngineInfo(
             base_name=BASE,
-            base_digest="sha256:" + "ba" * 32,
+            base_digest=BASE_DIGEST,
             hf_config=HF_CONFIG,
             max_model_len=128,
             max_adapter_rank=16,
@@ -297,29 +281,7 @@ def acme(site: Site) -> str:
 @pytest.fixture
 def lora() -> Callable[..., dict[str, bytes]]:
     """Files of a PEFT adapter on the tiny base's q_proj."""
-
-    def create(seed: int = 0, rank: int = 4, **config: object) -> dict[str, bytes]:
-        rng = np.random.default_rng(seed)
-        site_name = "base_model.model.model.layers.0.self_attn.q_proj"
-        tensors = {
-            f"{site_name}.lora_A.weight": rng.normal(size=(rank, 16)).astype(np.float32),
-            f"{site_name}.lora_B.weight": rng.normal(size=(16, rank)).astype(np.float32),
-        }
-        adapter_config = {
-            "peft_type": "LORA",
-            "task_type": "CAUSAL_LM",
-            "base_model_name_or_path": BASE,
-            "r": rank,
-            "lora_alpha": 8,
-            "target_modules": ["q_proj"],
-            **config,
-        }
-        return {
-            "adapter_config.json": json.dumps(adapter_config).encode(),
-            "adapter_model.safetensors": save(tensors),
-        }
-
-    return create
+    return create_lora
 
 
 @pytest.fixture

@@ -87,6 +87,9 @@ def serve(
     max_upload_mib: Annotated[
         int, typer.Option(help="MiB of one adapter's tensors.")
     ] = _D.max_upload_bytes // MIB,
+    retention_days: Annotated[
+        float, typer.Option(help="Days for which the files of deleted versions are kept.")
+    ] = _D.version_retention_s / 86400,
     queue_timeout: Annotated[
         float | None, typer.Option(help="Seconds that a request may wait to start. Default: any.")
     ] = _D.queue_timeout_s,
@@ -129,6 +132,7 @@ def serve(
             share_base_prefix=share_base_prefix,
             num_threads=threads,
             max_upload_bytes=max_upload_mib * MIB,
+            version_retention_s=retention_days * 86400,
             queue_timeout_s=queue_timeout,
             request_timeout_s=request_timeout,
             drain_deadline_s=drain_deadline,

@@ -27,6 +27,11 @@ def is_adapter_name(text: str) -> bool:
     return _NAME.fullmatch(text) is not None and ".." not in text
 
 
+def is_alias_name(text: str) -> bool:
+    """As an adapter's name, but nothing that reads as a version."""
+    return is_adapter_name(text) and _VERSION.fullmatch(text) is None
+
+
 def try_parse_model_name(text: str) -> ModelName | None:
     """None where `text` cannot name an adapter."""
     adapter, at, pointer = text.partition("@")

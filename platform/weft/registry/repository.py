@@ -9,10 +9,23 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from weft.db.paging import Page, PageRequest
 from weft.db.scope import Owner, scoped
-from weft.registry.models import Adapter, AdapterAlias, AdapterVersion
+from weft.registry.models import Adapter, AdapterAlias, AdapterVersion, IdempotencyKey, VersionState
 from weft.registry.names import ModelName
 
-READY = "ready"
+# what a list shows unless another state is asked for
+LISTED = (
+    VersionState.UPLOADING,
+    VersionState.VALIDATING,
+    VersionState.READY,
+    VersionState.REJECTED,
+)
+# what takes a tenant's room: its files are in the store, or will be
+KEPT = (
+    VersionState.UPLOADING,
+    VersionState.VALIDATING,
+    VersionState.READY,
+    VersionState.ARCHIVED,
+)
 
 
 class RegistryRepository:
@@ -22,7 +35,7 @@ class RegistryRepository:
         self._session = session
         self._owner = owner
 
-    def add(self, row: Adapter | AdapterVersion | AdapterAlias) -> None:
+    def add(self, row: Adapter | AdapterVersion | AdapterAlias | IdempotencyKey) -> None:
         self._session.add(row)
 
     async def flush(self) -> None:
@@ -30,6 +43,10 @@ class RegistryRepository:
 
     async def find_adapter(self, name: str) -> Adapter | None:
         statement = select(Adapter).where(Adapter.name == name, Adapter.deleted_at.is_(None))
+        return await self._session.scalar(scoped(statement, self._owner))
+
+    async def find_adapter_by_id(self, adapter_id: str) -> Adapter | None:
+        statement = select(Adapter).where(Adapter.id == adapter_id, Adapter.deleted_at.is_(None))
         return await self._session.scalar(scoped(statement, self._owner))
 
     async def list_adapters(self, page: PageRequest) -> Page[Adapter]:
@@ -62,7 +79,7 @@ class RegistryRepository:
             .where(
                 Adapter.name == name.adapter,
                 Adapter.deleted_at.is_(None),
-                AdapterVersion.state == READY,
+                AdapterVersion.state == VersionState.READY,
             )
         )
         if name.number is not None:
@@ -75,35 +92,65 @@ class RegistryRepository:
         return None if row is None else (row[0], row[1])
 
     async def find_version(self, adapter: Adapter, number: int) -> AdapterVersion | None:
+        """In whatever state it is."""
         statement = select(AdapterVersion).where(
-            AdapterVersion.adapter_id == adapter.id,
-            AdapterVersion.number == number,
-            AdapterVersion.state == READY,
+            AdapterVersion.adapter_id == adapter.id, AdapterVersion.number == number
         )
         return await self._session.scalar(scoped(statement, self._owner))
 
+    async def find_version_by_id(self, version_id: str) -> AdapterVersion | None:
+        statement = select(AdapterVersion).where(AdapterVersion.id == version_id)
+        return await self._session.scalar(scoped(statement, self._owner))
+
     async def find_version_by_digest(self, adapter: Adapter, digest: str) -> AdapterVersion | None:
+        """The one that is ready, or about to be."""
         statement = select(AdapterVersion).where(
             AdapterVersion.adapter_id == adapter.id,
             AdapterVersion.digest == digest,
-            AdapterVersion.state == READY,
+            AdapterVersion.state.in_((VersionState.READY, VersionState.VALIDATING)),
         )
         return await self._session.scalar(scoped(statement, self._owner))
 
     async def list_versions(
-        self,
-        adapter: Adapter,
-        page: PageRequest = PageRequest(),  # noqa: B008 (frozen)
+        self, adapter: Adapter, page: PageRequest, states: Sequence[VersionState] = LISTED
     ) -> Page[AdapterVersion]:
         """`page.after` is a version's id."""
         statement = page.apply(
             select(AdapterVersion).where(
-                AdapterVersion.adapter_id == adapter.id, AdapterVersion.state == READY
+                AdapterVersion.adapter_id == adapter.id, AdapterVersion.state.in_(states)
             ),
             AdapterVersion.id,
         )
         rows = (await self._session.scalars(scoped(statement, self._owner))).all()
         return Page.of(rows, page)
+
+    async def list_kept_versions(self, adapter: Adapter) -> Sequence[AdapterVersion]:
+        statement = select(AdapterVersion).where(
+            AdapterVersion.adapter_id == adapter.id, AdapterVersion.state.in_(KEPT)
+        )
+        return (await self._session.scalars(scoped(statement, self._owner))).all()
+
+    async def count_kept(self) -> tuple[int, int]:
+        """(versions, bytes) of all adapters of the tenant."""
+        statement = select(
+            func.count(AdapterVersion.id), func.coalesce(func.sum(AdapterVersion.num_bytes), 0)
+        ).where(AdapterVersion.state.in_(KEPT))
+        row = (await self._session.execute(scoped(statement, self._owner))).one()
+        return int(row[0]), int(row[1])
+
+    async def count_state(self, *states: VersionState) -> int:
+        statement = select(func.count(AdapterVersion.id)).where(AdapterVersion.state.in_(states))
+        return await self._session.scalar(scoped(statement, self._owner)) or 0
+
+    async def count_adapters(self) -> int:
+        statement = select(func.count(Adapter.id)).where(Adapter.deleted_at.is_(None))
+        return await self._session.scalar(scoped(statement, self._owner)) or 0
+
+    async def count_pinned(self) -> int:
+        statement = select(func.count(AdapterVersion.id)).where(
+            AdapterVersion.is_pinned.is_(True), AdapterVersion.state == VersionState.READY
+        )
+        return await self._session.scalar(scoped(statement, self._owner)) or 0
 
     async def next_number(self, adapter: Adapter) -> int:
         """Deleted versions count too: a number never means another upload later."""
@@ -129,6 +176,20 @@ class RegistryRepository:
         )
         return await self._session.scalar(scoped(statement, self._owner))
 
+    async def delete_alias(self, alias: AdapterAlias) -> None:
+        statement = delete(AdapterAlias).where(
+            AdapterAlias.adapter_id == alias.adapter_id, AdapterAlias.name == alias.name
+        )
+        await self._session.execute(scoped(statement, self._owner))
+
     async def delete_aliases(self, adapter: Adapter) -> None:
         statement = delete(AdapterAlias).where(AdapterAlias.adapter_id == adapter.id)
+        await self._session.execute(scoped(statement, self._owner))
+
+    async def find_idempotency_key(self, key: str) -> IdempotencyKey | None:
+        statement = select(IdempotencyKey).where(IdempotencyKey.key == key)
+        return await self._session.scalar(scoped(statement, self._owner))
+
+    async def delete_idempotency_keys(self, version: AdapterVersion) -> None:
+        statement = delete(IdempotencyKey).where(IdempotencyKey.version_id == version.id)
         await self._session.execute(scoped(statement, self._owner))

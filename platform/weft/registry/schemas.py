@@ -7,6 +7,7 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
+from weft.registry.aliases import Expected
 from weft.registry.models import Adapter, AdapterAlias, AdapterVersion
 
 TagKey = Annotated[str, StringConstraints(min_length=1, max_length=64)]
@@ -21,6 +22,30 @@ class AdapterCreate(BaseModel):
     base_model: str
     description: str = Field(default="", max_length=4096)
     tags: dict[TagKey, TagValue] = Field(default_factory=dict, max_length=64)
+
+
+class AliasMove(BaseModel):
+    """Body of `PUT .../aliases/{alias}`. Without `expected_version` the alias is moved in any case;
+    with null only where there is none."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+    version: int = Field(ge=1, le=2**31)
+    expected_version: int | None = Field(default=None, ge=1, le=2**31)
+
+    @property
+    def expected(self) -> Expected:
+        return self.expected_version if "expected_version" in self.model_fields_set else "any"
+
+
+def alias_to_wire(adapter: Adapter, alias: AdapterAlias, number: int) -> dict[str, object]:
+    return {
+        "id": alias.name,
+        "object": "adapter.alias",
+        "adapter": adapter.name,
+        "version": number,
+        "model": f"{adapter.name}@v{number}",
+        "updated_at": alias.updated_at,
+    }
 
 
 def adapter_to_wire(
@@ -54,5 +79,9 @@ def version_to_wire(adapter: Adapter, version: AdapterVersion) -> dict[str, obje
         "num_bytes": version.num_bytes,
         "ranks": version.ranks,
         "report": version.report,
+        "source": version.source,
+        "card": version.card,
+        "pinned": version.is_pinned,
         "created_at": version.created_at,
+        "archived_at": version.archived_at,
     }

@@ -12,11 +12,17 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from weft.db.ids import create_id, now
 from weft.db.scope import Owner
-from weft.errors import ConflictError, InvalidRequestError, ModelNotFoundError, NotFoundError
-from weft.registry.models import Adapter, AdapterAlias, AdapterVersion
-from weft.registry.names import DEFAULT_ALIAS, is_adapter_name, try_parse_model_name
-from weft.registry.repository import READY, RegistryRepository
-from weft_adapters.validation import ValidationReport
+from weft.errors import (
+    ConflictError,
+    InvalidRequestError,
+    ModelNotFoundError,
+    NotFoundError,
+    QuotaExceededError,
+)
+from weft.registry.models import Adapter, AdapterVersion, VersionState
+from weft.registry.names import is_adapter_name, try_parse_model_name
+from weft.registry.quota import Quota
+from weft.registry.repository import RegistryRepository
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +79,7 @@ async def create_adapter(
     base_model: str,
     description: str,
     tags: Mapping[str, str],
+    quota: Quota = Quota(),  # noqa: B008 (frozen)
 ) -> Adapter:
     """An adapter without versions yet."""
     if not is_adapter_name(name) or name == base.name:
@@ -87,6 +94,10 @@ async def create_adapter(
             param="base_model",
         )
     repository = RegistryRepository(session, owner)
+    if await repository.count_adapters() >= quota.max_adapters:
+        raise QuotaExceededError(
+            f"You have {quota.max_adapters} adapters, which is as many as you may have."
+        )
     if await repository.find_adapter(name) is not None:
         raise ConflictError(
             f"An adapter named '{name}' exists already.", param="name", code="adapter_exists"
@@ -114,16 +125,20 @@ async def get_adapter(session: AsyncSession, owner: Owner, name: str) -> Adapter
 
 
 async def delete_adapter(session: AsyncSession, owner: Owner, name: str) -> Adapter:
-    """The name is free again at once; requests in flight finish. Files stay in the store."""
+    """The name is free again at once; requests in flight finish. Its versions are archived."""
     adapter = await get_adapter(session, owner, name)
-    await RegistryRepository(session, owner).delete_aliases(adapter)
+    repository = RegistryRepository(session, owner)
+    await repository.delete_aliases(adapter)
     adapter.deleted_at = now()
+    for version in await repository.list_kept_versions(adapter):
+        archive(version)
     return adapter
 
 
 async def get_version(
     session: AsyncSession, owner: Owner, name: str, number: int
 ) -> tuple[Adapter, AdapterVersion]:
+    """In whatever state it is."""
     adapter = await get_adapter(session, owner, name)
     version = await RegistryRepository(session, owner).find_version(adapter, number)
     if version is None:
@@ -133,54 +148,25 @@ async def get_version(
     return adapter, version
 
 
-async def add_version(
-    session: AsyncSession, owner: Owner, base: ServedBase, name: str, report: ValidationReport
-) -> tuple[Adapter, AdapterVersion, bool]:
-    """Register stored bytes as the newest version and move `default` to it.
-
-    The last value says whether the version is new: the same digest again is the version there is.
-    """
-    assert report.digest is not None, "only accepted uploads are registered"
-    adapter = await get_adapter(session, owner, name)
-    repository = RegistryRepository(session, owner)
-    existing = await repository.find_version_by_digest(adapter, report.digest)
-    if existing is not None:
-        return adapter, existing, False
-    version = AdapterVersion(
-        id=create_id("ver"),
-        tenant_id=owner.tenant_id,
-        adapter_id=adapter.id,
-        number=await repository.next_number(adapter),
-        digest=report.digest,
-        base_digest=base.digest,
-        state=READY,
-        num_bytes=report.num_bytes,
-        ranks=list(report.ranks),
-        report=report.to_dict(),
-        created_at=now(),
-    )
-    repository.add(version)
-    await repository.flush()
-    await _move_alias(repository, adapter, version)
-    return adapter, version, True
-
-
-async def _move_alias(
-    repository: RegistryRepository, adapter: Adapter, version: AdapterVersion
-) -> None:
-    alias = await repository.find_alias(adapter, DEFAULT_ALIAS)
-    if alias is None:
-        alias = AdapterAlias(adapter_id=adapter.id, name=DEFAULT_ALIAS, tenant_id=adapter.tenant_id)
-        repository.add(alias)
-    alias.version_id = version.id
-    alias.updated_at = now()
-    await repository.flush()
+async def get_ready_version(
+    session: AsyncSession, owner: Owner, name: str, number: int
+) -> tuple[Adapter, AdapterVersion]:
+    """ConflictError for one that is there but cannot be called."""
+    adapter, version = await get_version(session, owner, name, number)
+    if version.state != VersionState.READY:
+        raise ConflictError(
+            f"Version {number} of '{name}' is {version.state}, not ready.", code="version_not_ready"
+        )
+    return adapter, version
 
 
 async def delete_version(
     session: AsyncSession, owner: Owner, name: str, number: int
 ) -> AdapterVersion:
-    """ConflictError while an alias points at it; requests in flight finish."""
+    """ConflictError while an alias points at it; requests in flight finish. Idempotent.
+
+    An import that is not over yet is given up.
+    """
     adapter, version = await get_version(session, owner, name, number)
     aliases = await RegistryRepository(session, owner).list_aliases(adapter)
     pointing = [alias.name for alias, _ in aliases if alias.version_id == version.id]
@@ -189,5 +175,13 @@ async def delete_version(
             f"Version {number} of '{name}' is in use by the alias '{pointing[0]}'.",
             code="alias_in_use",
         )
-    version.state = "deleted"
+    archive(version)
     return version
+
+
+def archive(version: AdapterVersion) -> None:
+    """Its files stay for the retention time."""
+    if version.archived_at is None:
+        version.state = VersionState.ARCHIVED
+        version.archived_at = now()
+        version.is_pinned = False

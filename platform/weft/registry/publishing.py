@@ -1,0 +1,303 @@
+"""From received files to a version that can be called, so that a crash at any point loses nothing.
+
+    judge      the files alone: a report, and the digest if they are accepted
+    reserve    one transaction: the version `validating` with its digest, or the one there is
+    put        the store
+    settle     one transaction: `ready`, and the alias `default` moved to it
+
+What is being stored or removed is known by rows alone: a crash before `reserve` leaves a temporary
+folder, one before `settle` a row in `validating`, which `weft.registry.recovery` takes care of.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from dataclasses import dataclass
+
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from weft.db.database import Database
+from weft.db.ids import create_id, now
+from weft.db.scope import Owner
+from weft.errors import AdapterInvalidError, ConflictError, OverloadedError
+from weft.registry.aliases import follow_newest
+from weft.registry.idempotency import KeyedRequest, find_replay
+from weft.registry.intake import ReceivedAdapter
+from weft.registry.maintenance_repository import MaintenanceRepository
+from weft.registry.models import Adapter, AdapterVersion, VersionState
+from weft.registry.quota import Quota, check_room
+from weft.registry.repository import RegistryRepository
+from weft.registry.service import ServedBase, get_adapter
+from weft_adapters.faults import Fault
+from weft_adapters.sites import BaseSpec
+from weft_adapters.store import AdapterStore
+from weft_adapters.validation import ValidationReport, validate
+
+# while others store or remove the same bytes
+_POLL_S = 0.05
+_MAX_WAIT_S = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class Published:
+    """The outcome of a submission. `status_code`: 201 new, 200 there already, 202 to come."""
+
+    adapter: Adapter
+    version: AdapterVersion
+    status_code: int
+    is_replayed: bool = False
+
+
+class VersionRefusedError(Exception):
+    """An import cannot become ready; `report` is what its version will say."""
+
+    def __init__(self, report: ValidationReport) -> None:
+        super().__init__(report.faults[0].message)
+        self.report = report
+
+    @classmethod
+    def of(cls, code: str, message: str) -> VersionRefusedError:
+        return cls(ValidationReport(ok=False, faults=(Fault(code, message),)))
+
+
+class VersionGoneError(Exception):
+    """Its version, or adapter, was deleted meanwhile."""
+
+
+class Publisher:
+    """Judges, stores and registers adapters for the served base."""
+
+    def __init__(
+        self,
+        database: Database,
+        store: AdapterStore,
+        base: ServedBase,
+        spec: BaseSpec,
+        max_rank: int,
+        quota: Quota,
+    ) -> None:
+        self._database, self._store = database, store
+        self.base, self._spec, self._max_rank, self.quota = base, spec, max_rank, quota
+
+    async def judge(self, files: ReceivedAdapter) -> ValidationReport:
+        """Without a digest where the files are refused."""
+        return await asyncio.to_thread(
+            validate,
+            files.config_bytes,
+            files.tensors_path,
+            self._spec,
+            max_rank=self._max_rank,
+            declared_base=self.base.name,
+        )
+
+    async def publish(
+        self, owner: Owner, name: str, files: ReceivedAdapter, request: KeyedRequest | None = None
+    ) -> Published:
+        """Make the files the newest version; AdapterInvalidError with every fault."""
+        report = await self.judge(files)
+        if report.digest is None:
+            raise AdapterInvalidError(
+                f"The adapter cannot be served: {report.faults[0].message}",
+                details=[fault.to_dict() for fault in report.faults],
+            )
+        if request is not None:
+            request = request.about(name, report.digest)
+        deadline_s = time.monotonic() + _MAX_WAIT_S
+        while True:
+            async with self._database.writing() as session:
+                published = await self._try_reserve(session, owner, name, files, report, request)
+            if published is not None:
+                break
+            await _wait(deadline_s)
+        if published.status_code == 201 and not published.is_replayed:
+            try:
+                version = await self._store_and_settle(owner, published.version, files)
+            except VersionGoneError as error:
+                raise ConflictError(
+                    f"'{name}' was deleted while its files came.", code="version_deleted"
+                ) from error
+            return Published(published.adapter, version, 201)
+        return published
+
+    async def _try_reserve(
+        self,
+        session: AsyncSession,
+        owner: Owner,
+        name: str,
+        files: ReceivedAdapter,
+        report: ValidationReport,
+        request: KeyedRequest | None,
+    ) -> Published | None:
+        """None while the same bytes are being stored or removed."""
+        assert report.digest is not None, "only accepted files are registered"
+        adapter = await get_adapter(session, owner, name)
+        repository = RegistryRepository(session, owner)
+        replay = await find_replay(repository, request)
+        if replay is not None:
+            version, status_code = replay
+            is_settled = version.state != VersionState.VALIDATING
+            return Published(adapter, version, status_code, True) if is_settled else None
+        existing = await repository.find_version_by_digest(adapter, report.digest)
+        if existing is not None and existing.state != VersionState.READY:
+            return None
+        if await MaintenanceRepository(session).is_purging(report.digest):
+            return None
+        if existing is None:
+            await check_room(repository, self.quota, report.num_bytes)
+            version = create_version(
+                adapter, self.base, await repository.next_number(adapter), {"type": "multipart"}
+            )
+            _describe(version, files, report)
+            repository.add(version)
+            await repository.flush()
+            published = Published(adapter, version, 201)
+        else:
+            published = Published(adapter, existing, 200)
+        if request is not None:
+            repository.add(request.to_row(published.version, published.status_code))
+        return published
+
+    async def publish_import(self, owner: Owner, version_id: str, files: ReceivedAdapter) -> str:
+        """Make the files the version that was promised for them; gives its digest.
+
+        VersionRefusedError, or VersionGoneError where it was deleted meanwhile.
+        """
+        await self._advance(owner, version_id)
+        report = await self.judge(files)
+        if report.digest is None:
+            raise VersionRefusedError(report)
+        deadline_s = time.monotonic() + _MAX_WAIT_S
+        while True:
+            async with self._database.writing() as session:
+                version = await self._try_claim(session, owner, version_id, files, report)
+            if version is not None:
+                break
+            await _wait(deadline_s)
+        await self._store_and_settle(owner, version, files)
+        return report.digest
+
+    async def _advance(self, owner: Owner, version_id: str) -> None:
+        async with self._database.writing() as session:
+            version = await _find_pending(RegistryRepository(session, owner), version_id)
+            version.state = VersionState.VALIDATING
+
+    async def _try_claim(
+        self,
+        session: AsyncSession,
+        owner: Owner,
+        version_id: str,
+        files: ReceivedAdapter,
+        report: ValidationReport,
+    ) -> AdapterVersion | None:
+        """None while the same bytes are being stored or removed."""
+        assert report.digest is not None, "only accepted files are registered"
+        repository = RegistryRepository(session, owner)
+        version = await _find_pending(repository, version_id)
+        if version.digest not in (None, report.digest):
+            # it was stored under the other digest before a crash; the row leads to those files
+            raise VersionRefusedError.of("source_changed", "The source changed while it was read.")
+        adapter = await repository.find_adapter_by_id(version.adapter_id)
+        assert adapter is not None, "its versions would have been archived"
+        existing = await repository.find_version_by_digest(adapter, report.digest)
+        if existing is not None and existing.id != version.id:
+            if existing.state != VersionState.READY:
+                return None
+            raise VersionRefusedError.of(
+                "duplicate", f"The bytes are those of version {existing.number}."
+            )
+        if await MaintenanceRepository(session).is_purging(report.digest):
+            return None
+        # its row counts already, its bytes do not
+        await check_room(repository, self.quota, report.num_bytes, num_versions=0)
+        _describe(version, files, report)
+        return version
+
+    async def _store_and_settle(
+        self, owner: Owner, version: AdapterVersion, files: ReceivedAdapter
+    ) -> AdapterVersion:
+        assert version.digest is not None, "it was reserved with its digest"
+        try:
+            await asyncio.to_thread(
+                self._store.put, version.digest, files.config_bytes, files.tensors_path
+            )
+            async with self._database.writing() as session:
+                repository = RegistryRepository(session, owner)
+                settled = await _find_pending(repository, version.id)
+                adapter = await repository.find_adapter_by_id(settled.adapter_id)
+                assert adapter is not None, "its versions would have been archived"
+                settled.state = VersionState.READY
+                await follow_newest(repository, adapter, settled)
+                return settled
+        except VersionGoneError:
+            raise
+        except BaseException:
+            fault = Fault("not_stored", "The server could not store the files.")
+            await self.reject(owner, version.id, ValidationReport(ok=False, faults=(fault,)))
+            raise
+
+    async def reject(self, owner: Owner, version_id: str, report: ValidationReport) -> None:
+        """Settle a version that will not be ready; the request that asked for it may be repeated
+        with the same idempotency key."""
+        async with self._database.writing() as session:
+            repository = RegistryRepository(session, owner)
+            version = await repository.find_version_by_id(version_id)
+            if version is not None and version.state in PENDING:
+                await reject(repository, version, report)
+
+
+PENDING = (VersionState.UPLOADING, VersionState.VALIDATING)
+
+
+async def reject(
+    repository: RegistryRepository, version: AdapterVersion, report: ValidationReport
+) -> None:
+    version.state = VersionState.REJECTED
+    version.report = report.to_dict()
+    await repository.delete_idempotency_keys(version)
+
+
+async def _find_pending(repository: RegistryRepository, version_id: str) -> AdapterVersion:
+    version = await repository.find_version_by_id(version_id)
+    if version is None or version.state not in PENDING:
+        raise VersionGoneError
+    return version
+
+
+def create_version(
+    adapter: Adapter, base: ServedBase, number: int, source: dict[str, object]
+) -> AdapterVersion:
+    """A version whose bytes are to come."""
+    return AdapterVersion(
+        id=create_id("ver"),
+        tenant_id=adapter.tenant_id,
+        adapter_id=adapter.id,
+        number=number,
+        digest=None,
+        base_digest=base.digest,
+        state=VersionState.UPLOADING,
+        num_bytes=0,
+        ranks=[],
+        report={},
+        source=source,
+        card={},
+        is_pinned=False,
+        num_attempts=0,
+        created_at=now(),
+        archived_at=None,
+    )
+
+
+def _describe(version: AdapterVersion, files: ReceivedAdapter, report: ValidationReport) -> None:
+    version.state = VersionState.VALIDATING
+    version.digest = report.digest
+    version.num_bytes = report.num_bytes
+    version.ranks = list(report.ranks)
+    version.report = report.to_dict()
+    version.card = dict(files.card)
+
+
+async def _wait(deadline_s: float) -> None:
+    if time.monotonic() > deadline_s:
+        raise OverloadedError("The same bytes are still being stored or removed; try again.")
+    await asyncio.sleep(_POLL_S)

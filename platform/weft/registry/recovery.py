@@ -1,0 +1,43 @@
+"""At start: what a crash left half-done is ended or taken up again. One process may do so.
+
+What is left then are temporary folders, which the intake sweeps, and files of versions that were
+never ready, which the next purge removes.
+"""
+
+from __future__ import annotations
+
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from weft.db.database import Database
+from weft.db.scope import TenantOwner
+from weft.registry.maintenance_repository import MaintenanceRepository
+from weft.registry.models import AdapterVersion, VersionState
+from weft.registry.publishing import reject
+from weft.registry.repository import RegistryRepository
+from weft_adapters.faults import Fault
+from weft_adapters.validation import ValidationReport
+
+# an import that ends the process each time must not do so for ever
+MAX_ATTEMPTS = 3
+
+
+async def recover(database: Database) -> int:
+    """Reject what came with a request that is gone; imports begin anew. Returns how many were
+    rejected."""
+    async with database.writing() as session:
+        left = await MaintenanceRepository(session).list_pending()
+        return sum([await _recover(session, version) for version in left])
+
+
+async def _recover(session: AsyncSession, version: AdapterVersion) -> bool:
+    is_import = version.source.get("type") != "multipart"
+    if is_import and version.num_attempts + 1 < MAX_ATTEMPTS:
+        version.state = VersionState.UPLOADING
+        version.num_attempts += 1
+        return False
+    fault = Fault(
+        "interrupted", "The server stopped before the version was ready; upload it again."
+    )
+    repository = RegistryRepository(session, TenantOwner(version.tenant_id))
+    await reject(repository, version, ValidationReport(ok=False, faults=(fault,)))
+    return True

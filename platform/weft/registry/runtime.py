@@ -1,0 +1,71 @@
+"""What the routes of adapters work with, and its life from start to end."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import pathlib
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
+from typing import Annotated
+
+from fastapi import Depends, Request
+
+from weft.db.database import Database
+from weft.registry.intake import sweep_uploads
+from weft.registry.publishing import Publisher
+from weft.registry.purging import Purger
+from weft.registry.recovery import recover
+
+logger = logging.getLogger("weft.registry")
+
+
+@dataclass(frozen=True, slots=True)
+class Registry:
+    """`prefetch` hints the engine. Times are seconds."""
+
+    database: Database
+    publisher: Publisher
+    purger: Purger
+    uploads_dir: pathlib.Path
+    max_upload_bytes: int
+    retention_s: float
+    sweep_interval_s: float
+    prefetch: Callable[[str], None]
+
+    @contextlib.asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        """Make up for a crash, then sweep in the background."""
+        sweep_uploads(self.uploads_dir)
+        num_rejected = await recover(self.database)
+        if num_rejected:
+            logger.warning("%d uploads were interrupted by a crash", num_rejected)
+        sweeper = asyncio.create_task(self._sweep_for_ever(), name="weft-registry-sweeper")
+        try:
+            yield
+        finally:
+            sweeper.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await sweeper
+
+    async def _sweep_for_ever(self) -> None:
+        while True:
+            try:
+                await self.sweep()
+            except Exception:  # the next one makes up for it
+                logger.exception("the sweep of the registry failed")
+            await asyncio.sleep(self.sweep_interval_s)
+
+    async def sweep(self) -> None:
+        """Remove what nobody can ask for any more."""
+        await self.purger.purge(self.retention_s)
+
+
+def get_registry(request: Request) -> Registry:
+    """The app's registry."""
+    registry: Registry = request.app.state.registry
+    return registry
+
+
+RegistryDep = Annotated[Registry, Depends(get_registry)]

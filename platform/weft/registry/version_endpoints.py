@@ -1,0 +1,130 @@
+"""A tenant's routes for the versions of its adapters, and the operator's for purging them."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from fastapi import APIRouter, Depends, Header, Path, Query, Request, Response
+from pydantic import BaseModel, ConfigDict, Field
+
+from weft.db.dependencies import DatabaseDep, PageDep, ReadSession, WriteSession
+from weft.errors import PayloadTooLargeError
+from weft.registry import service
+from weft.registry.card import MAX_README_BYTES
+from weft.registry.idempotency import KeyedRequest, try_parse_key
+from weft.registry.intake import MAX_CONFIG_BYTES, receive_adapter
+from weft.registry.models import VersionState
+from weft.registry.publishing import Published
+from weft.registry.repository import LISTED, RegistryRepository
+from weft.registry.runtime import Registry, RegistryDep
+from weft.registry.schemas import version_to_wire
+from weft.tenancy.auth import operator, require
+from weft.tenancy.principal import Operator, Principal
+
+Reader = Annotated[Principal, Depends(require("adapters:read"))]
+Writer = Annotated[Principal, Depends(require("adapters:write"))]
+Number = Annotated[int, Path(ge=1, le=2**31)]
+IdempotencyHeader = Annotated[str | None, Header(alias="Idempotency-Key")]
+
+router = APIRouter(tags=["adapters"])
+_VERSIONS = "/v1/adapters/{name}/versions"
+_MAX_EXTRA_BYTES = MAX_CONFIG_BYTES + MAX_README_BYTES + 2**20
+
+
+@router.post(_VERSIONS, status_code=201)
+async def create_version(
+    principal: Writer,
+    name: str,
+    request: Request,
+    response: Response,
+    database: DatabaseDep,
+    registry: RegistryDep,
+    idempotency_key: IdempotencyHeader = None,
+) -> dict[str, object]:
+    """Multipart files `adapter_config.json` and `adapter_model.safetensors`, perhaps `README.md`.
+
+    201 with the new version; 200 with the version there is when the digest is the same.
+    """
+    keyed = try_parse_key(idempotency_key)
+    async with database.reading() as session:  # refuse before the bytes come
+        await service.get_adapter(session, principal, name)
+    published = await _receive(principal, name, request, registry, keyed)
+    if published.version.state == VersionState.READY and published.version.digest is not None:
+        registry.prefetch(published.version.digest)
+    response.status_code = published.status_code
+    response.headers["location"] = f"/v1/adapters/{name}/versions/{published.version.number}"
+    if published.is_replayed:
+        response.headers["idempotent-replayed"] = "true"
+    return version_to_wire(published.adapter, published.version)
+
+
+async def _receive(
+    principal: Principal,
+    name: str,
+    request: Request,
+    registry: Registry,
+    keyed: KeyedRequest | None,
+) -> Published:
+    max_bytes = registry.max_upload_bytes
+    if int(request.headers.get("content-length") or 0) > max_bytes + _MAX_EXTRA_BYTES:
+        raise PayloadTooLargeError(f"An upload has at most {max_bytes} bytes.")
+    # the intake counts each file for itself; the app's small limit must not apply
+    request.state.max_body_bytes = None
+    content_type = request.headers.get("content-type", "")
+    async with receive_adapter(
+        content_type, request.stream(), registry.uploads_dir, max_bytes
+    ) as files:
+        return await registry.publisher.publish(principal, name, files, keyed)
+
+
+@router.get(_VERSIONS)
+async def list_versions(
+    principal: Reader,
+    name: str,
+    session: ReadSession,
+    page: PageDep,
+    state: Annotated[VersionState | None, Query()] = None,
+) -> dict[str, object]:
+    """Those that are archived or purged only where their `state` is asked for."""
+    adapter = await service.get_adapter(session, principal, name)
+    states = LISTED if state is None else (state,)
+    found = await RegistryRepository(session, principal).list_versions(adapter, page, states)
+    return found.to_wire(lambda version: version_to_wire(adapter, version))
+
+
+@router.get(_VERSIONS + "/{number}")
+async def get_version(
+    principal: Reader, name: str, number: Number, session: ReadSession
+) -> dict[str, object]:
+    return version_to_wire(*await service.get_version(session, principal, name, number))
+
+
+@router.delete(_VERSIONS + "/{number}")
+async def delete_version(
+    principal: Writer, name: str, number: Number, session: WriteSession
+) -> dict[str, object]:
+    """409 while an alias points at it. Requests in flight finish; the files are purged later."""
+    version = await service.delete_version(session, principal, name, number)
+    return {"id": version.id, "object": "adapter.version.deleted", "deleted": True}
+
+
+class Purge(BaseModel):
+    """Body of `POST /admin/v1/adapters:purge`. Default: the server's retention time."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+    retention_s: int | None = Field(default=None, ge=0, le=2**31)
+
+
+@router.post("/admin/v1/adapters:purge")
+async def purge(
+    _operator: Annotated[Operator, Depends(operator)], body: Purge, registry: RegistryDep
+) -> dict[str, object]:
+    """Remove the files of versions that were deleted at least `retention_s` ago, of all tenants."""
+    retention_s = registry.retention_s if body.retention_s is None else body.retention_s
+    done = await registry.purger.purge(retention_s)
+    return {
+        "object": "adapters.purge",
+        "num_versions": done.num_versions,
+        "num_digests": done.num_digests,
+        "num_deferred": done.num_deferred,
+    }
