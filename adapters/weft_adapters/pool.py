@@ -1,16 +1,11 @@
 """The page pool: the device memory that holds adapter pages.
 
-A page is 8 rank rows of one site: `A [8, in]` and `B [8, out]`, the last page of a site padded with
-zero rows. Sites differ in width, so the arena is carved into equal units of which every page takes
-a whole number. An adapter has pages only at the sites that it touches, at its true rank. The pages
-of a site lie in one run where there is room (all A rows, then all B rows), else page by page.
-
-The pool knows digests, not tenants; who may be evicted is the tiers' business.
+What lies where in it is `placement`'s business. The pool knows digests, not tenants; who may be
+evicted is the tiers' business.
 """
 
 from __future__ import annotations
 
-import math
 import threading
 import zlib
 from collections.abc import Callable, Mapping
@@ -19,8 +14,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from weft_adapters.arena import Arena
-from weft_adapters.pages import PAGE_ROWS, padded_rank
+from weft_adapters.placement import Placement, Placer, PooledSite, Run
 from weft_adapters.site_weights import SiteWeights
 from weft_adapters.sites import BaseSpec, Site
 from weft_adapters.tensors import Float32
@@ -33,47 +27,30 @@ _MAX_ELEMENTS_AT_ONCE = 32768
 
 
 @dataclass(frozen=True, slots=True)
-class Run:
-    """`num_rows` rank rows that lie together; offset in elements: A rows, then B rows."""
-
-    offset: int
-    num_rows: int
-
-
-@dataclass(frozen=True, slots=True)
-class PooledSite:
-    """Where one site of an adapter lies. `padded_rank` is a multiple of 8."""
-
-    rank: int
-    padded_rank: int
-    scale: float
-    runs: tuple[Run, ...]
-
-
-@dataclass(frozen=True, slots=True)
 class PooledAdapter:
-    """An adapter on the device. `checksum` is over its pages as they were written, where the pool
+    """An adapter on the device. `checksum` is over all of it as it was written, where the pool
     keeps them; `load_number` counts the pool's loads, so that each can be told from the next;
     `prepared` is what was made of its sites at the load (see `PagePool.prepare_with`)."""
 
     digest: str
-    sites: Mapping[Site, PooledSite]
+    placement: Placement
     num_bytes: int
     checksum: int | None
     load_number: int
     prepared: object = field(default=None, repr=False, compare=False)
 
+    @property
+    def sites(self) -> Mapping[Site, PooledSite]:
+        return self.placement.sites
+
 
 Prepare = Callable[[Mapping[Site, PooledSite]], object]
 
 
-def _slices(tensor: Tensor) -> list[slice]:
-    """A matrix's rows in pieces that torch handles on the calling thread alone."""
-    num_rows, width = tensor.shape
-    if tensor.device.type != "cpu":
-        return [slice(0, num_rows)]
-    step = max(1, _MAX_ELEMENTS_AT_ONCE // width)
-    return [slice(i, min(i + step, num_rows)) for i in range(0, num_rows, step)]
+def _pieces(num_elements: int, device: torch.device) -> list[slice]:
+    """Of a size that torch handles on the calling thread alone."""
+    step = _MAX_ELEMENTS_AT_ONCE if device.type == "cpu" else max(1, num_elements)
+    return [slice(i, min(i + step, num_elements)) for i in range(0, num_elements, step)]
 
 
 class PagePool:
@@ -94,19 +71,16 @@ class PagePool:
     ) -> None:
         self._base, self._keep_checksums = base, keep_checksums
         self.dtype, self.device = dtype, torch.device(device)
-        widths = {sum(base.shape(site)) for site in base.sites()}
-        self._unit_width = math.gcd(*widths)
-        self._unit_elements = PAGE_ROWS * self._unit_width
-        num_units = budget_bytes // (self._unit_elements * dtype.itemsize)
-        if num_units == 0:
+        self._placer = Placer(base, budget_bytes // dtype.itemsize)
+        if self._placer.arena.num_units == 0:
             raise ValueError(f"a pool of {budget_bytes} bytes has no room for a single page")
-        self._memory = zeros(num_units * self._unit_elements, dtype=dtype, device=self.device)
+        num_elements = self._placer.arena.num_units * self._placer.unit_elements
+        self._memory = zeros(num_elements, dtype=dtype, device=self.device)
         # numpy copies a few rows in a fraction of torch's time, and on the calling thread alone
         is_on_host = self.device.type == "cpu" and dtype == torch.float32
         self._host_array = self._memory.numpy() if is_on_host else None
-        self._arena = Arena(num_units)
         self._adapters: dict[str, PooledAdapter] = {}
-        self._being_written: dict[str, Mapping[Site, PooledSite]] = {}
+        self._being_written: dict[str, Placement] = {}
         self._num_loads = 0
         self._prepare: Prepare | None = None
         self._lock = threading.Lock()
@@ -119,12 +93,12 @@ class PagePool:
     @property
     def num_pages(self) -> int:
         """All units; a page of the narrowest site takes one or more."""
-        return self._arena.num_units
+        return self._placer.arena.num_units
 
     @property
     def num_free_pages(self) -> int:
         with self._lock:
-            return self._arena.num_free
+            return self._placer.arena.num_free
 
     @property
     def num_bytes(self) -> int:
@@ -132,14 +106,14 @@ class PagePool:
 
     @property
     def num_free_bytes(self) -> int:
-        return self.num_free_pages * self._unit_elements * self.dtype.itemsize
+        return self.num_free_pages * self._unit_bytes
 
     def num_bytes_needed(self, weights: Mapping[Site, SiteWeights]) -> int:
-        units = sum(self._units(site, padded_rank(w.rank)) for site, w in weights.items())
-        return units * self._unit_elements * self.dtype.itemsize
+        return self._placer.num_units(weights) * self._unit_bytes
 
-    def _units(self, site: Site, num_rows: int) -> int:
-        return num_rows // PAGE_ROWS * (sum(self._base.shape(site)) // self._unit_width)
+    @property
+    def _unit_bytes(self) -> int:
+        return self._placer.unit_elements * self.dtype.itemsize
 
     def prepare_with(self, prepare: Prepare) -> None:
         """Have `prepare` called with the sites of each load, once and by the thread that loads, so
@@ -163,90 +137,61 @@ class PagePool:
         with self._lock:
             if digest in self._adapters:
                 return self._adapters[digest]
-            placed = self._place(weights)
-            if placed is None:
+            placement = self._placer.try_place(weights)
+            if placement is None:
                 return None
-            self._being_written[digest] = placed
+            self._being_written[digest] = placement
         try:
-            for site, pooled in placed.items():
+            for site, pooled in placement.sites.items():
                 self._write(site, pooled, weights[site])
-            num_bytes = self.num_bytes_needed(weights)
-            checksum = self._checksum(placed) if self._keep_checksums else None
-            prepared = None if self._prepare is None else self._prepare(placed)
+            checksum = self._checksum(placement) if self._keep_checksums else None
+            prepared = None if self._prepare is None else self._prepare(placement.sites)
         except BaseException:
             with self._lock:
                 del self._being_written[digest]
-                self._give_back_all(placed)
+                self._placer.give_back(placement)
             raise
+        num_bytes = sum(size for _, size in self._placer.units(placement)) * self._unit_bytes
         with self._lock:
             self._num_loads += 1
-            adapter = PooledAdapter(digest, placed, num_bytes, checksum, self._num_loads, prepared)
+            adapter = PooledAdapter(
+                digest, placement, num_bytes, checksum, self._num_loads, prepared
+            )
             self._adapters[digest] = adapter
             del self._being_written[digest]
         return adapter
 
-    def _place(self, weights: Mapping[Site, SiteWeights]) -> dict[Site, PooledSite] | None:
-        placed: dict[Site, PooledSite] = {}
-        for site, w in weights.items():
-            runs = self._take_runs(site, padded_rank(w.rank))
-            if runs is None:
-                self._give_back_all(placed)
-                return None
-            placed[site] = PooledSite(w.rank, padded_rank(w.rank), w.scale, runs)
-        return placed
-
-    def _take_runs(self, site: Site, num_rows: int) -> tuple[Run, ...] | None:
-        start = self._arena.try_take(self._units(site, num_rows))
-        if start is not None:
-            return (Run(start * self._unit_elements, num_rows),)
-        runs: list[Run] = []
-        for _ in range(num_rows // PAGE_ROWS):
-            start = self._arena.try_take(self._units(site, PAGE_ROWS))
-            if start is None:
-                self._give_back(site, tuple(runs))
-                return None
-            runs.append(Run(start * self._unit_elements, PAGE_ROWS))
-        return tuple(runs)
-
-    def _give_back_all(self, sites: Mapping[Site, PooledSite]) -> None:
-        for site, pooled in sites.items():
-            self._give_back(site, pooled.runs)
-
-    def _give_back(self, site: Site, runs: tuple[Run, ...]) -> None:
-        for run in runs:
-            units = self._units(site, run.num_rows)
-            self._arena.give_back(run.offset // self._unit_elements, units)
-
-    def _bounds(self, site: Site, run: Run) -> tuple[slice, slice]:
-        """The elements of a run's A and of its B."""
-        num_in, num_out = self._base.shape(site)
-        middle = run.offset + run.num_rows * num_in
-        return slice(run.offset, middle), slice(middle, middle + run.num_rows * num_out)
-
     def _views(self, site: Site, run: Run) -> tuple[Tensor, Tensor]:
-        a, b = (self._memory[part].view(run.num_rows, -1) for part in self._bounds(site, run))
+        bounds = self._placer.bounds(site, run)
+        a, b = (self._memory[part].view(run.num_rows, -1) for part in bounds)
         return a, b
 
     def _write(self, site: Site, pooled: PooledSite, weights: SiteWeights) -> None:
         row = 0
         for run in pooled.runs:
             rows = slice(row, row + run.num_rows)
-            for bounds, source in zip(self._bounds(site, run), (weights.a, weights.b), strict=True):
-                self._copy(source[rows], bounds, site)
+            bounds = self._placer.bounds(site, run)
+            for part, source in zip(bounds, (weights.a, weights.b), strict=True):
+                self._copy(source[rows], part, site)
             row += run.num_rows
+        for offset, vector in (
+            (pooled.row_scale, weights.row_scale), (pooled.bias, weights.bias)
+        ):  # fmt: skip
+            if offset is not None and vector is not None:
+                self._copy(vector, slice(offset, offset + vector.size), site)
 
     def _copy(self, source: Float32, bounds: slice, site: Site) -> None:
-        """Rows to a part of the arena, and zeros after them: it may hold another adapter's."""
+        """Values to a part of the arena, and zeros after them: it may hold another adapter's."""
         filled = slice(bounds.start, bounds.start + source.size)
         padding = slice(filled.stop, bounds.stop)
         if self._host_array is not None:
             self._host_array[filled].reshape(source.shape)[:] = source
             self._host_array[padding] = 0
             return
-        target, part = self._memory[filled].view(source.shape), torch.from_numpy(source)
-        for rows in _slices(target):
-            target[rows].copy_(part[rows])
-            if self.dtype != torch.float32 and not torch.isfinite(target[rows]).all():
+        target, part = self._memory[filled], torch.from_numpy(source).reshape(-1)
+        for piece in _pieces(source.size, self.device):
+            target[piece].copy_(part[piece])
+            if self.dtype != torch.float32 and not torch.isfinite(target[piece]).all():
                 raise ValueError(f"The weights of {site} are too large for {self.dtype}.")
         self._memory[padding].zero_()
 
@@ -258,6 +203,9 @@ class PagePool:
         """`A [padded_rank, in]` and `B [padded_rank, out]`: views where the site is one run."""
         runs = self._adapters[digest].sites[site].runs
         views = [self._views(site, run) for run in runs]
+        if not views:
+            num_in, num_out = self._base.shape(site)
+            return self._memory.new_empty(0, num_in), self._memory.new_empty(0, num_out)
         if len(views) == 1:
             return views[0]
         return torch.cat([a for a, _ in views]), torch.cat([b for _, b in views])
@@ -265,14 +213,26 @@ class PagePool:
     def free(self, digest: str) -> None:
         """Give an adapter's pages back; KeyError when it is not there."""
         with self._lock:
-            adapter = self._adapters.pop(digest)
-            self._give_back_all(adapter.sites)
+            self._placer.give_back(self._adapters.pop(digest).placement)
 
-    def _checksum(self, sites: Mapping[Site, PooledSite]) -> int:
+    def read_vectors(self, digest: str, site: Site) -> tuple[Tensor | None, Tensor | None]:
+        """The row scale and the bias `[out]`: views, None for none."""
+        row_scale, bias = self._vectors(site, self._adapters[digest].sites[site])
+        return row_scale, bias
+
+    def _vectors(self, site: Site, pooled: PooledSite) -> list[Tensor | None]:
+        num_out = self._base.shape(site)[1]
+        return [
+            None if offset is None else self._memory[offset : offset + num_out]
+            for offset in (pooled.row_scale, pooled.bias)
+        ]
+
+    def _checksum(self, placement: Placement) -> int:
         checksum = 0
-        for site, pooled in sites.items():
-            for run in pooled.runs:
-                for view in self._views(site, run):
+        for site, pooled in placement.sites.items():
+            pages = [view for run in pooled.runs for view in self._views(site, run)]
+            for view in [*pages, *self._vectors(site, pooled)]:
+                if view is not None:
                     data = view.cpu().contiguous().view(torch.uint8).numpy()
                     checksum = zlib.crc32(data.data, checksum)
         return checksum
@@ -281,20 +241,14 @@ class PagePool:
         """AssertionError when a page is lost or shared, or, where the pool keeps checksums, does
         not hold what was written."""
         with self._lock:
-            taken = [
-                (run.offset // self._unit_elements, self._units(site, run.num_rows))
-                for sites in (
-                    *(a.sites for a in self._adapters.values()),
-                    *self._being_written.values(),
-                )
-                for site, pooled in sites.items()
-                for run in pooled.runs
-            ]
+            held = [adapter.placement for adapter in self._adapters.values()]
+            placements = [*held, *self._being_written.values()]
+            taken = [units for placement in placements for units in self._placer.units(placement)]
             position = 0
-            for start, size in sorted([*taken, *self._arena.free_runs()]):
+            for start, size in sorted([*taken, *self._placer.arena.free_runs()]):
                 assert start == position, "a page is lost or shared"
                 position = start + size
-            assert position == self._arena.num_units, "free + used pages are not all pages"
+            assert position == self._placer.arena.num_units, "free + used pages are not all pages"
             for adapter in self._adapters.values():
-                found = None if adapter.checksum is None else self._checksum(adapter.sites)
+                found = None if adapter.checksum is None else self._checksum(adapter.placement)
                 assert found == adapter.checksum, f"the pages of {adapter.digest} have changed"

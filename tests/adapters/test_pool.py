@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,21 +12,31 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from weft_adapters.pages import padded_rank
-from weft_adapters.pool import PagePool, PooledSite
+from weft_adapters.placement import PooledSite
+from weft_adapters.pool import PagePool
 from weft_adapters.site_weights import SiteWeights
 from weft_adapters.sites import BaseSpec, Site
 
 MIB = 2**20
+Vectors = tuple[Collection[Site], Collection[Site]]
+NO_VECTORS: Vectors = ((), ())
 
 
 def weights_of(
-    base: BaseSpec, ranks: Mapping[Site, int], seed: int = 0, scale: float = 2.0
+    base: BaseSpec, ranks: Mapping[Site, int], seed: int = 0, vectors: Vectors = NO_VECTORS
 ) -> dict[Site, SiteWeights]:
+    """`vectors`: which sites have row scales and which have biases; those may have no rank."""
     random = np.random.default_rng(seed)
     weights = {}
-    for site, rank in ranks.items():
-        a, b = (random.standard_normal((rank, n)).astype(np.float32) for n in base.shape(site))
-        weights[site] = SiteWeights(a, b, scale)
+    for site in sorted({*ranks, *vectors[1]}):
+        num_in, num_out = base.shape(site)
+        a, b, m, c = (
+            random.standard_normal(shape).astype(np.float32)
+            for shape in ((ranks.get(site, 0), num_in), (ranks.get(site, 0), num_out), num_out,
+                          num_out)
+        )  # fmt: skip
+        row_scale, bias = m if site in vectors[0] else None, c if site in vectors[1] else None
+        weights[site] = SiteWeights(a, b, 2.0, row_scale, bias)
     return weights
 
 
@@ -41,6 +52,11 @@ def assert_holds(pool: PagePool, digest: str, weights: Mapping[Site, SiteWeights
             expected = torch.zeros(pooled.padded_rank, source.shape[1])
             expected[: w.rank] = torch.from_numpy(source)
             assert torch.equal(stored, expected.to(pool.dtype))
+        vectors = pool.read_vectors(digest, site)
+        for stored_vector, vector in zip(vectors, (w.row_scale, w.bias), strict=True):
+            assert (stored_vector is None) == (vector is None)
+            if stored_vector is not None and vector is not None:
+                assert torch.equal(stored_vector, torch.from_numpy(vector).to(pool.dtype))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
@@ -53,6 +69,49 @@ def test_an_adapter_is_read_back_at_its_true_rank(moe: BaseSpec, dtype: torch.dt
     assert_holds(pool, "a", weights)
     elements = 8 * (32 + 64) + 8 * (48 + 32) + 24 * (32 + 24)
     assert adapter.num_bytes == pool.num_bytes_needed(weights) == elements * dtype.itemsize
+    pool.integrity()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_row_scales_and_biases_lie_side_by_side(moe: BaseSpec, dtype: torch.dtype) -> None:
+    pool = PagePool(moe, MIB, dtype, "cpu", keep_checksums=True)
+    q, k, up = Site(0, "q_proj"), Site(0, "k_proj"), Site(1, "up_proj", 3)
+    weights = weights_of(moe, {q: 4, up: 8}, vectors=([q, up], [q, k]))
+    adapter = pool.try_load("a", weights)
+    assert adapter is not None
+    assert_holds(pool, "a", weights)
+    assert (adapter.sites[k].rank, adapter.sites[k].runs) == (0, ())
+    (block,) = adapter.placement.blocks
+    assert block.num_units == -(-(64 + 64 + 32 + 24) // (8 * 8)), "the widths have 8 in common"
+    assert adapter.num_bytes == pool.num_bytes_needed(weights)
+    bias = pool.read_vectors("a", k)[1]
+    assert bias is not None
+    bias[5] += 1
+    with pytest.raises(AssertionError, match="changed"):
+        pool.integrity()
+
+
+def test_vectors_are_apart_where_there_is_no_run(dense: BaseSpec) -> None:
+    q, down = Site(0, "q_proj"), Site(0, "down_proj")
+    unit_bytes = 8 * 16 * 4
+    pool = PagePool(dense, 12 * unit_bytes, torch.float32, "cpu")
+    page = weights_of(dense, {}, vectors=([], [down]))  # one unit
+    for name in "abcdefghijkl":
+        assert pool.try_load(name, page) is not None
+    for name in "acegik":
+        pool.free(name)
+    weights = weights_of(dense, {}, vectors=([], [q, down]))
+    weights[q] = replace(weights[q], row_scale=np.ones(64, np.float32))
+    assert pool.num_bytes_needed(weights) == 2 * unit_bytes
+    adapter = pool.try_load("apart", weights)
+    assert adapter is not None
+    assert len(adapter.placement.blocks) == 3
+    assert adapter.num_bytes == 3 * unit_bytes
+    assert_holds(pool, "apart", weights)
+    pool.integrity()
+    assert (
+        pool.try_load("too many", weights_of(dense, {}, vectors=([], list(dense.sites())))) is None
+    )
     pool.integrity()
 
 
@@ -135,24 +194,27 @@ operation = st.tuples(
     st.sampled_from(["load", "load", "free"]),
     st.integers(0, 7),
     st.dictionaries(st.integers(0, 22), st.integers(1, 20), min_size=1, max_size=6),
+    st.tuples(st.integers(0, 3), st.sets(st.integers(0, 22), max_size=4)),
 )
 
 
 @given(operations=st.lists(operation, max_size=25))
 @settings(max_examples=50, deadline=None)
 def test_any_history_keeps_every_page_and_every_value(
-    moe: BaseSpec, operations: list[tuple[str, int, dict[int, int]]]
+    moe: BaseSpec, operations: list[tuple[str, int, dict[int, int], tuple[int, set[int]]]]
 ) -> None:
     pool = PagePool(moe, 48 * 1024, torch.float32, "cpu")
     sites = list(moe.sites())
     held: dict[str, dict[Site, SiteWeights]] = {}
-    for seed, (kind, index, ranks) in enumerate(operations):
+    for seed, (kind, index, by_number, (num_scaled, with_bias)) in enumerate(operations):
         digest = f"adapter-{index}"
         if kind == "free":
             if held.pop(digest, None) is not None:
                 pool.free(digest)
         elif digest not in held:
-            weights = weights_of(moe, {sites[i]: rank for i, rank in ranks.items()}, seed)
+            ranks = {sites[i]: rank for i, rank in by_number.items()}
+            vectors = (list(ranks)[:num_scaled], [sites[i] for i in with_bias])
+            weights = weights_of(moe, ranks, seed, vectors)
             if pool.try_load(digest, weights) is not None:
                 held[digest] = weights
         pool.integrity()

@@ -12,7 +12,7 @@ from tests.engine.preparations import record_threads, run_in_turn
 
 from weft.engine.offline import load_adapters
 from weft.engine.slot_adapters import SlotAdapters
-from weft_adapters.pool import PooledSite
+from weft_adapters.placement import Placement, PooledSite
 from weft_adapters.sites import Site
 from weft_kernels.cuda.page_columns import ColumnForm
 from weft_kernels.cuda.slot_pages import SlotPages
@@ -64,7 +64,7 @@ def test_a_slot_reads_nothing_of_an_adapter_but_what_was_prepared(dense: Bench) 
     pooled = built.tiers.acquire(digests["small"])
     assert pooled is not None
 
-    adapters.update({pooled.digest: replace(pooled, sites=_Unreadable())})
+    adapters.update({pooled.digest: replace(pooled, placement=Placement(_Unreadable()))})
     adapters.integrity()
     assert adapters.slots([pooled.digest])[0] != [-1]
     built.tiers.close()
