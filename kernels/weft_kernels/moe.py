@@ -24,6 +24,7 @@ from weft_kernels.activation import silu_mul
 from weft_kernels.grouped import grouped_mm
 from weft_kernels.lora import LoraBatch, PackedSites, RankGroup
 from weft_kernels.quantized import QuantizedMatrix
+from weft_kernels.row_vectors import SlotVectors, VectorRows, apply_vectors_
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,7 +165,7 @@ def _add_(
 
 
 class PairAdapters(Protocol):
-    """What one layer's pairs add to what their experts compute, in place."""
+    """What one layer's pairs do to what their experts compute, in place."""
 
     def add_gate_up_(self, gate_up_PF: Tensor, x_PH: Tensor) -> None: ...
 
@@ -178,11 +179,30 @@ class ExpertAdapters(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
+class ExpertVectors:
+    """Row scales and biases of one layer's experts, `[S, E, 2 F]` and `[S, E, H]`, None where no
+    adapter has any, and the tokens of those that have."""
+
+    rows: VectorRows
+    gate_up: SlotVectors | None
+    down: SlotVectors | None
+
+    def for_pairs(self, pairs: Pairs, num_experts: int) -> ExpertVectors:
+        """The same by pair instead of token, and by (slot, expert) instead of slot."""
+        expert_NK = pairs.expert_TK.index_select(0, self.rows.rows_N)
+        unit_NK = self.rows.slots_N[:, None] * num_experts + expert_NK
+        position_NK = pairs.position_TK.index_select(0, self.rows.rows_N)
+        by_expert = (v if v is None else v.by_expert() for v in (self.gate_up, self.down))
+        return ExpertVectors(VectorRows(position_NK.flatten(), unit_NK.flatten()), *by_expert)
+
+
+@dataclass(frozen=True, slots=True)
 class PackedExperts:
     """Adapters of experts packed as `[S, E, R, ...]`: `sites` = gate, up and down by rank."""
 
     sites: Sequence[PackedSites]
     batch: LoraBatch
+    vectors: ExpertVectors | None = None
 
     def for_pairs(self, pairs: Pairs, num_experts: int) -> PairAdapters:
         ranks = {rank for site in self.sites for rank in site}
@@ -191,21 +211,27 @@ class PackedExperts:
             for group in self.batch.groups
             if group.rank in ranks
         ]
-        return _PackedPairs(self.sites, groups)
+        vectors = None if self.vectors is None else self.vectors.for_pairs(pairs, num_experts)
+        return _PackedPairs(self.sites, groups, vectors)
 
 
 @dataclass(frozen=True, slots=True)
 class _PackedPairs:
     sites: Sequence[PackedSites]
     groups: Sequence[_Units]
+    vectors: ExpertVectors | None
 
     def add_gate_up_(self, gate_up_PF: Tensor, x_PH: Tensor) -> None:
         if any(self.sites[:2]):
             _add_(gate_up_PF.chunk(2, dim=1), x_PH, self.sites[:2], self.groups)
+        if self.vectors is not None and self.vectors.gate_up is not None:
+            apply_vectors_(gate_up_PF, self.vectors.rows, self.vectors.gate_up)
 
     def add_down_(self, out_PH: Tensor, act_PF: Tensor) -> None:
         if self.sites[2]:
             _add_([out_PH], act_PF, self.sites[2:], self.groups)
+        if self.vectors is not None and self.vectors.down is not None:
+            apply_vectors_(out_PH, self.vectors.rows, self.vectors.down)
 
 
 def moe(

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 import torch
-from tests.engine.pooled_adapters import BASE, DOWN0, Q0, RANKS, UP1, V0, PoolOfAdapters
+from tests.engine.pooled_adapters import BASE, DOWN0, Q0, RANKS, UP1, V0, VECTORS, PoolOfAdapters
 from tests.engine.preparations import record_threads, run_in_turn
 
 from weft.engine.in_place import InPlaceAdapters, InPlaceBatch
@@ -57,7 +57,7 @@ class Adapters(PoolOfAdapters):
         for t, digest in enumerate(rows):
             for k in range(2):
                 pair, expert = int(positions[t, k]), int(experts[t, k])
-                want = self.delta(digest, Site(1, "up_proj", expert), x[pair])
+                want = self.adapted(digest, Site(1, "up_proj", expert), x[pair])
                 np.testing.assert_allclose(out[pair, width:], want, rtol=1e-4, atol=1e-4)
                 assert (out[pair, :width] == 0).all()
 
@@ -65,7 +65,7 @@ class Adapters(PoolOfAdapters):
 @pytest.fixture
 def adapters() -> Adapters:
     adapters = Adapters()
-    adapters.load_all(RANKS)
+    adapters.load_all(RANKS, VECTORS)
     return adapters
 
 
@@ -77,6 +77,7 @@ def adapters() -> Adapters:
         ["a", "a", None, "b"],
         ["b", "c", "b", None, "c", "a", "a"],
         [None, "c", None, "c"],
+        ["only biases", None, "b", "a", "only biases"],
     ],
 )
 def test_each_row_gets_its_own_adapter(adapters: Adapters, rows: list[str | None]) -> None:

@@ -21,7 +21,8 @@ PART = np.dtype(
     [("a", "u8"), ("b", "u8"), ("num_ranks", "i8"), ("column", "i8"), ("width", "i8"),
      ("scale", "f4"), ("padding", "i4")]
 )  # fmt: skip
-SLOT = np.dtype([("parts", "u8"), ("starts", "u8")])
+VECTORS = np.dtype([("row_scale", "u8"), ("bias", "u8"), ("column", "i8"), ("width", "i8")])
+SLOT = np.dtype([("parts", "u8"), ("starts", "u8"), ("vectors", "u8"), ("vector_starts", "u8")])
 SEGMENT = np.dtype([("slot", "i8"), ("input", "i8"), ("first", "i8"), ("num_rows", "i8")])
 
 _TYPES = {
@@ -48,8 +49,8 @@ class Library:
         self.pack_linear = function("weft_pack_linear", "pllp")
         self.linear = function("weft_linear", "plpplllpi")
         self.greedy = function("weft_greedy", "pllppi")
-        self.lora = function("weft_lora", "plplppllplpi")
-        self.adapted_linear = function("weft_adapted_linear", "plpplllpplplppi")
+        self.lora = function("weft_lora", "plplppllplppii")
+        self.adapted_linear = function("weft_adapted_linear", "plpplllpplplppii")
         self.expert_segments = function("weft_expert_segments", "pppllllpp", "l")
 
 

@@ -1,6 +1,9 @@
 """Adapters in place: the rows of a mixed batch against pages where the pool has them.
 
-    y[t] += s[a(t)] * (x[t] A[a(t)]^T) B[a(t)]        (as in `weft_kernels.lora`)
+    y[t] = m (x[t] W + s (x[t] A^T) B) + bias + adapter_bias        (as in `weft_kernels.lora`)
+
+with A, B, s, m and adapter_bias of row t's adapter; where it has no m or adapter_bias, m = 1 and
+nothing is added, and where no adapter of the batch has any, nothing is done for them.
 
 Nothing is packed or copied: a slot is a table of addresses. Whoever builds one keeps the pages
 where they are for as long as a batch may use the slot.
@@ -19,7 +22,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from weft_kernels.native.binding import PART, SEGMENT, SLOT, library
+from weft_kernels.native.binding import PART, SEGMENT, SLOT, VECTORS, library
 from weft_kernels.native.linear import NativeLinear
 
 
@@ -37,26 +40,61 @@ class Run(NamedTuple):
     scale: float
 
 
-class SlotParts:
-    """One adapter's runs by input, an input being the sites that read the same rows."""
+class SiteVectors(NamedTuple):
+    """The addresses of one site's row scale and bias `[width]`, 0 for none, and where its columns
+    begin. In the order of VECTORS."""
 
-    def __init__(self, parts: NDArray[np.void], counts: NDArray[np.int64]) -> None:
-        """parts: PART `[N]`, input by input; counts: how many each input has."""
+    row_scale: int
+    bias: int
+    column: int
+    width: int
+
+
+class SlotParts:
+    """One adapter's runs by input, an input being the sites that read the same rows, and its
+    vectors."""
+
+    def __init__(
+        self,
+        parts: NDArray[np.void],
+        counts: NDArray[np.int64],
+        vectors: NDArray[np.void],
+        vector_counts: NDArray[np.int64],
+    ) -> None:
+        """parts: PART `[N]`, input by input; counts: how many each input has; vectors: VECTORS
+        `[V]` likewise."""
         wrong = (parts["num_ranks"] % 8 != 0) | (parts["num_ranks"] < 8)
         if wrong.any():
             num_ranks = parts["num_ranks"][wrong][0]
             raise ValueError(f"a run has {num_ranks} rank rows, not a multiple of 8")
         self._parts = parts
-        self._starts = np.concatenate(([0], np.cumsum(counts))).astype(np.int64)
+        self._starts = _starts(counts)
         ends = np.concatenate(([0], np.cumsum(parts["num_ranks"])))[self._starts]
         self.max_ranks = int(np.diff(ends).max(initial=0))
-        self.addresses = (self._parts.ctypes.data, self._starts.ctypes.data)
+        self._vectors, self._vector_starts = vectors, _starts(vector_counts)
+        arrays = (self._parts, self._starts, self._vectors, self._vector_starts)
+        addresses = [array.ctypes.data for array in arrays]
+        self.addresses = tuple(addresses if self.has_vectors else [*addresses[:2], 0, 0])
+
+    @property
+    def has_vectors(self) -> bool:
+        return len(self._vectors) > 0
 
     @classmethod
-    def of(cls, runs: Sequence[Sequence[Run]]) -> SlotParts:
-        """`runs[i]` are those of input i."""
+    def of(
+        cls, runs: Sequence[Sequence[Run]], vectors: Sequence[Sequence[SiteVectors]] = ()
+    ) -> SlotParts:
+        """`runs[i]` and `vectors[i]` are those of input i; no vectors at all: none at any."""
         parts = np.array([(*run, 0) for own in runs for run in own], dtype=PART)
-        return cls(parts, np.array([len(own) for own in runs], dtype=np.int64))
+        rows = np.array([tuple(v) for own in vectors for v in own], dtype=VECTORS)
+        counts, vector_counts = (
+            np.array([len(own) for own in lists], dtype=np.int64) for lists in (runs, vectors)
+        )
+        return cls(parts, counts, rows, vector_counts)
+
+
+def _starts(counts: NDArray[np.int64]) -> NDArray[np.int64]:
+    return np.concatenate(([0], np.cumsum(counts))).astype(np.int64)
 
 
 class LoraRows:
@@ -76,19 +114,23 @@ class LoraRows:
         self._segments["slot"], self._segments["first"] = used, firsts
         self._segments["num_rows"] = counts
         self._max_ranks = max((slots[slot].max_ranks for slot in used), default=0)
+        self._has_vectors = any(slots[slot].has_vectors for slot in used)
         self._h = torch.empty(len(self._rows) * self._max_ranks)
-        self._call = _Call(self._table, self._segments, self._rows, self._h)
+        self._call = _Call(self._table, self._segments, self._rows, self._h, self._has_vectors)
 
     @property
     def is_empty(self) -> bool:
         return len(self._segments) == 0
 
-    def add_(self, y_TO: Tensor, x_TI: Tensor, input_index: int) -> None:
-        """Add the adapters' part at one input to all columns of its sites, in place.
+    def add_(
+        self, y_TO: Tensor, x_TI: Tensor, input_index: int, bias_O: Tensor | None = None
+    ) -> None:
+        """Make y, which comes in as x W + bias, the adapted one at all columns of one input.
 
-        y_TO `[T, O]` and x_TI `[T, I]`, float32, rows may be strided.
+        y_TO `[T, O]` and x_TI `[T, I]`, float32, rows may be strided; bias_O is the base's, to
+        which row scales do not apply.
         """
-        self._call.add_(y_TO, x_TI, input_index)
+        self._call.add_(y_TO, x_TI, input_index, bias_O)
 
     def linear(
         self, x_TI: Tensor, weight: NativeLinear, bias_O: Tensor | None, input_index: int
@@ -110,7 +152,7 @@ class LoraRows:
             top_k, len(self._slots), num_experts, segments.ctypes.data, rows.ctypes.data,
         )  # fmt: skip
         h = torch.empty(num_pairs * self._max_ranks)
-        return PairRows(_Call(self._table, segments[:num_segments], rows, h))
+        return PairRows(_Call(self._table, segments[:num_segments], rows, h, self._has_vectors))
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,7 +162,7 @@ class PairRows:
     _call: _Call
 
     def add_(self, y_PO: Tensor, x_PI: Tensor, first_input: int) -> None:
-        """Add to pairs in place; the input of expert e is `first_input + e`."""
+        """As `LoraRows.add_` for pairs; the input of expert e is `first_input + e`."""
         self._call.add_(y_PO, x_PI, first_input)
 
 
@@ -133,11 +175,12 @@ class _Call:
         segments: NDArray[np.void],
         rows: NDArray[np.int64],
         h: Tensor,
+        has_vectors: bool,
     ) -> None:
         self._arrays = (table, segments, rows, h)  # what the addresses point to
         self._table, self._segments = table.ctypes.data, segments.ctypes.data
         self._rows, self._num_segments = rows.ctypes.data, len(segments)
-        self._h = h.data_ptr()
+        self._h, self._has_vectors = h.data_ptr(), has_vectors
 
     def linear(
         self, x: Tensor, weight: NativeLinear, bias: Tensor | None, input_index: int
@@ -145,11 +188,11 @@ class _Call:
         y, arguments = weight.arguments(x, bias)
         library().adapted_linear(
             *arguments, self._table, input_index, self._segments, self._num_segments, self._rows,
-            self._h, torch.get_num_threads(),
+            self._h, self._has_vectors, torch.get_num_threads(),
         )  # fmt: skip
         return y
 
-    def add_(self, y: Tensor, x: Tensor, input_index: int) -> None:
+    def add_(self, y: Tensor, x: Tensor, input_index: int, bias: Tensor | None = None) -> None:
         for tensor in (x, y):
             is_plain = tensor.dtype is torch.float32 and tensor.device.type == "cpu"
             if not is_plain or tensor.stride(1) != 1:
@@ -157,5 +200,5 @@ class _Call:
         library().lora(
             self._table, input_index, self._segments, self._num_segments, self._rows,
             x.data_ptr(), x.stride(0), x.shape[1], y.data_ptr(), y.stride(0), self._h,
-            torch.get_num_threads(),
+            0 if bias is None else bias.data_ptr(), self._has_vectors, torch.get_num_threads(),
         )  # fmt: skip

@@ -14,6 +14,13 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from weft.engine.packed_vectors import (
+    BatchVectors,
+    PackedVectors,
+    SiteVectors,
+    copy_vectors,
+    pack_vectors,
+)
 from weft.engine.rank_slots import RankSlots
 from weft_adapters.pool import PagePool, PooledAdapter
 from weft_adapters.sites import BaseSpec, Site
@@ -35,10 +42,12 @@ _EXPERT_SITES = ("gate_proj", "up_proj", "down_proj")
 
 @dataclass(frozen=True, slots=True)
 class PackedBatch:
-    """A step's adapters: `sites[layer, projection]` by padded rank, and which rows use what."""
+    """A step's adapters: `sites[layer, projection]` by padded rank, which rows use what, and the
+    row scales and biases, None where no row has any."""
 
     sites: Mapping[tuple[int, str], PackedSites]
     lora: LoraBatch
+    vectors: BatchVectors | None = None
     _terms: dict[tuple[int, tuple[str, ...]], tuple[Term, ...]] = field(default_factory=dict)
 
     def linear(
@@ -52,13 +61,17 @@ class PackedBatch:
     ) -> Tensor:
         """See `AdapterBatch`."""
         terms = self._terms_at(layer, projections) if self.lora.groups else ()
-        return adapted_linear(x_TI, weight, bias_O, terms, widths)
+        y_TO = adapted_linear(x_TI, weight, bias_O, terms, widths)
+        if self.vectors is not None:
+            self.vectors.apply_(y_TO, bias_O, (layer, projections[0]))
+        return y_TO
 
     def experts(self, layer: int) -> PackedExperts | None:
-        if not self.lora.groups:
+        sites = self._sites_at(layer, _EXPERT_SITES) if self.lora.groups else [{}, {}, {}]
+        vectors = None if self.vectors is None else self.vectors.experts(layer)
+        if vectors is None and not any(sites):
             return None
-        sites = self._sites_at(layer, _EXPERT_SITES)
-        return PackedExperts(sites, self.lora) if any(sites) else None
+        return PackedExperts(sites, self.lora, vectors)
 
     def _sites_at(self, layer: int, projections: tuple[str, ...]) -> list[PackedSites]:
         return [self.sites.get((layer, projection), {}) for projection in projections]
@@ -84,12 +97,14 @@ class ActiveSet:
         self._groups: dict[int, RankSlots] = {}
         self._ranks_of: dict[str, tuple[int, ...]] = {}
         self._sites: dict[tuple[int, str], dict[int, PackedSite]] = {}
+        self._own_vectors: dict[str, SiteVectors] = {}
+        self._vectors = PackedVectors({}, {})
         self._last: tuple[list[str | None], PackedBatch] | None = None
 
     def order_key(self, digest: str | None, num_rows: int) -> tuple[int, bool, int]:
         """Rows of requests sorted by this key have those of a rank group side by side: first those
         that bring few rows, in slot order, then the others."""
-        if digest is None:
+        if digest is None or not self._ranks_of[digest]:
             return (0, False, 0)
         rank = self._ranks_of[digest][0]
         return (rank, num_rows > FEW_ROWS, self._groups[rank].holders.index(digest))
@@ -107,7 +122,8 @@ class ActiveSet:
                 groups.append(
                     create_rank_group(rank, len(slots.holders), rows, row_slots, self._device)
                 )
-        batch = PackedBatch(sites=self._sites, lora=LoraBatch(tuple(groups)))
+        vectors = self._vectors.try_select(row_digests, self._device)
+        batch = PackedBatch(self._sites, LoraBatch(tuple(groups)), vectors)
         self._last = (list(row_digests), batch)
         return batch
 
@@ -136,31 +152,37 @@ class ActiveSet:
         for rank, slots in self._groups.items():
             for key, site in slots.sites():
                 self._sites.setdefault(key, {})[rank] = site
+        if list(self._own_vectors) != list(self._vectors.slot_of):
+            self._vectors = pack_vectors(self._base, self._own_vectors, self._dtype, self._device)
 
     def _drop(self, digests: Iterable[str]) -> None:
         for digest in digests:
             for rank in self._ranks_of.pop(digest):
                 self._groups[rank].drop(digest)
+            self._own_vectors.pop(digest, None)
         for rank, slots in list(self._groups.items()):
             slots.compact()
             if not slots.holders:
                 del self._groups[rank]
 
     def _pack(self, adapter: PooledAdapter) -> None:
-        ranks = sorted({site.padded_rank for site in adapter.sites.values()})
+        factors = {site: pooled for site, pooled in adapter.sites.items() if pooled.rank}
+        ranks = sorted({pooled.padded_rank for pooled in factors.values()})
         slot_of = {}
         written: dict[int, set[Site]] = {rank: set() for rank in ranks}
         for rank in ranks:
             if rank not in self._groups:
                 self._groups[rank] = RankSlots(rank, self._base, self._dtype, self._device)
             slot_of[rank] = self._groups[rank].take_slot(adapter.digest)
-            own = (site for site, pooled in adapter.sites.items() if pooled.padded_rank == rank)
+            own = (site for site, pooled in factors.items() if pooled.padded_rank == rank)
             self._groups[rank].make_room(own)
-        for site, pooled in adapter.sites.items():
+        for site, pooled in factors.items():
             a, b = self._pool.read(adapter.digest, site)
             rank = pooled.padded_rank
             self._groups[rank].write(slot_of[rank], site, a, b, pooled.scale)
             written[rank].add(site)
         for rank, sites in written.items():
             self._groups[rank].clear_rest(slot_of[rank], sites)
+        if vectors := copy_vectors(self._pool, adapter):
+            self._own_vectors[adapter.digest] = vectors
         self._ranks_of[adapter.digest] = tuple(ranks)

@@ -10,13 +10,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
 
-from weft_adapters.pool import PagePool, PooledAdapter, PooledSite
+from weft_adapters.placement import PooledSite
+from weft_adapters.pool import PagePool, PooledAdapter
 from weft_adapters.sites import INPUTS, BaseSpec, Site
 from weft_kernels.linear import LinearWeight
 from weft_kernels.moe import PairAdapters, Pairs
-from weft_kernels.native.binding import PART
+from weft_kernels.native.binding import PART, VECTORS
 from weft_kernels.native.linear import NativeLinear
 from weft_kernels.native.lora import LoraRows, PairRows, SlotParts
 
@@ -45,7 +47,7 @@ class InPlaceBatch:
         if isinstance(weight, NativeLinear):
             return self.rows.linear(x_TI, weight, bias_O, index)
         y_TO = weight.apply(x_TI, bias_O)
-        self.rows.add_(y_TO, x_TI, index)
+        self.rows.add_(y_TO, x_TI, index, bias_O)
         return y_TO
 
     def experts(self, layer: int) -> InPlaceExperts | None:
@@ -175,7 +177,27 @@ class InPlaceAdapters:
         by_input = np.lexsort((columns, inputs))
         counts = np.bincount(inputs, minlength=self._num_inputs)
         layers = frozenset(site.layer for site in sites if site.expert is not None)
-        return _Prepared(SlotParts(parts[by_input], counts), layers)
+        return _Prepared(SlotParts(parts[by_input], counts, *self._vectors(sites)), layers)
+
+    def _vectors(
+        self, sites: Mapping[Site, PooledSite]
+    ) -> tuple[NDArray[np.void], NDArray[np.int64]]:
+        """The row scales and biases by input, and how many sites of each have some."""
+        own = [(site, p) for site, p in sites.items() if (p.row_scale, p.bias) != (None, None)]
+        places = np.array([self._places[site] for site, _ in own], dtype=np.int64).reshape(-1, 4)
+        inputs, columns, widths, _ = places.T
+        vectors = np.zeros(len(own), dtype=VECTORS)
+        vectors["row_scale"] = [self._address(pooled.row_scale) for _, pooled in own]
+        vectors["bias"] = [self._address(pooled.bias) for _, pooled in own]
+        vectors["column"], vectors["width"] = columns, widths
+        by_input = np.argsort(inputs, kind="stable")
+        return vectors[by_input], np.bincount(inputs, minlength=self._num_inputs)
+
+    def _address(self, offset: int | None) -> int:
+        """0 for none."""
+        if offset is None:
+            return 0
+        return self._pool.memory.data_ptr() + offset * self._pool.dtype.itemsize
 
     def create_batch(self, row_digests: Sequence[str | None]) -> InPlaceBatch:
         """`row_digests[t]` is row t's adapter, one of those of the last `update`."""

@@ -18,7 +18,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from weft_adapters.pool import PagePool, PooledAdapter, PooledSite
+from weft_adapters.placement import PooledSite
+from weft_adapters.pool import PagePool, PooledAdapter
 from weft_adapters.sites import ATTENTION_PROJECTIONS, INPUTS, BaseSpec, Site
 from weft_kernels.cuda.expert_lora import ExpertLora
 from weft_kernels.cuda.lora import adapted_linear

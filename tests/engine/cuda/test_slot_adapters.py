@@ -57,7 +57,7 @@ class Adapters(PoolOfAdapters):
                 got = y[int(groups.place_P[2 * t + k])].cpu()
                 for part, name in ((got[:width], "gate_proj"), (got[width:], "up_proj")):
                     site = Site(1, name, int(experts[t, k]))
-                    want = self.delta(digest, site, x[t])
+                    want = self.adapted(digest, site, x[t])
                     np.testing.assert_allclose(part, want, rtol=1e-4, atol=1e-4)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from hypothesis import strategies as st
 from weft_kernels import reference
 from weft_kernels.memory import Arena
 from weft_kernels.native.linear import create_native_linear
-from weft_kernels.native.lora import LoraRows, Run, SlotParts
+from weft_kernels.native.lora import LoraRows, Run, SiteVectors, SlotParts
 from weft_kernels.popularity import POPULARITIES, assign_adapters
 from weft_kernels.reference import Lora
 
@@ -31,14 +32,16 @@ def _num_threads(request: pytest.FixtureRequest) -> Iterator[None]:
 
 @dataclass
 class Pool:
-    """Adapters with a rank for each site of one input, 0 where it touches nothing; pages in runs of
-    at most `max_run` rank rows, with NaN between them."""
+    """Adapters with a rank for each site of one input, 0 where it has no factors; pages in runs of
+    at most `max_run` rank rows, with NaN between them. `vectors[i]`: what adapter i has besides, at
+    every site: "m" a row scale, "b" a bias."""
 
     num_in: int
     widths: Sequence[int]
     ranks: Sequence[Sequence[int]]
     max_run: int = 1024
     num_before: int = 1
+    vectors: Sequence[str] = ()
     loras: list[list[Lora | None]] = field(default_factory=list)
     slots: list[SlotParts] = field(default_factory=list)
     _memory: list[torch.Tensor] = field(default_factory=list)
@@ -48,19 +51,33 @@ class Pool:
         for number, ranks in enumerate(self.ranks):
             loras: list[Lora | None] = []
             runs: list[Run] = []
+            own_vectors: list[SiteVectors] = []
+            kinds = self.vectors[number] if self.vectors else ""
             column = 0
             for rank, width in zip(ranks, self.widths, strict=True):
+                a = torch.randn(rank, self.num_in, generator=generator)
+                b = torch.randn(width, rank, generator=generator)
+                m, c = (
+                    torch.randn(width, generator=generator) if kind in kinds else None
+                    for kind in "mb"
+                )  # fmt: skip
+                loras.append(Lora(a, b, 0.5 + number, m, c) if rank or kinds else None)
                 if rank:
-                    a = torch.randn(rank, self.num_in, generator=generator)
-                    b = torch.randn(width, rank, generator=generator)
-                    loras.append(Lora(a, b, 0.5 + number))
                     runs += self._place(a, b.T, column, 0.5 + number)
-                else:
-                    loras.append(None)
+                if kinds:
+                    own_vectors.append(SiteVectors(self._keep(m), self._keep(c), column, width))
                 column += width
             self.loras.append(loras)
             # inputs before the one under test: with nothing
-            self.slots.append(SlotParts.of([*([[]] * self.num_before), runs, []]))
+            before: list[list[Any]] = [[] for _ in range(self.num_before)]
+            vectors = [*before, own_vectors, []] if kinds else []
+            self.slots.append(SlotParts.of([*before, runs, []], vectors))
+
+    def _keep(self, vector: torch.Tensor | None) -> int:
+        if vector is None:
+            return 0
+        self._memory.append(vector)
+        return vector.data_ptr()
 
     def _place(self, a: torch.Tensor, b: torch.Tensor, column: int, scale: float) -> list[Run]:
         runs = []
@@ -84,13 +101,14 @@ class Pool:
         num_out = sum(self.widths)
         x = torch.randn(len(rows), self.num_in, generator=generator)
         weight = torch.randn(self.num_in, num_out, generator=generator)
-        got = x @ weight
+        bias = torch.randn(num_out, generator=generator)
+        got = x @ weight + bias
         base = got.clone()
         lora_rows = LoraRows(self.slots, rows)
-        lora_rows.add_(got, x, self.num_before)
+        lora_rows.add_(got, x, self.num_before, bias)
         nothing: list[Lora | None] = [None] * len(self.widths)
         loras = [nothing if row == BASE_ONLY else self.loras[row] for row in rows]
-        want = reference.adapted_linear(x, weight, None, self.widths, loras)
+        want = reference.adapted_linear(x, weight, bias, self.widths, loras)
         scale = max(1.0, float(want.abs().max()) if len(rows) else 1.0)
         assert (got - want).abs().max() <= 1e-5 * scale if len(rows) else True
         for t, row in enumerate(rows):
@@ -98,9 +116,8 @@ class Pool:
                 assert torch.equal(got[t], base[t])
         # with the base's linear in one go: the same, to the last bit
         linear = create_native_linear(weight, Arena())
-        bias = torch.randn(num_out, generator=generator)
         apart = linear.apply(x, bias)
-        lora_rows.add_(apart, x, self.num_before)
+        lora_rows.add_(apart, x, self.num_before, bias)
         together = lora_rows.linear(x, linear, bias, self.num_before)
         assert torch.equal(together, apart)
 
@@ -136,8 +153,25 @@ def test_pages_anywhere_are_the_twin() -> None:
     pool.assert_twin([2, 0, 1, 0, 2, 2, BASE_ONLY, 1, 0, 0])
 
 
+@pytest.mark.parametrize("num_rows", [1, 7, 133])
+@pytest.mark.parametrize("width", [1, 16, 70])
+def test_row_scales_and_biases_are_the_twin(num_rows: int, width: int) -> None:
+    pool = Pool(
+        24, (width, 33), [(8, 0), (0, 16), (0, 0), (4, 4), (0, 0)],
+        vectors=["m", "mb", "b", "", "mb"],
+    )  # fmt: skip
+    pool.assert_twin([t % 6 - 1 for t in range(num_rows)])
+
+
+def test_a_batch_without_row_scales_and_biases_does_nothing_for_them() -> None:
+    pool = Pool(24, (16,), [(8,), (8,)], vectors=["", "mb"])
+    assert not LoraRows(pool.slots, [0, BASE_ONLY])._has_vectors
+    assert LoraRows(pool.slots, [0, 1])._has_vectors
+
+
 @given(
     ranks=st.lists(st.tuples(st.integers(0, 40), st.integers(0, 12)), min_size=1, max_size=5),
+    vectors=st.lists(st.sampled_from(["", "m", "b", "mb"]), min_size=5, max_size=5),
     picks=st.lists(st.integers(-1, 4), max_size=24),
     num_in=st.integers(1, 40),
     widths=st.tuples(st.integers(1, 40), st.integers(1, 40)),
@@ -145,15 +179,15 @@ def test_pages_anywhere_are_the_twin() -> None:
 )
 @settings(max_examples=150, deadline=None)
 def test_any_batch_is_the_twin(
-    ranks: list[tuple[int, int]], picks: list[int], num_in: int, widths: tuple[int, int],
-    max_run: int,
+    ranks: list[tuple[int, int]], vectors: list[str], picks: list[int], num_in: int,
+    widths: tuple[int, int], max_run: int,
 ) -> None:  # fmt: skip
-    pool = Pool(num_in, widths, ranks, max_run)
+    pool = Pool(num_in, widths, ranks, max_run, vectors=vectors)
     pool.assert_twin([pick if pick < len(ranks) else BASE_ONLY for pick in picks])
 
 
 def test_neither_threads_nor_neighbours_change_a_bit() -> None:
-    pool = Pool(512, (256, 128), [(16, 8), (64, 64), (8, 32)])
+    pool = Pool(512, (256, 128), [(16, 8), (64, 64), (8, 32)], vectors=["", "mb", "m"])
     rows = [t % 4 - 1 for t in range(47)]
     x = torch.randn(47, 512, generator=torch.Generator().manual_seed(0))
     results = []
@@ -196,7 +230,10 @@ def test_a_bad_value_of_one_row_stays_there() -> None:
 def test_pairs_use_the_adapter_of_their_token_at_their_expert() -> None:
     num_experts, top_k, num_in, width = 3, 2, 16, 24
     generator = torch.Generator().manual_seed(4)
-    pools = [Pool(num_in, (width,), [(8,), (0,), (16,)], num_before=0) for _ in range(num_experts)]
+    pools = [
+        Pool(num_in, (width,), [(8,), (0,), (16,)], num_before=0, vectors=["", "", "mb"])
+        for _ in range(num_experts)
+    ]
     for seed, pool in enumerate(pools):
         for memory in pool._memory:
             memory.mul_(1 + seed)  # the same adapter differs from expert to expert
@@ -216,16 +253,19 @@ def test_pairs_use_the_adapter_of_their_token_at_their_expert() -> None:
             lora = pools[0].loras[slot][0] if slot >= 0 else None
             if lora is not None:
                 want[pair] = factor**2 * lora.delta(x[pair].double())
+                if lora.row_scale_O is not None and lora.bias_O is not None:
+                    want[pair] = factor * (lora.row_scale_O * want[pair] + lora.bias_O)
     torch.testing.assert_close(y.double(), want, rtol=1e-4, atol=1e-4)
 
 
 def _join(slots: Sequence[SlotParts]) -> SlotParts:
     """One slot with the first input of each, one after the other."""
-    runs = []
+    runs, vectors = [], []
     for slot in slots:
         own = slot._parts[: slot._starts[1]]
         runs.append([Run(*part.tolist()[:6]) for part in own])
-    return SlotParts.of(runs)
+        vectors.append([SiteVectors(*row) for row in slot._vectors.tolist()])
+    return SlotParts.of(runs, vectors)
 
 
 def test_what_it_cannot_read_is_refused() -> None:

@@ -2,10 +2,14 @@
 //
 //     y[t, c + o] += s * sum_r (x[t] . A[r]) B[r, o]
 //
-// for every part (site) of the slot that row t uses. Rows of one slot form a segment, so that a page is
-// read once per segment; rows without an adapter are in none. Two phases: h = s x A^T, split between the
-// threads by pages, and y += h B, split by sites and their columns (see lora_tiles.h). No sum depends on the
-// number of threads or on what else is in the batch.
+// for every part (site) of the slot that row t uses, and then, where the slot has a row scale m or a bias b,
+//
+//     y[t, c + o] = m[o] * (y[t, c + o] - base[c + o]) + base[c + o] + b[o]
+//
+// Rows of one slot form a segment, so that a page is read once per segment; rows without an adapter are in
+// none. Phases: h = s x A^T, split between the threads by pages; y += h B, split by sites and their columns
+// (see lora_tiles.h); the row scales, split by rows, where any slot has some. No sum depends on the number of
+// threads or on what else is in the batch.
 #include <vector>
 
 #include "linear.h"
@@ -26,11 +30,21 @@ struct Part {
     int32_t padding;
 };
 
+// The row scale and the bias of one site in one slot, each null where there is none (`VECTORS`).
+struct Vectors {
+    const float* row_scale;  // [width]
+    const float* bias;       // [width]
+    int64_t column;
+    int64_t width;
+};
+
 // The parts of one slot: those of input i are parts[starts[i]] .. parts[starts[i + 1] - 1]. Sites that read
-// the same rows (q, k and v; gate and up) share an input.
+// the same rows (q, k and v; gate and up) share an input. Its vectors likewise; both null where it has none.
 struct Slot {
     const Part* parts;
     const int64_t* starts;
+    const Vectors* vectors;
+    const int64_t* vector_starts;
 };
 
 // Rows rows[first] .. rows[first + num_rows - 1] use `slot`, at the input that many behind the call's.
@@ -72,7 +86,42 @@ struct SiteParts {
     }
 };
 
-// One call's adapters, to be computed by a team of threads: `shrink` by all, then `expand`.
+// The vectors of a segment at the call's input.
+struct OwnVectors {
+    const Vectors *first = nullptr, *last = nullptr;
+
+    OwnVectors(const Slot* slots, const Segment& segment, int64_t input) {
+        const Slot& slot = slots[segment.slot];
+        if (!slot.vectors) return;
+        first = slot.vectors + slot.vector_starts[input + segment.input];
+        last = slot.vectors + slot.vector_starts[input + segment.input + 1];
+    }
+};
+
+// m (y - base) + base + bias for the columns from o on that `read` takes; `base` may be null.
+template <typename Read>
+inline f32x16 scaled(const Vectors& own, const float* base, const float* y, int64_t o, Read&& read) {
+    f32x16 value = read(y + o);
+    if (own.row_scale) {
+        const f32x16 m = read(own.row_scale + o);
+        value *= m;
+        if (base) value += (1.0f - m) * read(base + o);
+    }
+    if (own.bias) value += read(own.bias + o);
+    return value;
+}
+
+inline void scale_row(const Vectors& own, const float* base, float* y) {
+    int64_t o = 0;
+    for (; o + LANES <= own.width; o += LANES)
+        store(y + o, scaled(own, base, y, o, [](const float* p) { return load(p); }));
+    const int64_t left = own.width - o;
+    if (left > 0)
+        store_some(y + o, scaled(own, base, y, o, [=](const float* p) { return load_some(p, left); }), left);
+}
+
+// One call's adapters, to be computed by a team of threads: `shrink` by all, then `expand`, and where a slot
+// of the batch has vectors then `scale`.
 struct Lora {
     const Slot* slots;
     int64_t input;
@@ -84,17 +133,23 @@ struct Lora {
     float* y;
     int64_t y_stride;
     float* h;
-    int64_t total = 0, total_columns = 0;  // what the phases cost
+    const float* bias;                                         // the base's, by columns of y, or null
+    int64_t total = 0, total_columns = 0, total_vectors = 0;  // what the phases cost
 
     Lora(const Slot* slots, int64_t input, const Segment* segments, int64_t num_segments, const int64_t* rows,
-         const float* x, int64_t x_stride, int64_t num_in, float* y, int64_t y_stride, float* h)
+         const float* x, int64_t x_stride, int64_t num_in, float* y, int64_t y_stride, float* h,
+         const float* bias, bool has_vectors)
         : slots(slots), input(input), segments(segments), num_segments(num_segments), rows(rows), x(x),
-          x_stride(x_stride), num_in(num_in), y(y), y_stride(y_stride), h(h) {
+          x_stride(x_stride), num_in(num_in), y(y), y_stride(y_stride), h(h), bias(bias) {
         for (int64_t s = 0; s < num_segments; s++) {
             const Own own(slots, segments[s], input);
             total += cost(own.num_ranks, segments[s]);
             for (SiteParts site(own.first, own.last); site.first < own.last; site = {site.last, own.last})
                 total_columns += cost(site.num_ranks, segments[s]) * site.num_vectors;
+        }
+        for (int64_t s = 0; has_vectors && s < num_segments; s++) {
+            const OwnVectors own(slots, segments[s], input);
+            total_vectors += segments[s].num_rows * (own.last - own.first);
         }
     }
 
@@ -159,6 +214,22 @@ struct Lora {
             h_segment += segment.num_rows * own.num_ranks;
         }
     }
+
+    void scale(int64_t thread, int64_t size) const {
+        int64_t from, to, done = 0;
+        share(total_vectors, thread, size, &from, &to);
+        for (int64_t s = 0; s < num_segments; s++) {
+            const Segment& segment = segments[s];
+            const OwnVectors own(slots, segment, input);
+            for (const Vectors* v = own.first; v < own.last; done += segment.num_rows, v++) {
+                const int64_t first = std::clamp<int64_t>(from - done, 0, segment.num_rows);
+                const int64_t last = std::clamp<int64_t>(to - done, 0, segment.num_rows);
+                for (int64_t n = first; n < last; n++)
+                    scale_row(*v, bias ? bias + v->column : nullptr,
+                              y + rows[segment.first + n] * y_stride + v->column);
+            }
+        }
+    }
 };
 
 }  // namespace
@@ -166,18 +237,24 @@ struct Lora {
 extern "C" {
 
 // x [T, num_in] and y [T, ...] with row strides; h: room for the rows of all segments times the rank rows
-// that they have at this input.
+// that they have at this input; bias: what y has of the base's, or null; has_vectors: false where no slot of
+// the segments has any.
 void weft_lora(const Slot* slots, int64_t input, const Segment* segments, int64_t num_segments,
                const int64_t* rows, const float* x, int64_t x_stride, int64_t num_in, float* y,
-               int64_t y_stride, float* h, int32_t threads) {
-    const Lora lora(slots, input, segments, num_segments, rows, x, x_stride, num_in, y, y_stride, h);
-    if (lora.total == 0) return;
+               int64_t y_stride, float* h, const float* bias, int32_t has_vectors, int32_t threads) {
+    const Lora lora(slots, input, segments, num_segments, rows, x, x_stride, num_in, y, y_stride, h, bias,
+                    has_vectors);
+    if (lora.total == 0 && lora.total_vectors == 0) return;
 #pragma omp parallel num_threads(num_threads(lora.total * num_in, threads))
     {
         const int64_t size = omp_get_num_threads(), thread = omp_get_thread_num();
         lora.shrink(thread, size);
 #pragma omp barrier
         lora.expand(thread, size);
+        if (lora.total_vectors > 0) {
+#pragma omp barrier
+            lora.scale(thread, size);
+        }
     }
 }
 
@@ -187,9 +264,10 @@ void weft_lora(const Slot* slots, int64_t input, const Segment* segments, int64_
 void weft_adapted_linear(const float* x, int64_t x_stride, const float* packed, const float* bias,
                          int64_t num_rows, int64_t num_in, int64_t num_out, float* y, const Slot* slots,
                          int64_t input, const Segment* segments, int64_t num_segments, const int64_t* rows,
-                         float* h, int32_t threads) {
+                         float* h, int32_t has_vectors, int32_t threads) {
     const Linear linear = {x, x_stride, packed, bias, num_rows, num_in, num_out, y};
-    const Lora lora(slots, input, segments, num_segments, rows, x, x_stride, num_in, y, num_out, h);
+    const Lora lora(slots, input, segments, num_segments, rows, x, x_stride, num_in, y, num_out, h, bias,
+                    has_vectors);
 #pragma omp parallel num_threads(num_threads(num_in * num_out, threads))
     {
         const int64_t size = omp_get_num_threads(), thread = omp_get_thread_num();
@@ -199,6 +277,10 @@ void weft_adapted_linear(const float* x, int64_t x_stride, const float* packed, 
         if (!is_first) lora.shrink(thread, size);
 #pragma omp barrier
         lora.expand(thread, size);
+        if (lora.total_vectors > 0) {
+#pragma omp barrier
+            lora.scale(thread, size);
+        }
     }
 }
 
