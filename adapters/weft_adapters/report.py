@@ -63,17 +63,13 @@ class Smoke:
     """The next token after a fixed prompt, with the adapter and without.
 
     `max_logprob_change` is the largest over the tokens that are likely for either; token ids are
-    the most likely ones. No change: the adapter does nothing that this prompt shows.
+    the most likely ones.
     """
 
     prompt_token_ids: tuple[int, ...]
     base_token_id: int
     adapter_token_id: int
     max_logprob_change: float
-
-    @property
-    def is_changed(self) -> bool:
-        return self.max_logprob_change > 0
 
     def to_dict(self) -> dict[str, object]:
         return {

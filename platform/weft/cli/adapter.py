@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -10,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from weft.cli.base import check_base
+from weft.cli import adapter_check
+from weft.cli.base import ADAPTER_FILES
 from weft.cli.output import JsonOption, err, fail, out, print_json, print_rows, spinner
 from weft.settings import ServerSettings, base_url
 
@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 app = typer.Typer(help="Upload, list, delete and check adapters.", no_args_is_help=True)
 
 _D = ServerSettings(base_dir=Path("."))
-_FILES = ("adapter_config.json", "adapter_model.safetensors")
 Name = Annotated[str, typer.Argument(help="The adapter's name.")]
 Folder = Annotated[Path, typer.Argument(help="Folder with the two files of a PEFT export.")]
 KeyOption = Annotated[str, typer.Option("--key", envvar="WEFT_API_KEY", help="The API key.")]
@@ -42,7 +41,7 @@ def upload(
     as_json: JsonOption = False,
 ) -> None:
     """Upload a version; the adapter is created where it does not exist."""
-    for file in _FILES:
+    for file in ADAPTER_FILES:
         _existing(folder, file)
     with _client(url, key) as http, ExitStack() as undo:
         if http.get(f"adapters/{name}").status_code == 404:
@@ -53,7 +52,7 @@ def upload(
         with spinner(f"Uploading {name}..."), ExitStack() as files:
             parts = {
                 file: (file, files.enter_context(_existing(folder, file).open("rb")))
-                for file in _FILES
+                for file in ADAPTER_FILES
             }
             response = http.post(f"adapters/{name}/versions", files=parts)
             version = _result(response)
@@ -102,37 +101,7 @@ def delete(
         out.print(f"Deleted {name}" + ("." if version is None else f"@v{version}."), markup=False)
 
 
-@app.command("check")
-def check(
-    folder: Folder,
-    base: Annotated[Path, typer.Option(help="Folder of the base model.")],
-    max_rank: Annotated[int, typer.Option(help="Highest rank that the server takes.")] = 256,
-    as_json: JsonOption = False,
-) -> None:
-    """Judge an adapter on this machine, as the server would. Exit code 1 if it is refused."""
-    from weft_adapters.digest import base_digest
-    from weft_adapters.sites import BaseSpec
-    from weft_adapters.validation import validate
-
-    check_base(base)
-    config_file, tensors = (_existing(folder, file) for file in _FILES)
-    try:
-        with spinner("Checking..."):
-            config = json.loads((base / "config.json").read_bytes())
-            spec = BaseSpec.from_config(config, base_digest(base))
-            report = validate(config_file.read_bytes(), tensors, spec, max_rank=max_rank)
-    except (OSError, ValueError) as error:
-        raise fail(str(error)) from error
-    if as_json:
-        print_json(report.to_dict())
-    else:
-        for warning in report.warnings:
-            out.print(f"warning: {warning}", markup=False)
-        for fault in report.faults:
-            out.print(f"{fault.code}: {fault.message}", markup=False)
-        out.print(f"ok, {report.digest}" if report.ok else "refused", markup=False)
-    if not report.ok:
-        raise typer.Exit(1)
+app.command("check")(adapter_check.check)
 
 
 @contextmanager

@@ -1,10 +1,12 @@
-"""Looks at a base model's folder before anything slow is done with it."""
+"""Looks at folders before anything slow is done with them."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 from weft.cli.output import fail
+
+ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
 
 
 def check_base(folder: Path) -> None:
