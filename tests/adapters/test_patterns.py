@@ -44,6 +44,10 @@ PATTERNS = [
     "model.layers.1.self_attn.q_proj",
     "(q|.)?_proj",
     "[^.]+_proj",
+    r"layers\.\d{2}\.(?:.{3,9}){1,2}?proj",
+    r".*?\bup_proj",
+    r".*\b_proj",
+    "a{0}gate_proj",
 ]
 
 
@@ -86,7 +90,27 @@ def test_many_plain_names_are_fast() -> None:
 
 @pytest.mark.parametrize(
     "pattern",
-    ["a{3}", "(?=x)", "(a", "a)", "a**", r"\1", "(?P<x>a)", "[[a]", "[b-a]", "é", "a$b", "[]", "*"]
+    [
+        "a{65}",
+        "a{2,1}",
+        "a{,3}",
+        "a{",
+        "(a{60}){60}{60}",
+        "((((a{64}){64}){64}){64})",
+        "^a|b",
+        "(?=x)",
+        "(a",
+        "a)",
+        "a**",
+        r"\1",
+        "(?P<x>a)",
+        "[[a]",
+        "[b-a]",
+        "é",
+        "a$b",
+        "[]",
+        "*",
+    ]
     + ["(" * 30 + "a" + ")" * 30, "a" * 301, "\\"],
 )
 def test_anything_else_is_refused(pattern: str) -> None:
