@@ -17,7 +17,9 @@ MLP_PROJECTIONS = ("gate_proj", "up_proj", "down_proj")
 # the expert that every token passes (Qwen2-MoE), and the gate on its output, one column wide
 SHARED_MLP_PROJECTIONS = ("shared_gate_proj", "shared_up_proj", "shared_down_proj")
 SHARED_PROJECTIONS = (*SHARED_MLP_PROJECTIONS, "shared_expert_gate")
-PROJECTIONS = ATTENTION_PROJECTIONS + MLP_PROJECTIONS + SHARED_PROJECTIONS
+# of a layer's experts: from a row to a logit for each
+ROUTER = "router"
+PROJECTIONS = (*ATTENTION_PROJECTIONS, *MLP_PROJECTIONS, *SHARED_PROJECTIONS, ROUTER)
 # those that read the same rows stand together
 INPUTS = (
     ("q_proj", "k_proj", "v_proj"),
@@ -27,6 +29,7 @@ INPUTS = (
     ("shared_gate_proj", "shared_up_proj"),
     ("shared_down_proj",),
     ("shared_expert_gate",),
+    (ROUTER,),
 )
 
 _PROJECTION_ORDER = {projection: index for index, projection in enumerate(PROJECTIONS)}
@@ -36,7 +39,8 @@ _PROJECTION_ORDER = {projection: index for index, projection in enumerate(PROJEC
 class Site:
     """One base weight that an adapter may change; `expert` is None where it is not one of several.
 
-    Sites sort in canonical order: by layer, then attention, the shared expert, expert by expert.
+    Sites sort in canonical order: by layer, then attention, shared expert and router, expert by
+    expert.
     """
 
     layer: int
@@ -104,6 +108,8 @@ class BaseSpec:
         if site.projection in SHARED_PROJECTIONS:
             is_there = self.is_moe(site.layer) and self.shared_intermediate_size > 0
             return is_there and site.expert is None
+        if site.projection == ROUTER:
+            return self.is_moe(site.layer) and site.expert is None
         if site.projection in ATTENTION_PROJECTIONS or not self.is_moe(site.layer):
             return site.expert is None
         return site.expert is not None and 0 <= site.expert < self.num_experts
@@ -126,6 +132,7 @@ class BaseSpec:
             "shared_up_proj": (hidden, shared),
             "shared_down_proj": (shared, hidden),
             "shared_expert_gate": (hidden, 1),
+            ROUTER: (hidden, self.num_experts),
         }[site.projection]
 
     def sites(self) -> Iterator[Site]:
@@ -139,9 +146,9 @@ class BaseSpec:
                     yield Site(layer, projection, expert)
 
     def _single_projections(self, layer: int) -> tuple[str, ...]:
-        """Those of attention and of the shared expert."""
-        is_shared = self.has(Site(layer, SHARED_PROJECTIONS[0]))
-        return ATTENTION_PROJECTIONS + (SHARED_PROJECTIONS if is_shared else ())
+        """Those of attention, of the shared expert, and the router."""
+        others = (*SHARED_PROJECTIONS, ROUTER)
+        return ATTENTION_PROJECTIONS + tuple(p for p in others if self.has(Site(layer, p)))
 
     def shapes(self) -> frozenset[tuple[int, int]]:
         """The distinct `(in_features, out_features)` over all sites."""

@@ -128,13 +128,14 @@ class Backend:
         renormalize: bool,
         adapters: Any = None,
         num_tokens: Tensor | None = None,
+        logits_TE: Tensor | None = None,
     ) -> Tensor:
         """See `weft_kernels.moe`. adapters: of the kind that goes with the backend, or None.
 
         num_tokens: int32 `[1]`; rows from there on are padding, and what comes out for them is of
         no account.
         """
-        return moe(x_TH, weights, top_k, renormalize, adapters)
+        return moe(x_TH, weights, top_k, renormalize, adapters, logits_TE)
 
 
 class _Buckets:

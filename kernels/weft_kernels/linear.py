@@ -111,6 +111,12 @@ def can_pack(w_IO: Tensor) -> bool:
     return w_IO.dtype is torch.float32 or is_fast_bfloat16
 
 
+def as_linear_weight(w_IO: Tensor) -> TorchLinear:
+    """`w_IO` `[num_in, num_out]` where it lies, in no other layout: nothing is copied."""
+    num_in, num_out = w_IO.shape
+    return TorchLinear(num_in, num_out, is_packed=False, _data=w_IO)
+
+
 def create_linear_weight(w_IO: Tensor, quantization: str | None = None) -> TorchLinear:
     """Lay out `w_IO` `[num_in, num_out]` for its device, rounded to "int8" or "int4" if asked to.
 

@@ -240,9 +240,14 @@ def moe(
     top_k: int,
     renormalize: bool,
     adapters: ExpertAdapters | None = None,
+    logits_TE: Tensor | None = None,
 ) -> Tensor:
-    """The whole block, as the module's equation says: x_TH `[T, H]` -> `[T, H]`, the same dtype."""
-    weights_TK, experts_TK = route(x_TH @ weights.router_HE, top_k, renormalize)
+    """The whole block, as the module's equation says: x_TH `[T, H]` -> `[T, H]`, the same dtype.
+
+    logits_TE: the router's `[T, E]` where they are not `x router_HE`, as under adapters of it.
+    """
+    logits_TE = x_TH @ weights.router_HE if logits_TE is None else logits_TE
+    weights_TK, experts_TK = route(logits_TE, top_k, renormalize)
     pairs = _sort_pairs(experts_TK, weights.router_HE.shape[1])
     own = None if adapters is None else adapters.for_pairs(pairs, weights.router_HE.shape[1])
     x_PH = x_TH.index_select(0, pairs.token_P)

@@ -40,6 +40,7 @@ def test_shapes(moe: BaseSpec) -> None:
     assert moe.shape(Site(0, "gate_proj")) == (32, 48)
     assert moe.shape(Site(1, "up_proj", 3)) == (32, 24)
     assert moe.shape(Site(1, "down_proj", 0)) == (24, 32)
+    assert moe.shape(Site(1, "router")) == (32, 4)
     assert moe.shapes() == {moe.shape(site) for site in moe.sites()}
 
 
@@ -53,6 +54,8 @@ def test_shapes(moe: BaseSpec) -> None:
         Site(0, "up_proj", 0),
         Site(1, "up_proj"),
         Site(1, "up_proj", 4),
+        Site(0, "router"),
+        Site(1, "router", 0),
     ],
 )
 def test_no_such_site(moe: BaseSpec, site: Site) -> None:
@@ -65,7 +68,7 @@ def test_sites_come_in_the_order_in_which_they_sort(moe: BaseSpec) -> None:
     sites = list(moe.sites())
     shuffled = random.Random(0).sample(sites, len(sites))
     assert sorted(shuffled) == sites
-    assert len(set(sites)) == 7 + 4 + 4 * 3
+    assert len(set(sites)) == 7 + 5 + 4 * 3
 
 
 SHARED = {
@@ -84,10 +87,10 @@ def test_a_shared_expert_has_sites_of_its_own() -> None:
     assert not base.has(Site(1, "shared_up_proj", 0))
     sites = list(base.sites())
     assert sites == sorted(sites)
-    assert [site.projection for site in sites if site.layer == 1][:9] == [
+    assert [site.projection for site in sites if site.layer == 1][:10] == [
         "q_proj", "k_proj", "v_proj", "o_proj",
         "shared_gate_proj", "shared_up_proj", "shared_down_proj", "shared_expert_gate",
-        "gate_proj",
+        "router", "gate_proj",
     ]  # fmt: skip
     assert base.shapes() == {base.shape(site) for site in sites}
 

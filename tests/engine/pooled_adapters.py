@@ -28,6 +28,7 @@ BASE = BaseSpec(
 )
 Q0, V0, DOWN0 = Site(0, "q_proj"), Site(0, "v_proj"), Site(0, "down_proj")
 UP1 = [Site(1, "up_proj", expert) for expert in range(3)]
+ROUTER1 = Site(1, "router")
 
 Ranks = Mapping[Site, int]
 # which sites have row scales, and which biases
@@ -35,7 +36,7 @@ Vectors = tuple[Collection[Site], Collection[Site]]
 # adapters of ranks and sites that overlap in part
 RANKS: dict[str, Ranks] = {
     "a": {Q0: 4, V0: 16, DOWN0: 8},
-    "b": {V0: 3, UP1[0]: 8, UP1[2]: 2},
+    "b": {V0: 3, UP1[0]: 8, UP1[2]: 2, ROUTER1: 5},
     "c": {Q0: 40, **dict.fromkeys(UP1, 12)},
 }
 # and with vectors: on and beside factors, of experts too; one that has nothing else

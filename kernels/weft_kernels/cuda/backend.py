@@ -143,6 +143,7 @@ class CudaBackend(backend.Backend):
         renormalize: bool,
         adapters: Any = None,
         num_tokens: Tensor | None = None,
+        logits_TE: Tensor | None = None,
     ) -> Tensor:
         """Quantized experts are dequantized here, all of a layer."""
         if adapters is not None and not isinstance(adapters, ExpertLora):
@@ -151,4 +152,6 @@ class CudaBackend(backend.Backend):
             weights = ExpertWeights(
                 weights.router_HE, weights.gate_up_EHF.dense(), weights.down_EFH.dense()
             )
-        return moe(x_TH, weights, top_k, renormalize, adapters, num_tokens=num_tokens)
+        return moe(
+            x_TH, weights, top_k, renormalize, adapters, num_tokens=num_tokens, logits_TE=logits_TE
+        )

@@ -51,14 +51,19 @@ def moe(
     lora: ExpertLora | None = None,
     *,
     num_tokens: Tensor | None = None,
+    logits_TE: Tensor | None = None,
     max_few_tokens: int = MAX_FEW_TOKENS,
 ) -> Tensor:
     """y. The router's columns from the number of experts on are null experts.
 
-    num_tokens: int32 `[1]`; rows from there on are no tokens and come out as zeros.
+    num_tokens: int32 `[1]`; rows from there on are no tokens and come out as zeros. logits_TE: the
+    router's, where they are not `x router_HE`.
     """
     _check(x_TH, weights, lora)
-    weights_TK, experts_TK = route(x_TH @ weights.router_HE, top_k, renormalize, num_tokens)
+    logits_TE = x_TH @ weights.router_HE if logits_TE is None else logits_TE
+    if logits_TE.shape != (len(x_TH), weights.router_HE.shape[1]):
+        raise ValueError(f"there must be logits of {weights.router_HE.shape[1]} experts a row")
+    weights_TK, experts_TK = route(logits_TE, top_k, renormalize, num_tokens)
     if x_TH.shape[0] == 0:
         return torch.empty_like(x_TH)
     if x_TH.shape[0] <= max_few_tokens:

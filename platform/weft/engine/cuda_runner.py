@@ -22,7 +22,7 @@ from weft.engine.model.decoder import Batch, Decoder, KVCache
 from weft.engine.plan import ScheduledReq, StepPlan
 from weft.engine.runner import PendingStep, Runner, StepRows
 from weft.engine.sampler import NO_TOKEN_ALLOWED, NON_FINITE, Sampled, sample, seed_of
-from weft.engine.slot_adapters import REACHES, SlotAdapters
+from weft.engine.slot_adapters import SlotAdapters
 from weft.engine.step_inputs import (
     HostBuffer,
     StepBuffers,
@@ -68,7 +68,7 @@ class CudaRunner(Runner):
         self._planner = _create_planner(decoder, kv, block_size)
         limits = self._planner.limits(max_rows, max_running, max_len, has_prefill=True)
         ints = num_ints(max_rows, max_running, self._planner.num_ints(limits))
-        largest = self._decode_layout(max_running, REACHES[-1])
+        largest = self._decode_layout(max_running, adapters.reaches[-1])
         decode_ints = num_ints(max_running, max_running, self._planner.num_ints(largest.limits))
         self._buffers = StepBuffers(max(ints, decode_ints), 2 * max_running, self._device)
         # one is read while the next step's outcome is copied to the other
@@ -84,12 +84,12 @@ class CudaRunner(Runner):
         return StepLayout(num_rows, num_rows, limits, reach)
 
     def warm_up(self) -> None:
-        """Capture the steps that decode: for powers of two up to all that may run, without
-        adapters, with those of attention alone, and with all. Compile what prompts need: kernels
+        """Capture the steps that decode: for powers of two up to all that may run, by what the
+        adapters reach. Compile what prompts need: kernels
         differ by the size of a step, and by whether 16 divides it."""
         with self._on_stream():
             for num_rows in reversed(buckets(self._max_running)):
-                for reach in REACHES:
+                for reach in self._slots.reaches:
                     layout = self._decode_layout(num_rows, reach)
                     self._send([], self._create_rows([]), [], layout)
                     self._graphs.capture(layout)
@@ -103,7 +103,7 @@ class CudaRunner(Runner):
     def _run_padding(self, num_rows: int) -> StepOutput:
         """A step with all the kernels of prompts and no request."""
         limits = self._planner.limits(num_rows, 1, self._max_len, has_prefill=True)
-        layout = StepLayout(num_rows, 1, limits, REACHES[-1])
+        layout = StepLayout(num_rows, 1, limits, self._slots.reaches[-1])
         self._send([], self._create_rows([]), [], layout)
         return self._compute(layout)
 

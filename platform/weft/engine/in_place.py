@@ -15,7 +15,7 @@ from torch import Tensor
 
 from weft_adapters.placement import PooledSite
 from weft_adapters.pool import PagePool, PooledAdapter
-from weft_adapters.sites import INPUTS, BaseSpec, Site
+from weft_adapters.sites import INPUTS, ROUTER, BaseSpec, Site
 from weft_kernels.linear import LinearWeight
 from weft_kernels.moe import PairAdapters, Pairs
 from weft_kernels.native.binding import PART, VECTORS
@@ -30,6 +30,7 @@ class InPlaceBatch:
     rows: LoraRows
     first_inputs: Mapping[tuple[int, str], int]
     _layers_with_experts: frozenset[int]
+    _layers_with_routers: frozenset[int]
 
     def linear(
         self,
@@ -41,7 +42,8 @@ class InPlaceBatch:
         widths: Sequence[int],
     ) -> Tensor:
         """See `AdapterBatch`."""
-        if self.rows.is_empty:
+        is_idle = projections[0] == ROUTER and layer not in self._layers_with_routers
+        if self.rows.is_empty or is_idle:
             return weight.apply(x_TI, bias_O)
         index = self.first_inputs[layer, projections[0]]
         if isinstance(weight, NativeLinear):
@@ -89,6 +91,7 @@ class _Prepared:
 
     parts: SlotParts
     layers_with_experts: frozenset[int]
+    layers_with_routers: frozenset[int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,8 +179,10 @@ class InPlaceAdapters:
         parts["scale"] = np.array([own.scale for own in pooled], dtype=np.float32)[own_site]
         by_input = np.lexsort((columns, inputs))
         counts = np.bincount(inputs, minlength=self._num_inputs)
-        layers = frozenset(site.layer for site in sites if site.expert is not None)
-        return _Prepared(SlotParts(parts[by_input], counts, *self._vectors(sites)), layers)
+        experts = frozenset(site.layer for site in sites if site.expert is not None)
+        routers = frozenset(site.layer for site in sites if site.projection == ROUTER)
+        slot = SlotParts(parts[by_input], counts, *self._vectors(sites))
+        return _Prepared(slot, experts, routers)
 
     def _vectors(
         self, sites: Mapping[Site, PooledSite]
@@ -208,7 +213,8 @@ class InPlaceAdapters:
         number[None] = -1
         slots = [self._slots[digest].prepared for digest in used]
         rows = LoraRows([slot.parts for slot in slots], [number[d] for d in row_digests])
-        layers = frozenset[int]().union(*(slot.layers_with_experts for slot in slots))
-        batch = InPlaceBatch(rows, self._first_inputs, layers)
+        experts = frozenset[int]().union(*(slot.layers_with_experts for slot in slots))
+        routers = frozenset[int]().union(*(slot.layers_with_routers for slot in slots))
+        batch = InPlaceBatch(rows, self._first_inputs, experts, routers)
         self._last = (list(row_digests), batch)
         return batch

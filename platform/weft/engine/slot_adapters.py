@@ -20,7 +20,7 @@ from torch import Tensor
 
 from weft_adapters.placement import PooledSite
 from weft_adapters.pool import PagePool, PooledAdapter
-from weft_adapters.sites import ATTENTION_PROJECTIONS, INPUTS, BaseSpec, Site
+from weft_adapters.sites import ATTENTION_PROJECTIONS, INPUTS, ROUTER, BaseSpec, Site
 from weft_kernels.cuda.expert_lora import ExpertLora
 from weft_kernels.cuda.lora import adapted_linear
 from weft_kernels.cuda.lora_sites import SiteGroup, create_site_group
@@ -31,8 +31,13 @@ from weft_kernels.cuda.slot_pages import create_page_table
 from weft_kernels.linear import LinearWeight
 
 # what the adapters of a batch reach: a step launches nothing for sites beyond that
-NOTHING, ATTENTION, EVERYTHING = range(3)
-REACHES = (NOTHING, ATTENTION, EVERYTHING)
+NOTHING, ATTENTION, MLP, EVERYTHING = range(4)
+
+
+def _reach_of(projection: str) -> int:
+    if projection in ATTENTION_PROJECTIONS:
+        return ATTENTION
+    return EVERYTHING if projection == ROUTER else MLP
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,14 +97,13 @@ class SlotBatch:
         widths: Sequence[int],
     ) -> Tensor:
         """See `AdapterBatch`."""
-        is_attention = projections[0] in ATTENTION_PROJECTIONS
-        if self.segments is None or self.reach < (ATTENTION if is_attention else EVERYTHING):
+        if self.segments is None or self.reach < _reach_of(projections[0]):
             return weight.apply(x_TI, bias_O)
         group = self._sites.groups[layer, projections[0]]
         return adapted_linear(x_TI, weight, bias_O, group, self._table, self.segments)
 
     def experts(self, layer: int) -> ExpertLora | None:
-        if self.reach < EVERYTHING:
+        if self.reach < MLP:
             return None
         return ExpertLora(self._table, *self._sites.experts[layer], self.slots_T)
 
@@ -117,6 +121,8 @@ class SlotAdapters:
 
     def __init__(self, base: BaseSpec, pool: PagePool, num_slots: int, max_rank: int) -> None:
         self._pool = pool
+        # all that a batch of this base can have
+        self.reaches = range((EVERYTHING if base.moe_layers else MLP) + 1)
         self._sites = _create_sites(base, pool.device)
         self._pages = create_page_table(
             pool.memory, self._sites.shapes, [None] * num_slots, max_rank=max_rank
@@ -197,8 +203,8 @@ class SlotAdapters:
             row_scales=nothing,
             biases=nothing,
         )
-        beyond = any(site.projection not in ATTENTION_PROJECTIONS for site in sites)
-        return _Prepared(self._pages.form.pack(lists), EVERYTHING if beyond else ATTENTION)
+        reach = max((_reach_of(site.projection) for site in sites), default=NOTHING)
+        return _Prepared(self._pages.form.pack(lists), reach)
 
     def _write(self, slot: int, adapter: PooledAdapter | None) -> None:
         if adapter is None:

@@ -11,7 +11,14 @@ import torch
 from tests.engine.pooled_adapters import BASE, DOWN0, Q0, UP1, V0, PoolOfAdapters
 from tests.engine.pooled_adapters import RANKS as ALL_RANKS
 
-from weft.engine.slot_adapters import ATTENTION, EVERYTHING, NOTHING, SlotAdapters, SlotBatch
+from weft.engine.slot_adapters import (
+    ATTENTION,
+    EVERYTHING,
+    MLP,
+    NOTHING,
+    SlotAdapters,
+    SlotBatch,
+)
 from weft_adapters.pool import PooledAdapter
 from weft_adapters.sites import Site
 from weft_kernels.cuda.expert_lora_expand import expand_
@@ -171,7 +178,7 @@ def test_more_adapters_than_slots_are_refused(adapters: Adapters) -> None:
 def test_a_batch_reaches_no_further_than_its_rows_adapters(adapters: Adapters) -> None:
     adapters.hold("a", "b", "d")
     for rows, reach in (
-        (["a", None], EVERYTHING), (["d"], ATTENTION), ([None], NOTHING), (["d", "b"], EVERYTHING)
+        (["a", None], MLP), (["d"], ATTENTION), ([None], NOTHING), (["d", "b"], EVERYTHING)
     ):  # fmt: skip
         assert adapters.slots.create_batch(rows).reach == reach
     assert adapters.slots.create_batch(["d"]).experts(1) is None

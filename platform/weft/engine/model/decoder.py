@@ -16,15 +16,17 @@ from torch import Tensor
 
 from weft.engine.model.config import ModelConfig
 from weft.engine.model.weights import DenseWeights, LayerWeights, ModelWeights, SharedExpert
+from weft_adapters.sites import ROUTER
 from weft_kernels.attention import Int8Cache
 from weft_kernels.backend import Attention, Backend
-from weft_kernels.linear import LinearWeight
+from weft_kernels.linear import LinearWeight, as_linear_weight
 from weft_kernels.norm import rms_norm
 from weft_kernels.rotary import create_rotary_table
 
 QKV = ("q_proj", "k_proj", "v_proj")
 MLP = ("gate_proj", "up_proj", "down_proj")
 Names = tuple[str, ...]
+ROUTERS = (ROUTER,)
 SHARED_MLP = ("shared_gate_proj", "shared_up_proj", "shared_down_proj")
 
 
@@ -101,6 +103,10 @@ class Decoder:
         self._scale = config.head_dim**-0.5
         self._qkv_widths = (config.q_size, config.kv_size, config.kv_size)
         self._qk_norms = [self._qk_norm(layer) for layer in weights.layers]
+        self._routers = [
+            None if isinstance(layer.mlp, DenseWeights) else as_linear_weight(layer.mlp.router_HE)
+            for layer in weights.layers
+        ]
         # a window that no context outgrows is none
         self._windows = [w if w is not None and w < max_model_len else None for w in config.windows]
         self.windows = tuple(dict.fromkeys(self._windows))
@@ -163,9 +169,12 @@ class Decoder:
         config, mlp, adapters = self.config, layer.mlp, batch.adapters
         if isinstance(mlp, DenseWeights):
             return self._dense(i, mlp, MLP, x_TH, adapters)
+        router = self._routers[i]
+        assert router is not None
+        logits_TE = adapters.linear(x_TH, router, None, i, ROUTERS, (router.num_out,))
         y_TH = self.backend.moe(
             x_TH, mlp, config.num_experts_per_tok, config.norm_topk_prob, adapters.experts(i),
-            batch.num_tokens,
+            batch.num_tokens, logits_TE,
         )  # fmt: skip
         if layer.shared is not None:
             y_TH += self._shared(i, layer.shared, x_TH, adapters)
