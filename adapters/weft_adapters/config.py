@@ -10,9 +10,11 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from weft_adapters.adalora import ADALORA_KEYS, adalora_scale, read_kept_ranks
 from weft_adapters.faults import AdapterFaultError, Fault
 from weft_adapters.patterns import PatternSet
 from weft_adapters.strict_json import parse_strict
+from weft_adapters.targets import Targets, read_targets
 
 MAX_CONFIG_BYTES = 1024 * 1024
 _MAX_DEPTH = 16
@@ -26,11 +28,6 @@ _HARMLESS = frozenset(
         "revision",
         "inference_mode",
         "lora_dropout",
-        "target_modules",
-        "target_parameters",
-        "exclude_modules",
-        "layers_to_transform",
-        "layers_pattern",
         "peft_version",
         "qalora_group_size",
         "loftq_config",
@@ -43,8 +40,10 @@ _HARMLESS = frozenset(
         "auto_mapping",
     }
 )
-# names of initialisations after which the saved factors are plain LoRA on the saved base
-_PLAIN_INITS = (None, True, False, "gaussian", "orthogonal", "eva")
+# names of initialisations after which the saved factors are plain LoRA on the base as it was
+_PLAIN_INITS = (None, True, False, "gaussian", "orthogonal", "eva", "mica")
+# PEFT takes what these begin with out of the base's weights, then and whenever it loads the adapter
+_CHANGE_BASE = ("pissa", "olora", "corda", "lora_ga", "loftq")
 _SERVED = frozenset(
     {
         "peft_type",
@@ -56,13 +55,22 @@ _SERVED = frozenset(
         "bias",
         "fan_in_fan_out",
         "init_lora_weights",
+        "target_modules",
+        "target_parameters",
+        "exclude_modules",
+        "layers_to_transform",
+        "layers_pattern",
     }
 )
 
 
 @dataclass(frozen=True, slots=True)
 class AdapterConfig:
-    """What of the file decides the result. Scales: `alpha / r`, or `alpha / sqrt(r)` (rsLoRA)."""
+    """What of the file decides the result. Scales: `alpha / r`, or `alpha / sqrt(r)` (rsLoRA).
+
+    `is_adalora`: `rank_pattern` has whole names of modules, and scales are as in `adalora.py`;
+    `targets`: what should be adapted, which decides nothing. `warnings` are sentences.
+    """
 
     rank: int
     alpha: float
@@ -72,20 +80,28 @@ class AdapterConfig:
     peft_version: str | None
     base_model_name: str | None
     target_parameters: tuple[str, ...]
+    is_adalora: bool = False
+    targets: Targets = Targets()
+    warnings: tuple[str, ...] = ()
     _rank_keys: PatternSet = field(init=False, repr=False, compare=False)
     _alpha_keys: PatternSet = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "_rank_keys", PatternSet(self.rank_pattern))
+        patterns = () if self.is_adalora else self.rank_pattern
+        object.__setattr__(self, "_rank_keys", PatternSet(patterns))
         object.__setattr__(self, "_alpha_keys", PatternSet(self.alpha_pattern))
 
     def rank_of(self, module: str) -> int:
         """The rank at a module, given its name below the model (`model.layers...`)."""
+        if self.is_adalora:
+            return self.rank_pattern.get(module, self.rank)
         key = self._rank_keys.first_match(module)
         return self.rank if key is None else self.rank_pattern[key]
 
     def scale_of(self, module: str) -> float:
         """The factor on B A at a module, given its name below the model, as PEFT computes it."""
+        if self.is_adalora:
+            return adalora_scale(self.alpha, self.rank, self.rank_of(module))
         key = self._alpha_keys.first_match(module)
         alpha = self.alpha if key is None else self.alpha_pattern[key]
         rank = self.rank_of(module)
@@ -94,6 +110,7 @@ class AdapterConfig:
     def canonical(self) -> dict[str, object]:
         """The part that enters the digest; the first matching pattern wins, so order counts."""
         return {
+            **({"peft_type": "ADALORA"} if self.is_adalora else {}),
             "r": self.rank,
             "lora_alpha": self.alpha,
             "rank_pattern": [[key, rank] for key, rank in self.rank_pattern.items()],
@@ -133,36 +150,62 @@ class _Checker:
         self.faults.append(Fault(code, f"adapter_config.json: {message}", key))
 
     def read(self) -> AdapterConfig:
-        if self.raw.get("peft_type") != "LORA":
-            self._refuse(
-                "peft_type", f"peft_type must be 'LORA', not {self.raw.get('peft_type')!r}"
-            )
-        self._check_unserved()
+        kind = self.raw.get("peft_type")
+        if kind not in ("LORA", "ADALORA"):
+            self._refuse("peft_type", f"peft_type must be 'LORA' or 'ADALORA', not {kind!r}")
+        is_adalora = kind == "ADALORA"
+        self._check_unserved(ADALORA_KEYS if is_adalora else frozenset())
+        # AdaLoRA takes neither the rank r nor patterns of alpha into account
+        rank_key = "init_r" if is_adalora else "r"
+        rank = self._rank(rank_key, self.raw.get(rank_key))
+        alphas = {} if is_adalora else self._pattern("alpha_pattern")
         return AdapterConfig(
-            rank=self._rank("r", self.raw.get("r")),
+            rank=rank,
             alpha=self._alpha("lora_alpha", self.raw.get("lora_alpha")),
-            rank_pattern={k: self._rank(k, v) for k, v in self._pattern("rank_pattern").items()},
-            alpha_pattern={k: self._alpha(k, v) for k, v in self._pattern("alpha_pattern").items()},
+            rank_pattern=self._kept_ranks(rank) if is_adalora else self._ranks(),
+            alpha_pattern={key: self._alpha(key, alpha) for key, alpha in alphas.items()},
             use_rslora=self._flag("use_rslora"),
             peft_version=self._text("peft_version"),
             base_model_name=self._text("base_model_name_or_path"),
             target_parameters=self._names("target_parameters"),
+            is_adalora=is_adalora,
+            targets=self._targets(),
+            warnings=self._warnings(),
         )
 
-    def _check_unserved(self) -> None:
+    def _ranks(self) -> dict[str, int]:
+        return {key: self._rank(key, rank) for key, rank in self._pattern("rank_pattern").items()}
+
+    def _kept_ranks(self, init_rank: int) -> dict[str, int]:
+        try:
+            return read_kept_ranks(self.raw.get("rank_pattern"), init_rank)
+        except ValueError as error:
+            self._refuse("rank_pattern", f"rank_pattern is refused. {error}")
+            return {}
+
+    def _targets(self) -> Targets:
+        try:
+            return read_targets(self.raw)
+        except ValueError as error:
+            self._refuse("target_modules", str(error))
+            return Targets()
+
+    def _warnings(self) -> tuple[str, ...]:
+        """PEFT says the same of linear layers, and serves them so."""
+        if not self._flag("fan_in_fan_out"):
+            return ()
+        return ("fan_in_fan_out is not true of this base's layers and changes nothing",)
+
+    def _check_unserved(self, more_keys: frozenset[str]) -> None:
         if self.raw.get("bias", "none") != "none":
             self._refuse("bias", f"bias={self.raw['bias']!r} is not served; only 'none' is",
                          "unsupported_config")  # fmt: skip
-        if self._flag("fan_in_fan_out"):
-            self._refuse(
-                "fan_in_fan_out", "fan_in_fan_out=true is not served", "unsupported_config"
-            )
-        init = self.raw.get("init_lora_weights")
-        if not isinstance(init, bool | str | None) or init not in _PLAIN_INITS:
-            self._refuse("init_lora_weights", f"init_lora_weights={init!r} changes the base's "
-                         "weights and is not served", "unsupported_config")  # fmt: skip
+        if self._flag("fan_in_fan_out") and self.raw.get("target_parameters"):
+            self._refuse("fan_in_fan_out", "fan_in_fan_out=true does not go with "
+                         "target_parameters", "unsupported_config")  # fmt: skip
+        self._check_init(self.raw.get("init_lora_weights"))
         for key, value in self.raw.items():
-            if key in _SERVED or key in _HARMLESS:
+            if key in _SERVED or key in _HARMLESS or key in more_keys:
                 continue
             if value not in (None, False) and value != [] and value != {}:
                 self._refuse(
@@ -170,6 +213,17 @@ class _Checker:
                     f"{key[:100]}={str(value)[:100]!r} is not served",
                     "unsupported_config",
                 )
+
+    def _check_init(self, init: object) -> None:
+        if isinstance(init, bool | str | None) and init in _PLAIN_INITS:
+            return
+        what = f"init_lora_weights={str(init)[:100]!r} is not served"
+        if isinstance(init, str) and init.startswith(_CHANGE_BASE):
+            what += (
+                ": its factors go with a base whose weights were changed at the start. PEFT's "
+                "save_pretrained writes plain LoRA given path_initial_model_for_weight_conversion"
+            )
+        self._refuse("init_lora_weights", what, "unsupported_config")
 
     def _rank(self, key: str, value: object) -> int:
         if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= MAX_RANK:

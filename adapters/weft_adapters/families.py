@@ -28,6 +28,10 @@ class ExpertNames:
     up: str = "up_proj"
     down: str = "down_proj"
 
+    def spell(self, projection: str) -> str:
+        """What the family calls the module of "gate_proj", "up_proj" or "down_proj"."""
+        return {"gate_proj": self.gate, "up_proj": self.up, "down_proj": self.down}[projection]
+
 
 @dataclass(frozen=True, slots=True)
 class Family:

@@ -4,47 +4,58 @@
 Every tensor must be used: one that maps to nothing is a fault, never ignored.
 
     W_served = W + scale * B A        per site, A [rank, in], B [out, rank]
+
+AdaLoRA has singular values between the two: B diag(E) A, E [rank, 1].
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from weft_adapters.config import AdapterConfig
+from weft_adapters.expressions import ExpressionError
 from weft_adapters.faults import Fault, FaultList
 from weft_adapters.fused import FusedFactors, load_fused, resolve_fused
 from weft_adapters.header import Header
+from weft_adapters.names import FUSED, site_of
 from weft_adapters.site_weights import SiteWeights
-from weft_adapters.sites import ATTENTION_PROJECTIONS, MLP_PROJECTIONS, BaseSpec, Site
+from weft_adapters.sites import ROUTER, BaseSpec, Site
+from weft_adapters.stacked import Modules, StackedFactors, load_stacked, take_stacked
 from weft_adapters.tensors import TensorFile
-from weft_adapters.uses import TensorUse
+from weft_adapters.uses import Pair, TensorUse
 
 _PREFIX = "base_model.model."
-_NUMBER = r"(?:0|[1-9][0-9]{0,4})"
-_ROLE = re.compile(r"(?P<module>.+)\.lora_(?P<role>[AB])\.weight\Z")
-_MODULE = re.compile(
-    rf"model\.layers\.(?P<layer>{_NUMBER})\.(?P<block>self_attn|mlp|block_sparse_moe)"
-    rf"(?:\.experts\.(?P<expert>{_NUMBER})|\.(?P<shared>shared_expert))?\.(?P<name>[a-z0-9_]+)\Z"
-)
-_FUSED = re.compile(rf"model\.layers\.(?P<layer>{_NUMBER})\.mlp\.experts(?P<inner>\.base_layer)?\Z")
+_LORA = re.compile(r"(?P<module>.+)\.lora_(?P<role>[AB])\.weight\Z")
+_ADALORA = re.compile(r"(?P<module>.+)\.lora_(?P<role>[ABE])\Z")
 
 
 @dataclass(frozen=True, slots=True)
 class PlainFactors:
-    """The two tensors of one site."""
+    """The tensors of one site; `e_name`: AdaLoRA's, which may leave a site no rank at all."""
 
     site: Site
     a_name: str
     b_name: str
     rank: int
     scale: float
+    e_name: str | None = None
+
+    @property
+    def pairs(self) -> tuple[Pair, ...]:
+        return (Pair(self.a_name, self.b_name, self.rank, self.scale),) if self.rank else ()
 
     def uses(self) -> Iterator[tuple[str, TensorUse]]:
         """Each tensor's name and what it is for."""
         yield self.a_name, TensorUse("lora_A", str(self.site))
         yield self.b_name, TensorUse("lora_B", str(self.site))
+        if self.e_name is not None:
+            yield self.e_name, TensorUse("lora_E", str(self.site))
+
+    def sites(self, base: BaseSpec) -> Iterator[Site]:
+        if self.rank:
+            yield self.site
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,38 +67,67 @@ class AdapterPlan:
 
     plain: tuple[PlainFactors, ...]
     fused: tuple[FusedFactors, ...]
-    faults: tuple[Fault, ...]
+    stacked: tuple[StackedFactors, ...]
+    faults: tuple[Fault, ...] = ()
     num_more_faults: int = 0
 
     @property
-    def pairs(self) -> tuple[PlainFactors | FusedFactors, ...]:
-        """All pairs of lora_A and lora_B."""
-        return (*self.plain, *self.fused)
+    def factors(self) -> tuple[PlainFactors | FusedFactors | StackedFactors, ...]:
+        return (*self.plain, *self.fused, *self.stacked)
 
-    def uses(self) -> dict[str, TensorUse]:
-        """What each tensor is for, by name; in a plan without faults, every tensor of the file."""
-        return {name: use for pair in self.pairs for name, use in pair.uses()}
+    @property
+    def pairs(self) -> tuple[Pair, ...]:
+        """All pairs of lora_A and lora_B."""
+        return tuple(pair for factors in self.factors for pair in factors.pairs)
 
     @property
     def ranks(self) -> tuple[int, ...]:
-        return tuple(sorted({f.rank for f in self.plain} | {f.rank for f in self.fused}))
+        return tuple(sorted({factors.rank for factors in self.factors} - {0}))
+
+    def uses(self) -> dict[str, TensorUse]:
+        """What each tensor is for, by name; in a plan without faults, every tensor of the file."""
+        return {name: use for factors in self.factors for name, use in factors.uses()}
 
     def sites(self, base: BaseSpec) -> dict[Site, int]:
         """The rank at every site that is touched."""
-        ranks = {factors.site: factors.rank for factors in self.plain}
-        for fused in self.fused:
-            ranks |= dict.fromkeys(fused.sites(base), fused.rank)
-        return ranks
+        return {site: factors.rank for factors in self.factors for site in factors.sites(base)}
+
+    def duplicates(self, base: BaseSpec) -> Iterator[Fault]:
+        """A site may be adapted by itself or together with others, not both."""
+        first: dict[Site, str] = {}
+        for factors in self.factors:
+            name = next(iter(factors.uses()))[0]
+            for site in factors.sites(base):
+                if first.setdefault(site, name) != name:
+                    message = f"{name[:200]!r} adapts {site}, as {first[site][:200]!r} does"
+                    yield Fault("duplicate_site", message, name)
 
 
 def resolve(config: AdapterConfig, header: Header, base: BaseSpec) -> AdapterPlan:
     """Map every tensor of the file; nothing is read and nothing raised."""
     faults = FaultList()
-    modules = _group_by_module(header, faults)
+    try:
+        plan = _resolve(config, header, base, faults)
+    except ExpressionError as error:
+        plan = AdapterPlan((), (), ())
+        message = f"adapter_config.json: rank_pattern or alpha_pattern is refused. {error}"
+        faults.append(Fault("invalid_config", message, "rank_pattern"))
+    faults += plan.duplicates(base)
+    if not header.tensors:
+        faults.append(Fault("no_tensors", "the adapter holds no tensors"))
+    return replace(plan, faults=tuple(faults), num_more_faults=faults.num_more)
+
+
+def _resolve(
+    config: AdapterConfig, header: Header, base: BaseSpec, faults: list[Fault]
+) -> AdapterPlan:
+    modules = _group_by_module(config, header, faults)
+    stacked = take_stacked(modules, config, header, base, faults)
+    _drop_incomplete(config, modules, faults)
     plain: list[PlainFactors] = []
-    experts: dict[int, dict[str, dict[str, str]]] = {}
+    experts: dict[int, Modules] = {}
     for module, names in modules.items():
-        if (match := _FUSED.match(module)) is not None:
+        if not config.is_adalora and (match := FUSED.match(module)) is not None:
             inner = "inner" if match["inner"] else "outer"
             experts.setdefault(int(match["layer"]), {})[inner] = names
         else:
@@ -99,39 +139,31 @@ def resolve(config: AdapterConfig, header: Header, base: BaseSpec) -> AdapterPla
         for layer, wrappers in experts.items()
         for factors in resolve_fused(layer, wrappers, config, header, base, faults)
     ]
-    _check_each_site_once(plain, fused, base, faults)
-    if not header.tensors:
-        faults.append(Fault("no_tensors", "the adapter holds no tensors"))
-    return AdapterPlan(tuple(plain), tuple(fused), tuple(faults), faults.num_more)
+    return AdapterPlan(tuple(plain), tuple(fused), tuple(stacked))
 
 
-def _group_by_module(header: Header, faults: list[Fault]) -> dict[str, dict[str, str]]:
-    """Module name -> role ("A", "B") -> tensor name, for all complete pairs."""
-    modules: dict[str, dict[str, str]] = {}
+def _group_by_module(config: AdapterConfig, header: Header, faults: list[Fault]) -> Modules:
+    """Module name -> role ("A", "B") -> tensor name."""
+    modules: Modules = {}
+    pattern = _ADALORA if config.is_adalora else _LORA
     for name in header.tensors:
-        match = _ROLE.match(name.removeprefix(_PREFIX))
+        match = pattern.match(name.removeprefix(_PREFIX))
         if match is None or not name.startswith(_PREFIX):
             message = f"the tensor {name[:200]!r} maps to no site of the base"
             faults.append(Fault("unmapped_tensor", message, name[:200]))
         else:
             modules.setdefault(match["module"], {})[match["role"]] = name
-    for module in [module for module, names in modules.items() if len(names) < 2]:
-        (name,) = modules.pop(module).values()
-        faults.append(
-            Fault("missing_factor", f"{name[:200]!r} lacks its counterpart lora_A or lora_B", name)
-        )
     return modules
 
 
-def _check_each_site_once(
-    plain: list[PlainFactors], fused: list[FusedFactors], base: BaseSpec, faults: list[Fault]
-) -> None:
-    """An expert may be adapted by itself or through its fused parameter, not both."""
-    in_fused = {site for factors in fused for site in factors.sites(base)}
-    for factors in plain:
-        if factors.site in in_fused:
-            message = f"{factors.a_name!r} adapts {factors.site}, which fused factors adapt too"
-            faults.append(Fault("duplicate_site", message, factors.a_name))
+def _drop_incomplete(config: AdapterConfig, modules: Modules, faults: list[Fault]) -> None:
+    roles = {"A", "B", "E"} if config.is_adalora else {"A", "B"}
+    for module in [module for module, names in modules.items() if set(names) != roles]:
+        names = modules.pop(module)
+        name = next(iter(names.values()))
+        missing = " and ".join(f"lora_{role}" for role in sorted(roles - set(names)))
+        message = f"{name[:200]!r} lacks its counterpart {missing}"
+        faults.append(Fault("missing_factor", message, name))
 
 
 def _resolve_plain(
@@ -142,20 +174,21 @@ def _resolve_plain(
     base: BaseSpec,
     faults: list[Fault],
 ) -> PlainFactors | None:
-    site = _site_of(module, base)
+    site = site_of(module, base)
     if site is None:
         for name in names.values():
-            message = _describe_unmapped(module, name)
+            message = f"the tensor {name[:200]!r} maps to no site of the base"
             faults.append(Fault("unmapped_tensor", message, name[:200]))
         return None
+    module = _name_for_patterns(module, site, config)
     rank = config.rank_of(module)
     num_in, num_out = base.shape(site)
     fits = True
-    for role, wanted in (("A", (rank, num_in)), ("B", (num_out, rank))):
-        shape = header.tensors[names[role]].shape
+    for role, wanted in (("A", (rank, num_in)), ("B", (num_out, rank)), ("E", (rank, 1))):
+        shape = header.tensors[names[role]].shape if role in names else wanted
         if shape != wanted:
             fits = False
-            rank_only = (shape[1:] == wanted[1:]) if role == "A" else (shape[:1] == wanted[:1])
+            rank_only = (shape[:1] == wanted[:1]) if role == "B" else (shape[1:] == wanted[1:])
             code = "wrong_rank" if rank_only and len(shape) == 2 else "wrong_shape"
             message = (
                 f"{names[role]!r} has shape {list(shape)}; this base and rank need {list(wanted)}"
@@ -163,43 +196,14 @@ def _resolve_plain(
             faults.append(Fault(code, message, names[role]))
     if not fits:
         return None
-    return PlainFactors(site, names["A"], names["B"], rank, config.scale_of(module))
+    return PlainFactors(site, names["A"], names["B"], rank, config.scale_of(module), names.get("E"))
 
 
-def _describe_unmapped(module: str, name: str) -> str:
-    match = _MODULE.match(module)
-    if match is not None and match["block"] != "self_attn" and match["name"] == "gate":
-        return f"the tensor {name[:200]!r} adapts the router, which is not served"
-    return f"the tensor {name[:200]!r} maps to no site of the base"
-
-
-def _site_of(module: str, base: BaseSpec) -> Site | None:
-    match = _MODULE.match(module)
-    if match is None:
-        return None
-    expert = None if match["expert"] is None else int(match["expert"])
-    projection = _projection_of(match["block"], expert, match["shared"], match["name"], base)
-    if projection is None:
-        return None
-    site = Site(int(match["layer"]), projection, expert)
-    return site if base.has(site) else None
-
-
-def _projection_of(
-    block: str, expert: int | None, shared: str | None, name: str, base: BaseSpec
-) -> str | None:
-    """Our word for what a family calls a module; None for one that no base has there."""
-    if expert is not None:
-        names = base.expert_names
-        spelled = {names.gate: "gate_proj", names.up: "up_proj", names.down: "down_proj"}
-        return spelled.get(name) if block == names.block else None
-    if block == "self_attn":
-        return name if name in ATTENTION_PROJECTIONS and shared is None else None
-    if block != "mlp":
-        return None
-    if shared is not None:
-        return f"shared_{name}" if name in MLP_PROJECTIONS else None
-    return name if name in (*MLP_PROJECTIONS, "shared_expert_gate") else None
+def _name_for_patterns(module: str, site: Site, config: AdapterConfig) -> str:
+    """transformers 5 has the router as a parameter, and PEFT matches that one's name."""
+    parameter = f"{module}.weight"
+    is_parameter = site.projection == ROUTER and config.targets.has_parameter(parameter)
+    return parameter if is_parameter else module
 
 
 def load(plan: AdapterPlan, file: TensorFile, base: BaseSpec) -> dict[Site, SiteWeights]:
@@ -207,9 +211,16 @@ def load(plan: AdapterPlan, file: TensorFile, base: BaseSpec) -> dict[Site, Site
     assert not plan.faults, "a plan with faults is not loaded"
     weights = {}
     for f in plan.plain:
-        b = file.read(f.b_name).T.copy()
-        weights[f.site] = SiteWeights(file.read(f.a_name), b, f.scale)
+        if not f.rank:
+            continue
+        a, b = file.read(f.a_name), file.read(f.b_name).T.copy()
+        if f.e_name is not None:
+            a = a * file.read(f.e_name)
+        weights[f.site] = SiteWeights(a, b, f.scale)
     for fused in plan.fused:
         for site, a, b in load_fused(fused, file, base):
             weights[site] = SiteWeights(a, b, fused.scale)
+    for stacked in plan.stacked:
+        for site, a, b in load_stacked(stacked, file, base):
+            weights[site] = SiteWeights(a, b, stacked.scale)
     return weights

@@ -25,7 +25,7 @@ from weft_adapters.faults import Fault
 from weft_adapters.header import Header
 from weft_adapters.sites import BaseSpec, Site
 from weft_adapters.tensors import Float32, TensorFile
-from weft_adapters.uses import TensorUse
+from weft_adapters.uses import Pair, TensorUse
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +43,10 @@ class FusedFactors:
     @property
     def projections(self) -> tuple[str, ...]:
         return ("gate_proj", "up_proj") if self.parameter == "gate_up_proj" else ("down_proj",)
+
+    @property
+    def pairs(self) -> tuple[Pair, ...]:
+        return (Pair(self.a_name, self.b_name, self.rank, self.scale),)
 
     def uses(self) -> Iterator[tuple[str, TensorUse]]:
         """Each tensor's name and what it is for."""
@@ -62,9 +66,10 @@ def _parameter_shape(parameter: str, base: BaseSpec) -> tuple[int, int]:
 
 
 def _layouts_by_version(version: str | None) -> tuple[bool, ...]:
-    """The layouts (`swapped`) that the writing PEFT can have used."""
-    match = re.match(r"(\d+)\.(\d+)", version or "")
-    if match is None:
+    """The layouts (`swapped`) that the writing PEFT can have used; a development version is either
+    side of its number."""
+    match = re.match(r"(\d{1,5})\.(\d{1,5})", version or "", re.ASCII)
+    if match is None or "dev" in (version or ""):
         return (False, True)
     return ((int(match[1]), int(match[2])) < (0, 19),)
 

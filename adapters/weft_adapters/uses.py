@@ -6,6 +6,7 @@ Every form that an adapter may have says it of its tensors, so that none can be 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 
 @dataclass(frozen=True, slots=True)
@@ -15,3 +16,13 @@ class TensorUse:
 
     role: str
     target: str
+
+
+class Pair(NamedTuple):
+    """Two tensors whose product, times `scale`, is added to weights of the base. A tensor may be
+    of several pairs, and hold the factors of several weights."""
+
+    a_name: str
+    b_name: str
+    rank: int
+    scale: float

@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 
 from weft_adapters.config import AdapterConfig, parse_config
 from weft_adapters.digest import adapter_digest
+from weft_adapters.expressions import ExpressionError
 from weft_adapters.faults import AdapterFaultError, Fault, FaultList, shown
 from weft_adapters.format import AdapterPlan, resolve
 from weft_adapters.header import Header, read_header_path
 from weft_adapters.judgement import warnings_of
 from weft_adapters.pages import padded_rank
-from weft_adapters.report import ValidationReport, tensor_rows
+from weft_adapters.patterned import patterns_of
+from weft_adapters.report import ValidationReport, listed, tensor_rows
 from weft_adapters.sites import BaseSpec
+from weft_adapters.targets import Differences, compare
 from weft_adapters.tensors import TensorFile, TensorStats
 
 __all__ = ["ValidationReport", "validate"]
@@ -54,7 +58,13 @@ def validate(
     faults += plan.faults
     faults.num_more += plan.num_more_faults
     faults += _ranks_too_large(plan, max_rank)
+    differences = Differences()
     if not plan.faults:
+        try:
+            differences = compare(config.targets, plan.sites(base), base)
+        except ExpressionError as error:
+            message = f"adapter_config.json: target_modules or exclude_modules is refused. {error}"
+            faults.append(Fault("invalid_config", message, "target_modules"))
         faults += _unused(plan, header)
         faults += _other_reading(tensors_path, header)
     if faults:
@@ -65,8 +75,15 @@ def validate(
         if faults:
             return _refused(faults, header, plan, stats)
         digest = adapter_digest(config, plan, header, file, base.digest) if base.digest else None
-    warnings = (*_base_warnings(config, declared_base), *warnings_of(plan, stats))
-    return _accepted(digest, warnings, plan, header, stats, base, _VALUE_BYTES[dtype])
+    warnings = (
+        *_base_warnings(config, declared_base),
+        *config.warnings,
+        *_difference_warnings(differences),
+        *warnings_of(plan, stats),
+    )
+    report = _accepted(digest, warnings, plan, header, stats, base, _VALUE_BYTES[dtype])
+    missing = patterns_of(str(site) for site in differences.missing)
+    return replace(report, missing=tuple(map(str, missing)))
 
 
 def _ranks_too_large(plan: AdapterPlan, max_rank: int) -> Iterator[Fault]:
@@ -118,6 +135,15 @@ def _base_warnings(config: AdapterConfig, declared_base: str | None) -> Iterator
             f"the adapter's config names the base {named[:200]!r}; it will be served on "
             f"{declared_base!r}"
         )
+
+
+def _difference_warnings(differences: Differences) -> Iterator[str]:
+    if differences.missing:
+        sites = listed(str(site) for site in differences.missing)
+        yield f"the adapter's config names what its file does not change: {sites}"
+    if differences.unnamed:
+        sites = listed(str(site) for site in differences.unnamed)
+        yield f"the adapter's file changes what its config does not name: {sites}"
 
 
 def _refused(

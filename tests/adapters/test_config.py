@@ -50,7 +50,6 @@ def test_scales() -> None:
         ("lora_bias", True),
         ("bias", "all"),
         ("bias", "lora_only"),
-        ("fan_in_fan_out", True),
         ("trainable_token_indices", [1, 2]),
         ("layer_replication", [[0, 2]]),
         ("modules_to_save", ["lm_head"]),
@@ -61,11 +60,28 @@ def test_scales() -> None:
         ("arrow_config", {"a": 1}),
         ("kasa_config", {"a": 1}),
         ("init_lora_weights", "pissa"),
+        ("init_lora_weights", "pissa_niter_4"),
+        ("init_lora_weights", "olora"),
+        ("init_lora_weights", "corda"),
+        ("init_lora_weights", "lora_ga"),
         ("init_lora_weights", "loftq"),
+        ("init_lora_weights", "of_tomorrow"),
         ("init_lora_weights", ["gaussian"]),
         ("use_rslora", 1),
         ("use_rslora", "true"),
         ("peft_type", "LOHA"),
+        ("init_r", 12),
+        ("target_modules", {"q_proj": 1}),
+        ("target_modules", [1]),
+        ("target_modules", "(a|"),
+        ("target_modules", "(?<=x)a"),
+        ("target_modules", "a" * 3000),
+        ("target_modules", ["a" * 301]),
+        ("exclude_modules", 1),
+        ("exclude_modules", "*"),
+        ("target_parameters", "experts"),
+        ("layers_to_transform", "1"),
+        ("layers_to_transform", [True]),
         ("peft_type", None),
         ("a_key_of_tomorrow", "on"),
         ("a_key_of_tomorrow", 1),
@@ -126,3 +142,66 @@ def test_every_fault_is_listed() -> None:
 
 def test_a_path_is_only_a_name() -> None:
     assert parse(base_model_name_or_path="/etc/passwd").base_model_name == "/etc/passwd"
+
+
+@pytest.mark.parametrize("init", ["pissa", "pissa_niter_4", "olora", "corda", "lora_ga", "loftq"])
+def test_factors_of_a_changed_base_are_refused_with_the_way_out(init: str) -> None:
+    message = refused(json.dumps({**PLAIN, "init_lora_weights": init}).encode())
+    assert "whose weights were changed" in message
+    assert "path_initial_model_for_weight_conversion" in message
+
+
+@pytest.mark.parametrize("init", [True, False, None, "gaussian", "orthogonal", "eva", "mica"])
+def test_an_initialisation_that_leaves_the_base_alone_is_no_matter(init: object) -> None:
+    assert parse(init_lora_weights=init) == parse()
+
+
+def test_fan_in_fan_out_is_said_to_change_nothing() -> None:
+    (warning,) = parse(fan_in_fan_out=True).warnings
+    assert "fan_in_fan_out" in warning
+    assert not parse(fan_in_fan_out=False).warnings
+    both = {"fan_in_fan_out": True, "target_parameters": ["mlp.experts.down_proj"]}
+    assert "fan_in_fan_out" in refused(json.dumps({**PLAIN, **both}).encode())
+
+
+def test_what_should_be_adapted_is_no_part_of_what_the_adapter_is() -> None:
+    targets = {"target_modules": ["q_proj"], "exclude_modules": "x", "layers_to_transform": [1]}
+    assert parse(**targets).canonical() == parse().canonical()
+
+
+ADALORA: dict[str, object] = {
+    "peft_type": "ADALORA", "init_r": 4, "r": 8, "target_r": 2, "lora_alpha": 8, "total_step": 9,
+    "tinit": 1, "tfinal": 1, "deltaT": 1, "beta1": 0.8, "beta2": 0.8, "orth_reg_weight": 0.5,
+}  # fmt: skip
+
+
+def parse_adalora(**keys: object) -> AdapterConfig:
+    return parse_config(json.dumps({**ADALORA, **keys}).encode())
+
+
+def test_the_ranks_and_scales_of_adalora() -> None:
+    kept = {f"{MODULE}.lora_E": [True, False, False, True], "model.other.lora_E": [False] * 4}
+    config = parse_adalora(rank_pattern=kept, alpha_pattern={"q_proj": 99}, use_rslora=True)
+    assert (config.rank_of(MODULE), config.rank_of("model.other")) == (2, 0)
+    assert config.rank_of("model.layers.0.self_attn.v_proj") == 4
+    assert config.scale_of(MODULE) == 8 / 4.00001, "the rank at the start, and no pattern of alpha"
+    assert parse_adalora(lora_alpha=0, rank_pattern=kept).scale_of(MODULE) == 2 / 4.00001
+    assert config.canonical() != parse().canonical()
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [
+        {"init_r": None},
+        {"init_r": 0},
+        {"init_r": 300},
+        {"rank_pattern": {MODULE: [True] * 4}},
+        {"rank_pattern": {f"{MODULE}.lora_E": [True] * 3}},
+        {"rank_pattern": {f"{MODULE}.lora_E": [1] * 4}},
+        {"rank_pattern": {f"{MODULE}.lora_E": 4}},
+        {"rank_pattern": []},
+        {"use_dora": True},
+    ],
+)
+def test_a_bad_config_of_adalora_is_refused(keys: dict[str, object]) -> None:
+    assert next(iter(keys)) in refused(json.dumps({**ADALORA, **keys}).encode())

@@ -6,16 +6,27 @@ says what the answers are: PEFT's reading of those files, unless the form brings
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from benchmarks.models import third_party_warnings_ignored
-from peft import LoraConfig, PeftModel, get_peft_model
+from numpy.typing import NDArray
+from peft import AdaLoraConfig, LoraConfig, PeftModel, get_peft_model
+from safetensors.numpy import load_file, save_file
 from tests.engine.families import ATTENTION, BOTH
 from transformers import PreTrainedModel
+
+from weft_adapters.sites import MLP_PROJECTIONS, ROUTER, BaseSpec, Site
+from weft_adapters.store import CONFIG_NAME, TENSORS_NAME
+
+LAYERS = "base_model.model.model.layers"
+Tensors = dict[str, NDArray[Any]]
 
 Build = Callable[[PreTrainedModel, Path, int], None]
 """(a base of its own, the folder to write to, a seed)"""
@@ -56,11 +67,156 @@ def randomize(peft_model: Any, seed: int) -> None:
                 parameter.normal_(0.0, 0.4 * parameter.shape[-1] ** -0.5, generator=generator)
 
 
+def fan_in_fan_out(**keys: Any) -> Build:
+    """What PEFT takes to be false of linear layers, left true in the file."""
+
+    def build(model: PreTrainedModel, folder: Path, seed: int) -> None:
+        lora(**keys)(model, folder, seed)
+        path = folder / CONFIG_NAME
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"fan_in_fan_out": True}))
+
+    return build
+
+
+def adalora(kept: dict[str, list[bool]] | None = None, **keys: Any) -> Build:
+    """`kept`: which singular values are left, by module; the others PEFT prunes as it saves."""
+
+    def build(model: PreTrainedModel, folder: Path, seed: int) -> None:
+        config = AdaLoraConfig(total_step=100, **keys)
+        peft_model = get_peft_model(model, config)
+        randomize(peft_model, seed)
+        if kept is not None:
+            pattern = {f"{module}.lora_E.default": flags for module, flags in kept.items()}
+            config.rank_pattern = pattern
+        peft_model.save_pretrained(str(folder))
+
+    return build
+
+
+def converted(init: Any, **keys: Any) -> Build:
+    """Trained from an initialisation that changes the base, and saved as plain LoRA."""
+
+    def build(model: PreTrainedModel, folder: Path, seed: int) -> None:
+        config = LoraConfig(init_lora_weights=init, **keys)
+        peft_model = get_peft_model(model, config)
+        initial = folder.with_name(f"{folder.name}-initial")
+        config.init_lora_weights = True
+        peft_model.save_pretrained(str(initial))
+        config.init_lora_weights = init
+        generator = torch.Generator().manual_seed(seed)
+        with torch.no_grad():
+            for name, parameter in peft_model.named_parameters():
+                if "lora_" in name:
+                    noise = torch.randn(parameter.shape, generator=generator)
+                    parameter.add_(noise, alpha=0.3 * parameter.shape[-1] ** -0.5)
+        peft_model.save_pretrained(
+            str(folder), path_initial_model_for_weight_conversion=str(initial)
+        )
+
+    return build
+
+
+def modules_per_expert(**keys: Any) -> Build:
+    """Written by hand as PEFT did on transformers 4, where experts and router were modules; on
+    transformers 5 it reads them, but cannot make them."""
+
+    def build(model: PreTrainedModel, folder: Path, seed: int) -> None:
+        base = base_spec(model)
+        names, rank = base.expert_names, keys["r"]
+        tensors: Tensors = {}
+        for site in base.sites():
+            if site.expert is not None:
+                spelled = names.spell(site.projection)
+                module = f"{names.block}.experts.{site.expert}.{spelled}"
+                tensors |= factors(f"{site.layer}.{module}", rank, *base.shape(site), seed)
+            elif site.projection == ROUTER and "gate" in keys["target_modules"]:
+                module = f"{site.layer}.{names.block}.gate"
+                tensors |= factors(module, rank, *base.shape(site), seed)
+        save_by_hand(folder, tensors, **keys)
+
+    return build
+
+
+def shared_outer(num_layers: int, **keys: Any) -> Build:
+    """As SGLang serves them: one A for gate and up of all experts, one B for down of all."""
+
+    def build(model: PreTrainedModel, folder: Path, seed: int) -> None:
+        base, rank = base_spec(model), keys["r"]
+        tensors: Tensors = {}
+        for layer in range(num_layers):
+            for name in MLP_PROJECTIONS:
+                num_in, num_out = base.shape(Site(layer, name, 0))
+                num_a, num_b = (base.num_experts, 1)[:: -1 if name != "down_proj" else 1]
+                module = f"{LAYERS}.{layer}.mlp.experts.{name}"
+                rng = np.random.default_rng([seed, layer, len(name)])
+                a = rng.standard_normal((num_a, rank, num_in)) * 0.4 * num_in**-0.5
+                b = rng.standard_normal((num_b, num_out, rank)) * 0.4 * rank**-0.5
+                tensors[f"{module}.lora_A.weight"] = a.astype(np.float32)
+                tensors[f"{module}.lora_B.weight"] = b.astype(np.float32)
+        save_by_hand(folder, tensors, **keys)
+
+    return build
+
+
+def merge_shared_outer(model: Any, folder: Path) -> Any:
+    """PEFT has no such form: each expert's product is added to its own weights."""
+    config = json.loads((folder / CONFIG_NAME).read_text())
+    tensors = load_file(folder / TENSORS_NAME)
+    for name in [name for name in tensors if "lora_A" in name]:
+        a, b = torch.tensor(tensors[name]), torch.tensor(tensors[name.replace("_A.", "_B.")])
+        delta = config["lora_alpha"] / config["r"] * (b @ a)  # [E, out, in]: either has all E
+        layer, projection = re.findall(r"layers\.(\d+)\..*experts\.(\w+)\.", name)[0]
+        experts = model.get_submodule(f"model.layers.{layer}.mlp.experts")
+        width = delta.shape[1]
+        with torch.no_grad():
+            if projection == "down_proj":
+                experts.down_proj += delta
+            else:
+                first = 0 if projection == "gate_proj" else width
+                experts.gate_up_proj[:, first : first + width] += delta
+    return model
+
+
+def base_spec(model: Any) -> BaseSpec:
+    return BaseSpec.from_config(model.config.to_dict(), "sha256:" + "0" * 64)
+
+
+def factors(module: str, rank: int, num_in: int, num_out: int, seed: int) -> Tensors:
+    rng = np.random.default_rng([seed, *module.encode()])
+    name = f"{LAYERS}.{module}.lora"
+    a = rng.standard_normal((rank, num_in)) * 0.4 * num_in**-0.5
+    b = rng.standard_normal((num_out, rank)) * 0.4 * rank**-0.5
+    return {f"{name}_A.weight": a.astype(np.float32), f"{name}_B.weight": b.astype(np.float32)}
+
+
+def save_by_hand(folder: Path, tensors: Tensors, **keys: Any) -> None:
+    config = LoraConfig(**keys)
+    config.inference_mode = True
+    config.save_pretrained(str(folder))
+    save_file(tensors, folder / TENSORS_NAME, metadata={"format": "pt"})
+
+
 DENSE = "llama, biases, llama3"
+MOE = "qwen3_moe"
+PRUNED = {
+    f"model.layers.{layer}.self_attn.{name}": [rank % 3 != layer for rank in range(7)]
+    for layer in (0, 1)
+    for name in ATTENTION
+} | {"model.layers.1.self_attn.k_proj": [False] * 7}
 
 FORMS: dict[str, Form] = {
     "a list of modules": Form(DENSE, lora(r=4, target_modules=["q_proj", "down_proj"])),
+    "an expression": Form(
+        DENSE, lora(r=4, target_modules=r"^(?!.*layers\.1).*(self_attn|mlp)\.\w+_proj")
+    ),
     "all-linear": Form(DENSE, lora(r=12, target_modules="all-linear", lora_alpha=20)),
+    "all but some modules": Form(
+        DENSE, lora(r=4, target_modules="all-linear", exclude_modules=["q_proj", "0.mlp.up_proj"])
+    ),
+    "some layers": Form(
+        DENSE,
+        lora(r=8, target_modules=ATTENTION, layers_to_transform=[1], layers_pattern="layers"),
+    ),
     "rslora": Form(DENSE, lora(r=9, target_modules=ATTENTION, use_rslora=True)),
     "patterns of rank and alpha": Form(
         DENSE,
@@ -71,11 +227,46 @@ FORMS: dict[str, Form] = {
             alpha_pattern={r"layers\.0\..*proj": 5, "up_proj": 2},
         ),
     ),
+    "fan_in_fan_out": Form(DENSE, fan_in_fan_out(r=4, target_modules=["k_proj", "up_proj"])),
+    "adalora": Form(DENSE, adalora(init_r=6, target_modules=ATTENTION, lora_alpha=12)),
+    "adalora, pruned": Form(
+        DENSE, adalora(PRUNED, init_r=7, target_modules=[*ATTENTION, "up_proj"], lora_alpha=14)
+    ),
+    "pissa as plain lora": Form(DENSE, converted("pissa", r=4, target_modules=ATTENTION)),
+    "olora as plain lora": Form(
+        DENSE, converted("olora", r=4, target_modules=["v_proj", "up_proj"], use_rslora=True)
+    ),
     "one matrix of experts": Form(
-        "qwen3_moe", lora(r=4, target_modules=["o_proj"], target_parameters=BOTH[1:])
+        MOE, lora(r=4, target_modules=["o_proj"], target_parameters=BOTH[1:])
     ),
     "both matrices of experts": Form(
-        "qwen3_moe", lora(r=3, target_modules=[], target_parameters=BOTH, lora_alpha=5)
+        MOE, lora(r=3, target_modules=[], target_parameters=BOTH, lora_alpha=5)
+    ),
+    "router": Form(MOE, lora(r=2, target_modules=[], target_parameters=["gate.weight"])),
+    "router and experts": Form(MOE, lora(r=5, target_modules="all-linear")),
+    "a module per expert": Form(
+        MOE,
+        modules_per_expert(r=3, target_modules=["gate_proj", "up_proj", "down_proj"]),
+    ),
+    "a side that all experts share": Form(
+        MOE,
+        shared_outer(2, r=4, target_modules=["gate_proj", "up_proj", "down_proj"]),
+        merge_shared_outer,
+    ),
+    "mixtral, all-linear": Form("mixtral", lora(r=6, target_modules="all-linear")),
+    "mixtral, a module per expert": Form(
+        "mixtral", modules_per_expert(r=2, target_modules=["w1", "w2", "w3", "gate"], lora_alpha=4)
+    ),
+    "olmoe, all-linear": Form("olmoe", lora(r=3, target_modules="all-linear")),
+    "olmoe, a module per expert": Form(
+        "olmoe", modules_per_expert(r=4, target_modules=["gate_proj", "up_proj", "down_proj"])
+    ),
+    "qwen2_moe, all-linear": Form("qwen2_moe", lora(r=4, target_modules="all-linear")),
+    "qwen2_moe, router": Form(
+        "qwen2_moe", lora(r=4, target_modules=["v_proj"], target_parameters=["mlp.gate.weight"])
+    ),
+    "qwen2_moe, experts": Form(
+        "qwen2_moe", lora(r=3, target_modules=["shared_expert_gate"], target_parameters=BOTH)
     ),
 }
 
