@@ -26,6 +26,7 @@ from weft.gateway.runtime import Gateway
 from weft.messages import EngineClient
 from weft.registry import endpoints as adapters
 from weft.registry import version_endpoints as versions
+from weft.registry.merging import Merger
 from weft.registry.publishing import Publisher
 from weft.registry.purging import Purger
 from weft.registry.quota import Quota
@@ -59,8 +60,8 @@ def create_app(settings: ServerSettings, engine: EngineClient, tokenizer: BaseTo
     """The application over an engine that the caller owns, starts and closes."""
     secrets = prepare_data(settings)
     database = Database(sqlite_url(settings.database_file))
-    gateway = Gateway(settings, engine, tokenizer, database)
     registry = create_registry(settings, engine, database)
+    gateway = Gateway(settings, engine, tokenizer, database, registry.merger)
 
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
@@ -118,9 +119,11 @@ def create_registry(settings: ServerSettings, engine: EngineClient, database: Da
         stats = engine.snapshot()
         return {*stats.running_adapters, *stats.waiting_adapters}
 
+    merger = Merger(database, publisher, store, settings.uploads_dir, dict(info.hf_config))
     return Registry(
         database=database,
         publisher=publisher,
+        merger=merger,
         purger=Purger(database, store, digests_in_use, on_purged=lambda digest: None),
         uploads_dir=settings.uploads_dir,
         max_upload_bytes=settings.max_upload_bytes,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from peft import AdaLoraConfig, LoraConfig, PeftModel, get_peft_model
 from safetensors.numpy import load_file, save_file
 from tests.engine.families import ATTENTION, BOTH
+from tests.engine.merges import PeftMerge
 from transformers import PreTrainedModel
 
 from weft_adapters.sites import MLP_PROJECTIONS, ROUTER, BaseSpec, Site
@@ -204,6 +205,13 @@ PRUNED = {
     for name in ATTENTION
 } | {"model.layers.1.self_attn.k_proj": [False] * 7}
 
+
+def merged(weights: Sequence[float], *how: Any) -> Form:
+    """What three adapters are merged to, against PEFT's merge of them."""
+    merge = PeftMerge(randomize, weights, *how)
+    return Form(DENSE, merge.build, merge.load)
+
+
 FORMS: dict[str, Form] = {
     "a list of modules": Form(DENSE, lora(r=4, target_modules=["q_proj", "down_proj"])),
     "an expression": Form(
@@ -268,6 +276,10 @@ FORMS: dict[str, Form] = {
     "qwen2_moe, experts": Form(
         "qwen2_moe", lora(r=3, target_modules=["shared_expert_gate"], target_parameters=BOTH)
     ),
+    "merged, linear": merged([0.5, 0.7, -0.3]),
+    "merged, ties": merged([0.6, 1.0, 0.5], "ties", 0.6),
+    "merged, dare_linear": merged([0.6, 0.4, 0.5], "dare_linear", 0.7),
+    "merged, dare_ties": merged([0.6, 0.4, 0.9], "dare_ties", 0.7, "frequency"),
 }
 
 

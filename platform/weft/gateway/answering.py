@@ -47,6 +47,8 @@ async def answer(
     if model.digest is not None:
         headers["x-weft-adapter-version"] = model.name
         headers["x-weft-adapter-digest"] = model.digest
+    if model.merged_from:
+        headers["x-weft-merged-from"] = ", ".join(model.merged_from)
     if not body.stream:
         return AnswerResponse(generation, answer_format, headers)
     options = body.stream_options

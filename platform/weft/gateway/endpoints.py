@@ -35,7 +35,7 @@ async def create_chat_completion(
 ) -> Response:
     """OpenAI's chat completions, with vLLM's extra fields and `adapter_id`."""
     check_parameters(body)
-    model = await gateway.resolve(principal, model_of(body))
+    model = await gateway.resolve(principal, model_of(body, gateway.base.name))
     prompts = [await encode_chat(body, gateway.tokenizer)]
     request_id: str = request.state.request_id
     logprobs = await logprobs_format(gateway, bool(body.logprobs))
@@ -49,7 +49,7 @@ async def create_completion(
 ) -> Response:
     """OpenAI's completions; choice c of prompt p has index `p * n + c`."""
     check_parameters(body)
-    model = await gateway.resolve(principal, model_of(body))
+    model = await gateway.resolve(principal, model_of(body, gateway.base.name))
     prompts = await encode_prompts(
         body, gateway.tokenizer, gateway.vocab_size, gateway.settings.max_prompts_per_request
     )

@@ -22,15 +22,16 @@ from weft.gateway.answering import answer
 from weft.gateway.error_handlers import refused_body, refused_request
 from weft.gateway.lorax_schemas import LoraxParameters, LoraxRequest
 from weft.gateway.lorax_wire import LoraxFormat, LoraxShape, lorax_error
-from weft.gateway.prompts import encode_prompts
+from weft.gateway.prompts import adapter_conflict, encode_prompts
 from weft.gateway.runtime import Gateway, GatewayDep, get_gateway
 from weft.gateway.schemas import CompletionRequest
 from weft.gateway.wire import Wire
+from weft.registry.merging import WantedMerge
 from weft.tenancy.auth import require
 from weft.tenancy.principal import Principal
 
-# how LoRAX's clients ask for the base itself
-_BASE_NAMES = ("", "__base_model__")
+# what LoRAX itself calls the base
+_BASE_NAME = "__base_model__"
 
 Handler = Callable[[Request], Coroutine[Any, Any, Response]]
 
@@ -91,6 +92,16 @@ async def generate_compatibly(
     return await _generate(gateway, principal, body, request, stream=body.stream, is_listed=True)
 
 
+def _model_of(given: LoraxParameters, base_name: str) -> str | WantedMerge:
+    if given.merged_adapters is not None:
+        if given.adapter_id:
+            raise adapter_conflict()
+        return given.merged_adapters.to_wanted()
+    if not given.adapter_id or given.adapter_id == _BASE_NAME:
+        return base_name
+    return given.adapter_id
+
+
 async def _generate(
     gateway: Gateway,
     principal: Principal,
@@ -101,10 +112,7 @@ async def _generate(
     is_listed: bool = False,
 ) -> Response:
     given = body.parameters or LoraxParameters()
-    name = given.adapter_id
-    if name is None or name in _BASE_NAMES:
-        name = gateway.base.name
-    model = await gateway.resolve(principal, name)
+    model = await gateway.resolve(principal, _model_of(given, gateway.base.name))
     (prompt,) = await encode_prompts(
         CompletionRequest(prompt=body.inputs), gateway.tokenizer, gateway.vocab_size, 1
     )
@@ -126,7 +134,8 @@ async def _generate(
     answer_format = LoraxFormat(vocabulary, shape, lambda error: _to_error(gateway, error))
     headers = {"x-model-id": gateway.base.name}
     if model.digest is not None:
-        headers |= {"x-adapter-id": name, "x-adapter-source": "local"}
+        ids = model.merged_from or (given.adapter_id or "",)
+        headers |= {"x-adapter-id": ",".join(ids), "x-adapter-source": "local"}
     request_id: str = request.state.request_id
     return await answer(
         gateway, principal, completion, request_id, model, [prompt], answer_format, headers

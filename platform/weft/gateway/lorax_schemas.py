@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from weft.gateway.schemas import CompletionRequest, StopString, require_unicode
+from weft.gateway.schemas import CompletionRequest, MergedAdapters, StopString, require_unicode
 from weft.gateway.structured import ResponseFormat
 from weft.messages import MAX_LOGPROBS
 
@@ -32,6 +32,7 @@ class LoraxParameters(BaseModel):
 
     adapter_id: str | None = Field(default=None, max_length=256)
     adapter_source: str | None = None
+    merged_adapters: MergedAdapters | None = None
     api_token: str | None = None
     max_new_tokens: int | None = Field(default=None, ge=1)
     do_sample: bool = False

@@ -16,14 +16,20 @@ from weft.gateway.schemas import (
     InferenceRequest,
     require_unicode,
 )
+from weft.registry.merging import WantedMerge
 from weft.tokenizer import BaseTokenizer
 
 # tokenizing this much takes about as long as a hop to a thread costs
 _THREAD_CHARS = 4096
 
 
-def model_of(body: InferenceRequest) -> str:
-    """The one name given by `model` and `adapter_id`."""
+def model_of(body: InferenceRequest, base_name: str) -> str | WantedMerge:
+    """The one model given by `model`, `adapter_id` and `merged_adapters`; the last one's `model` is
+    the base, if it is given."""
+    if body.merged_adapters is not None:
+        if body.adapter_id is not None or body.model not in (None, base_name):
+            raise adapter_conflict()
+        return body.merged_adapters.to_wanted()
     if body.model and body.adapter_id and body.model != body.adapter_id:
         raise InvalidRequestError(
             "'model' and 'adapter_id' name different models; send one of them.", param="adapter_id"
@@ -32,6 +38,16 @@ def model_of(body: InferenceRequest) -> str:
     if not name:
         raise InvalidRequestError("You must provide 'model'.", param="model")
     return name
+
+
+def adapter_conflict() -> InvalidRequestError:
+    """An adapter by its name, and others to be merged."""
+    return InvalidRequestError(
+        "A request has one adapter or 'merged_adapters', not both; with the latter, 'model' is the "
+        "base model's name or left out.",
+        param="merged_adapters",
+        code="adapter_conflict",
+    )
 
 
 def check_parameters(body: InferenceRequest) -> None:

@@ -20,6 +20,7 @@ from weft.gateway.generation import Generation, Generations, Job
 from weft.gateway.metrics import GatewayMetrics
 from weft.gateway.responses import StreamLimits
 from weft.messages import EngineClient, EngineRequest, SamplingParams
+from weft.registry.merging import Merger, WantedMerge
 from weft.registry.service import ResolvedModel, ServedBase, resolve_model
 from weft.settings import ServerSettings
 from weft.tenancy.principal import Principal
@@ -53,6 +54,7 @@ class Gateway:
         engine: EngineClient,
         tokenizer: BaseTokenizer,
         database: Database,
+        merger: Merger,
     ) -> None:
         self.settings = settings
         self.engine = engine
@@ -61,7 +63,7 @@ class Gateway:
         self.metrics = GatewayMetrics(engine)
         self.recorder = UsageRecorder(database)
         self.limits = StreamLimits(settings.keepalive_s, settings.stall_timeout_s)
-        self._database = database
+        self._database, self._merger = database, merger
         self._generations = Generations(
             engine, self.recorder, self.metrics, settings.max_stream_backlog_bytes
         )
@@ -82,7 +84,10 @@ class Gateway:
         """A sentence, empty when requests can be served."""
         return "The server is draining." if self.is_draining else self.engine.not_ready_reason
 
-    async def resolve(self, principal: Principal, model: str) -> ResolvedModel:
+    async def resolve(self, principal: Principal, model: str | WantedMerge) -> ResolvedModel:
+        """What a request will run; a merge is made where it is not there yet."""
+        if isinstance(model, WantedMerge):
+            return await self._merger.resolve(principal, model)
         async with self._database.reading() as session:
             return await resolve_model(session, principal, self.base, model)
 
@@ -113,6 +118,7 @@ class Gateway:
     async def close(self) -> None:
         """Stop what still runs and meter it; the engine stays its owner's."""
         self.is_draining = True
+        await self._merger.close()
         await self._generations.close()
 
     @staticmethod

@@ -11,10 +11,13 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_vali
 
 from weft.gateway.structured import StructuredFields
 from weft.messages import MAX_CHOICES, MAX_LOGPROBS
+from weft.registry.merging import WantedMerge
+from weft_adapters.merge import MAX_PARENTS, MajoritySignMethod, MergeStrategy
 
 StopString = Annotated[str, StringConstraints(min_length=1, max_length=512)]
 Bias = Annotated[float, Field(ge=-100, le=100, allow_inf_nan=False)]
 TokenIds = list[int]
+MergeWeight = Annotated[float, Field(ge=-1000, le=1000, allow_inf_nan=False)]
 
 
 class StreamOptions(BaseModel):
@@ -26,14 +29,36 @@ class StreamOptions(BaseModel):
     continuous_usage_stats: Literal[False] | None = None
 
 
+class MergedAdapters(BaseModel):
+    """LoRAX's field: several of the caller's adapters as one. `density` is for all strategies but
+    "linear", `majority_sign_method` for the two "ties"."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+    ids: Annotated[list[Annotated[str, Field(max_length=256)]], Field(max_length=MAX_PARENTS)]
+    weights: Annotated[list[MergeWeight], Field(max_length=MAX_PARENTS)]
+    merge_strategy: MergeStrategy | None = None
+    density: float | None = Field(default=None, ge=0, le=1, allow_inf_nan=False)
+    majority_sign_method: MajoritySignMethod | None = None
+
+    def to_wanted(self) -> WantedMerge:
+        return WantedMerge(
+            tuple(self.ids),
+            tuple(self.weights),
+            self.merge_strategy or "linear",
+            self.density,
+            self.majority_sign_method or "total",
+        )
+
+
 class InferenceRequest(StructuredFields):
-    """What both routes share. What OpenAI does not have is called as vLLM calls it; `adapter_id`
-    is our own."""
+    """What both routes share. What OpenAI does not have is called as vLLM calls it;
+    `merged_adapters` is LoRAX's, `adapter_id` our own."""
 
     model_config = ConfigDict(extra="allow", strict=True)
 
     model: str | None = Field(default=None, max_length=256)
     adapter_id: str | None = Field(default=None, max_length=256)
+    merged_adapters: MergedAdapters | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     max_tokens: int | None = Field(default=None, ge=1)

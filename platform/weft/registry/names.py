@@ -9,6 +9,8 @@ import re
 from dataclasses import dataclass
 
 DEFAULT_ALIAS = "default"
+# the adapter whose versions are merged ones; no request can name it
+MERGED_NAME = "~merged"
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
 _VERSION = re.compile(r"v([1-9][0-9]{0,8})")
 

@@ -13,19 +13,27 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from weft.db.database import Database
 from weft.db.ids import create_id, now
 from weft.db.scope import Owner
-from weft.errors import AdapterInvalidError, ConflictError, OverloadedError
+from weft.errors import (
+    AdapterInvalidError,
+    ConflictError,
+    InvalidRequestError,
+    OverloadedError,
+)
 from weft.registry.aliases import follow_newest
 from weft.registry.idempotency import KeyedRequest, find_replay
 from weft.registry.intake import ReceivedAdapter
 from weft.registry.maintenance_repository import MaintenanceRepository
 from weft.registry.models import Adapter, AdapterVersion, VersionState
+from weft.registry.names import MERGED_NAME
 from weft.registry.quota import Quota, check_room
 from weft.registry.repository import RegistryRepository
 from weft.registry.service import ServedBase, get_adapter
@@ -92,7 +100,12 @@ class Publisher:
         )
 
     async def publish(
-        self, owner: Owner, name: str, files: ReceivedAdapter, request: KeyedRequest | None = None
+        self,
+        owner: Owner,
+        name: str,
+        files: ReceivedAdapter,
+        request: KeyedRequest | None = None,
+        source: Mapping[str, object] = MappingProxyType({"type": "multipart"}),
     ) -> Published:
         """Make the files the newest version; AdapterInvalidError with every fault."""
         report = await self.judge(files)
@@ -106,7 +119,9 @@ class Publisher:
         deadline_s = time.monotonic() + _MAX_WAIT_S
         while True:
             async with self._database.writing() as session:
-                published = await self._try_reserve(session, owner, name, files, report, request)
+                published = await self._try_reserve(
+                    session, owner, name, files, report, request, source
+                )
             if published is not None:
                 break
             await _wait(deadline_s)
@@ -128,10 +143,13 @@ class Publisher:
         files: ReceivedAdapter,
         report: ValidationReport,
         request: KeyedRequest | None,
+        source: Mapping[str, object],
     ) -> Published | None:
         """None while the same bytes are being stored or removed."""
         assert report.digest is not None, "only accepted files are registered"
         adapter = await get_adapter(session, owner, name)
+        if (adapter.name == MERGED_NAME) != (source["type"] == "merge"):
+            raise InvalidRequestError(f"'{name}' takes no uploads: its versions are merged ones.")
         repository = RegistryRepository(session, owner)
         replay = await find_replay(repository, request)
         if replay is not None:
@@ -146,7 +164,7 @@ class Publisher:
         if existing is None:
             await check_room(repository, self.quota, report.num_bytes)
             version = create_version(
-                adapter, self.base, await repository.next_number(adapter), {"type": "multipart"}
+                adapter, self.base, await repository.next_number(adapter), dict(source)
             )
             _describe(version, files, report)
             repository.add(version)
@@ -227,7 +245,8 @@ class Publisher:
                 adapter = await repository.find_adapter_by_id(settled.adapter_id)
                 assert adapter is not None, "its versions would have been archived"
                 settled.state = VersionState.READY
-                await follow_newest(repository, adapter, settled)
+                if adapter.name != MERGED_NAME:  # nobody calls that by its name
+                    await follow_newest(repository, adapter, settled)
                 return settled
         except VersionGoneError:
             raise

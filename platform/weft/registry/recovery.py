@@ -30,7 +30,7 @@ async def recover(database: Database) -> int:
 
 
 async def _recover(session: AsyncSession, version: AdapterVersion) -> bool:
-    is_import = version.source.get("type") != "multipart"
+    is_import = version.source.get("type") not in ("multipart", "merge")
     if is_import and version.num_attempts + 1 < MAX_ATTEMPTS:
         version.state = VersionState.UPLOADING
         version.num_attempts += 1

@@ -14,6 +14,7 @@ from fastapi import Depends, Request
 
 from weft.db.database import Database
 from weft.registry.intake import sweep_uploads
+from weft.registry.merging import Merger
 from weft.registry.publishing import Publisher
 from weft.registry.purging import Purger
 from weft.registry.recovery import recover
@@ -27,6 +28,7 @@ class Registry:
 
     database: Database
     publisher: Publisher
+    merger: Merger
     purger: Purger
     uploads_dir: pathlib.Path
     max_upload_bytes: int

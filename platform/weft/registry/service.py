@@ -35,13 +35,17 @@ class ServedBase:
 
 @dataclass(frozen=True, slots=True)
 class ResolvedModel:
-    """What a request will run, fixed at admission. `name` is immutable: `<adapter>@v3`."""
+    """What a request will run, fixed at admission. `name` is immutable: `<adapter>@v3`.
+
+    `merged_from`: of what adapters it was merged, by their immutable names.
+    """
 
     name: str
     base_name: str
     adapter_id: str | None = None
     version: int | None = None
     digest: str | None = None
+    merged_from: tuple[str, ...] = ()
 
 
 async def resolve_model(

@@ -1,0 +1,310 @@
+"""Merged adapters of a tenant: resolved from its own versions on every request, made once.
+
+A merge runs in a process of its own (`weft_adapters.merge_worker`), one at a time; tenants take
+turns. What it makes is judged and stored like an upload. Knows no HTTP.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import importlib.util
+import logging
+import time
+from collections import Counter, defaultdict
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from weft.db.database import Database
+from weft.db.ids import create_id, now
+from weft.db.scope import Owner, TenantOwner
+from weft.errors import InvalidRequestError, OverloadedError, WeftError
+from weft.registry.intake import ReceivedAdapter, temporary_folder
+from weft.registry.merge_process import run_merge
+from weft.registry.merged import MergedRepository
+from weft.registry.models import Adapter, AdapterVersion, VersionState
+from weft.registry.names import MERGED_NAME
+from weft.registry.publishing import Publisher
+from weft.registry.repository import RegistryRepository
+from weft.registry.service import ResolvedModel, archive, resolve_model
+from weft_adapters.merge import (
+    MajoritySignMethod,
+    MergeJob,
+    MergeRecipe,
+    MergeRefusedError,
+    MergeStrategy,
+    plan_merge,
+    read_parent,
+)
+from weft_adapters.sites import BaseSpec
+from weft_adapters.store import AdapterNotStoredError, LocalStore, StoredAdapter
+
+logger = logging.getLogger("weft.registry")
+
+_PARAM = "merged_adapters"
+# that one tenant may have waiting for their turn
+_MAX_PENDING = 4
+
+
+class MergingUnavailableError(WeftError):
+    """This server was installed without PEFT, which merges adapters."""
+
+    status_code = 501
+    code = "merging_unavailable"
+
+
+@dataclass(frozen=True, slots=True)
+class WantedMerge:
+    """A merge as a request asks for it; `ids` are names of the caller's adapters."""
+
+    ids: tuple[str, ...]
+    weights: tuple[float, ...]
+    strategy: MergeStrategy = "linear"
+    density: float | None = None
+    majority_sign_method: MajoritySignMethod = "total"
+
+
+@dataclass(frozen=True, slots=True)
+class MergeLimits:
+    """A tenant keeps `max_kept` merged adapters, those used last. A request waits for `wait_s`,
+    a merge is given up after `timeout_s`."""
+
+    max_kept: int = 64
+    wait_s: float = 30.0
+    timeout_s: float = 240.0
+
+
+_Key = tuple[str, str]  # (tenant, derived digest)
+
+
+@dataclass(frozen=True, slots=True)
+class _Known:
+    """Which version a recipe is, also where it was first made by another recipe with the same
+    outcome, and when a request asked for it (monotonic)."""
+
+    version_id: str
+    used_s: float
+
+
+class Merger:
+    """Of the served base, whose `config.json` is `hf_config`. `run` makes one merge's files in the
+    job's folder, as `run_merge` does."""
+
+    def __init__(
+        self,
+        database: Database,
+        publisher: Publisher,
+        store: LocalStore,
+        folder: Path,
+        hf_config: dict[str, Any],
+        limits: MergeLimits | None = None,
+        run: Callable[[MergeJob, float], Awaitable[None]] = run_merge,
+    ) -> None:
+        self._database, self._publisher, self._store = database, publisher, store
+        self._folder, self._hf_config = folder, hf_config
+        self._spec = BaseSpec.from_config(hf_config, publisher.base.digest)
+        self._limits = MergeLimits() if limits is None else limits
+        self._run = run
+        self._known: dict[_Key, _Known] = {}
+        self._tasks: dict[_Key, asyncio.Task[AdapterVersion]] = {}
+        self._turns: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
+        self._one_at_a_time = asyncio.Semaphore(1)
+
+    async def resolve(self, owner: Owner, wanted: WantedMerge) -> ResolvedModel:
+        """The merged adapter, made where it is not there yet.
+
+        ModelNotFoundError for a parent that is unknown or not the caller's, also where the merge is
+        there; OverloadedError (`adapter_loading`) where it takes longer than a request may wait.
+        """
+        parents = await self._resolve_parents(owner, wanted)
+        try:
+            recipe = MergeRecipe.create(
+                [digest for _, digest in parents], wanted.weights, wanted.strategy, wanted.density,
+                wanted.majority_sign_method,
+            )  # fmt: skip
+        except ValueError as error:
+            raise _refused(str(error)) from error
+        names = tuple(name for name, _ in parents)
+        version = await self._find(owner, recipe)
+        if version is None:
+            version = await self._wait_for(owner, recipe, names)
+        self._known[owner.tenant_id, recipe.digest] = _Known(version.id, time.monotonic())
+        return ResolvedModel(
+            f"{MERGED_NAME}@v{version.number}", self._publisher.base.name, version.adapter_id,
+            version.number, version.digest, merged_from=names,
+        )  # fmt: skip
+
+    async def close(self) -> None:
+        """End what is being merged; nothing of it stays."""
+        tasks = list(self._tasks.values())
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _resolve_parents(self, owner: Owner, wanted: WantedMerge) -> list[tuple[str, str]]:
+        """(immutable name, digest) of each."""
+        parents = []
+        async with self._database.reading() as session:
+            for place, name in enumerate(wanted.ids):
+                try:
+                    found = await resolve_model(session, owner, self._publisher.base, name)
+                except WeftError as error:
+                    error.param = f"{_PARAM}.ids[{place}]"
+                    raise
+                if found.digest is None:
+                    raise InvalidRequestError(
+                        f"'{name}' is the base model, not an adapter.",
+                        param=f"{_PARAM}.ids[{place}]",
+                    )
+                parents.append((found.name, found.digest))
+        return parents
+
+    async def _find(self, owner: Owner, recipe: MergeRecipe) -> AdapterVersion | None:
+        async with self._database.reading() as session:
+            known = self._known.get((owner.tenant_id, recipe.digest))
+            if known is not None:
+                repository = RegistryRepository(session, owner)
+                version = await repository.find_version_by_id(known.version_id)
+                if version is not None and version.state == VersionState.READY:
+                    return version
+            merged = MergedRepository(session, owner)
+            return await merged.find(recipe.digest, self._publisher.base.digest)
+
+    async def _wait_for(
+        self, owner: Owner, recipe: MergeRecipe, names: tuple[str, ...]
+    ) -> AdapterVersion:
+        """Of all requests for a merge one makes it, and it goes on when they have left."""
+        if importlib.util.find_spec("peft") is None:
+            raise MergingUnavailableError(
+                "This server cannot merge adapters: PEFT is not installed.",
+                param=_PARAM,
+                headers={"x-should-retry": "false"},
+            )
+        key = owner.tenant_id, recipe.digest
+        task = self._tasks.get(key)
+        if task is None:
+            pending = Counter(tenant_id for tenant_id, _ in self._tasks)
+            if pending[owner.tenant_id] >= _MAX_PENDING:
+                raise OverloadedError(
+                    f"{_MAX_PENDING} merges of yours are under way; try again.", retry_after_s=5
+                )
+            task = asyncio.create_task(self._make(TenantOwner(owner.tenant_id), recipe, names))
+            self._tasks[key] = task
+            task.add_done_callback(lambda done: self._forget(key, done))
+        done, _ = await asyncio.wait({task}, timeout=self._limits.wait_s)
+        if not done:
+            raise OverloadedError(
+                "The adapters are still being merged; try again shortly.",
+                retry_after_s=5,
+                code="adapter_loading",
+            )
+        return task.result()
+
+    def _forget(self, key: _Key, task: asyncio.Task[AdapterVersion]) -> None:
+        del self._tasks[key]
+        # told even where every request has left; a refusal was their own affair
+        if not task.cancelled() and not isinstance(task.exception(), WeftError | None):
+            logger.error("a merge failed", exc_info=task.exception())
+
+    async def _make(
+        self, owner: Owner, recipe: MergeRecipe, names: tuple[str, ...]
+    ) -> AdapterVersion:
+        # a tenant has one merge in the queue at a time, so that tenants take turns
+        async with (
+            self._turns[owner.tenant_id],
+            self._one_at_a_time,
+            temporary_folder(self._folder) as folder,
+        ):
+            try:
+                stored = await asyncio.to_thread(self._check, recipe, names)
+                job = MergeJob(
+                    recipe,
+                    tuple(
+                        (name, str(files.config_path.resolve()), str(files.tensors_path.resolve()))
+                        for name, files in zip(names, stored, strict=True)
+                    ),
+                    self._hf_config,
+                    self._publisher.base.name,
+                    self._publisher.base.digest,
+                    str(folder.resolve()),
+                )
+                await self._run(job, self._limits.timeout_s)
+            except MergeRefusedError as error:
+                raise _refused(str(error)) from error
+            files = await asyncio.to_thread(ReceivedAdapter.in_folder, folder)
+            source = {"type": "merge", "derived_digest": recipe.digest, **_told(recipe, names)}
+            await self._ensure_adapter(owner)
+            published = await self._publisher.publish(owner, MERGED_NAME, files, source=source)
+            await self._drop_least_used(owner, published.version)
+            return published.version
+
+    def _check(self, recipe: MergeRecipe, names: Sequence[str]) -> list[StoredAdapter]:
+        """Where the parents' files are; MergeRefusedError before a process is started."""
+        try:
+            stored = [self._store.open(digest) for digest in recipe.parents]
+        except AdapterNotStoredError:
+            raise MergeRefusedError("an adapter's files are not in the store") from None
+        plan_merge(
+            [
+                read_parent(name, digest, files, self._spec)
+                for name, digest, files in zip(names, recipe.parents, stored, strict=True)
+            ]
+        )
+        return stored
+
+    async def _ensure_adapter(self, owner: Owner) -> None:
+        async with self._database.writing() as session:
+            repository = RegistryRepository(session, owner)
+            if await repository.find_adapter(MERGED_NAME) is None:
+                repository.add(
+                    Adapter(
+                        id=create_id("adp"),
+                        tenant_id=owner.tenant_id,
+                        name=MERGED_NAME,
+                        base_model=self._publisher.base.name,
+                        description="What requests with merged_adapters made; each can be deleted.",
+                        tags={},
+                        created_at=now(),
+                        deleted_at=None,
+                    )
+                )
+
+    async def _drop_least_used(self, owner: Owner, newest: AdapterVersion) -> None:
+        """What was last used before the last start is the first to go."""
+        own = {key: known for key, known in self._known.items() if key[0] == owner.tenant_id}
+        used_s = {known.version_id: known.used_s for known in own.values()}
+        async with self._database.writing() as session:
+            kept = await MergedRepository(session, owner).list_ready()
+            others = sorted(
+                (version for version in kept if version.id != newest.id),
+                key=lambda version: (used_s.get(version.id, 0.0), version.number),
+            )
+            dropped = others[: max(0, len(kept) - self._limits.max_kept)]
+            for version in dropped:
+                archive(version)
+                version.archived_at = 0  # it can be made again: no retention time
+        left = {version.id for version in kept} - {version.id for version in dropped}
+        for key, known in own.items():
+            if known.version_id not in left:
+                del self._known[key]
+
+
+def _refused(message: str) -> InvalidRequestError:
+    return InvalidRequestError(
+        f"The adapters cannot be merged: {message}.", param=_PARAM, code="merge_refused"
+    )
+
+
+def _told(recipe: MergeRecipe, names: tuple[str, ...]) -> dict[str, object]:
+    """The recipe as the tenant gave it, for its version's `source`."""
+    told: dict[str, object] = {
+        "ids": list(names),
+        "weights": list(recipe.weights),
+        "merge_strategy": recipe.strategy,
+    }
+    if recipe.density is not None:
+        told["density"] = recipe.density
+    if recipe.strategy.endswith("ties"):
+        told["majority_sign_method"] = recipe.majority_sign_method
+    return told
