@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 
+from weft_adapters.base_weights import BaseWeights
 from weft_adapters.fetch import DownloadFailedError, Source
 from weft_adapters.host import Weights
 from weft_adapters.sites import BaseSpec
@@ -35,12 +36,14 @@ class Arrivals:
         self,
         source: Source,
         base: BaseSpec,
+        base_weights: BaseWeights | None,
         *,
         num_downloads: int,
         num_readers: int,
         tell: Callable[[], None],
     ) -> None:
-        self._source, self._base, self._tell = source, base, tell
+        self._source, self._tell = source, tell
+        self._base, self._base_weights = base, base_weights
         self._downloads = FairWorkers("weft-adapter-download", num_downloads, self._download)
         self._readers = FairWorkers("weft-adapter-reader", num_readers, self._read)
         self._table: TierTable
@@ -121,7 +124,7 @@ class Arrivals:
         is wrong and has to be fetched again."""
         try:
             with self._source.reading(digest) as stored:
-                weights = load_verified(stored, digest, self._base)
+                weights = load_verified(stored, digest, self._base, self._base_weights)
         except (ValueError, OSError, AdapterNotStoredError) as error:
             with self._table.lock:
                 entry = self._table.entries[digest]

@@ -55,7 +55,8 @@ class Keys:
 
 @dataclass(frozen=True, slots=True)
 class BaseShape:
-    """Sizes; those of experts are 0 where no layer has any."""
+    """Sizes; those of experts are 0 where no layer has any, that of the vocabulary where the config
+    does not say it. `is_tied`: the head is the embedding."""
 
     num_layers: int
     hidden_size: int
@@ -67,6 +68,8 @@ class BaseShape:
     moe_intermediate_size: int
     shared_intermediate_size: int
     moe_layers: frozenset[int]
+    vocab_size: int
+    is_tied: bool
 
 
 def read_shape(config: Mapping[str, object]) -> BaseShape:
@@ -100,6 +103,8 @@ def read_shape(config: Mapping[str, object]) -> BaseShape:
         moe_intermediate_size=keys.integer(family.expert_size_key) if sparse else 0,
         shared_intermediate_size=keys.integer(shared_key) if sparse and shared_key else 0,
         moe_layers=sparse,
+        vocab_size=keys.integer_or("vocab_size", 0),
+        is_tied=keys.boolean("tie_word_embeddings"),
     )
 
 

@@ -32,3 +32,9 @@ class BaseWeights(Protocol):
     def row_norms(self, site: Site, a_RI: Float32, b_RO: Float32, scale: float) -> Float32:
         """`||W_o + scale * sum_r b[r, o] a[r]||` of every row o of W: `[out]`, computed where the
         weights are."""
+
+    def rows(self, site: Site, first: int, stop: int) -> Float32:
+        """Of the embedding or the head, those of tokens `[first, stop)`: `[stop - first, H]`."""
+
+    def served(self, rows: Float32) -> Float32:
+        """An adapter's numbers in the format that it is served in."""

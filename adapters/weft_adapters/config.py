@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from weft_adapters.adalora import ADALORA_KEYS, adalora_scale, read_kept_ranks
 from weft_adapters.faults import AdapterFaultError, Fault
 from weft_adapters.patterns import PatternSet
+from weft_adapters.sites import VOCABULARY_MODULES
 from weft_adapters.strict_json import parse_strict
 from weft_adapters.targets import Targets, read_targets
 
@@ -36,7 +37,6 @@ _HARMLESS = frozenset(
         "lora_ga_config",
         "megatron_core",
         "runtime_config",
-        "ensure_weight_tying",
         "auto_mapping",
     }
 )
@@ -60,6 +60,8 @@ _SERVED = frozenset(
         "exclude_modules",
         "layers_to_transform",
         "layers_pattern",
+        "modules_to_save",
+        "ensure_weight_tying",
     }
 )
 
@@ -83,6 +85,8 @@ class AdapterConfig:
     is_adalora: bool = False
     targets: Targets = Targets()
     warnings: tuple[str, ...] = ()
+    modules_to_save: tuple[str, ...] = ()
+    ensure_weight_tying: bool = False
     _rank_keys: PatternSet = field(init=False, repr=False, compare=False)
     _alpha_keys: PatternSet = field(init=False, repr=False, compare=False)
 
@@ -171,6 +175,8 @@ class _Checker:
             is_adalora=is_adalora,
             targets=self._targets(),
             warnings=self._warnings(),
+            modules_to_save=self._saved_modules(),
+            ensure_weight_tying=self._flag("ensure_weight_tying"),
         )
 
     def _ranks(self) -> dict[str, int]:
@@ -195,6 +201,19 @@ class _Checker:
         if not self._flag("fan_in_fan_out"):
             return ()
         return ("fan_in_fan_out is not true of this base's layers and changes nothing",)
+
+    def _saved_modules(self) -> tuple[str, ...]:
+        """Whole modules that were trained: embedding and head, by any end of their names."""
+        names = self._names("modules_to_save")
+        for name in names:
+            if not any(module.endswith(name) for module in VOCABULARY_MODULES.values()) or not name:
+                self._refuse(
+                    "modules_to_save",
+                    f"modules_to_save of {name[:100]!r} is not served; only that of embed_tokens "
+                    "and lm_head is",
+                    "unsupported_config",
+                )
+        return names
 
     def _check_unserved(self, more_keys: frozenset[str]) -> None:
         if self.raw.get("bias", "none") != "none":

@@ -38,7 +38,12 @@ def adapter_digest(
     """
     assert is_digest(base_digest), "the base's digest names the base"
     layouts = {f.a_name: f"{f.parameter}/{f.swapped}" for f in plan.fused}
-    head = {"base": base_digest, "config": config.canonical(), "layouts": layouts}
+    head: dict[str, object] = {
+        "base": base_digest, "config": config.canonical(), "layouts": layouts,
+    }  # fmt: skip
+    if plan.vocabulary is not None:
+        saved, ties = list(config.modules_to_save), config.ensure_weight_tying
+        head["vocabulary"] = {"modules_to_save": saved, "ensure_weight_tying": ties}
     sha = hashlib.sha256(b"weft-adapter-v1\n" + _canonical_json(head) + b"\n")
     for name in sorted(header.tensors):
         info = header.tensors[name]

@@ -14,6 +14,7 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
+from weft_adapters.base_weights import BaseWeights
 from weft_adapters.config import AdapterConfig
 from weft_adapters.expressions import ExpressionError
 from weft_adapters.faults import Fault, FaultList
@@ -25,6 +26,12 @@ from weft_adapters.sites import ROUTER, BaseSpec, Site
 from weft_adapters.stacked import Modules, StackedFactors, load_stacked, take_stacked
 from weft_adapters.tensors import TensorFile
 from weft_adapters.uses import Pair, TensorUse
+from weft_adapters.vocabulary import (
+    VocabularyPlan,
+    is_vocabulary_tensor,
+    load_vocabulary,
+    resolve_vocabulary,
+)
 
 _PREFIX = "base_model.model."
 _LORA = re.compile(r"(?P<module>.+)\.lora_(?P<role>[AB])\.weight\Z")
@@ -70,6 +77,7 @@ class AdapterPlan:
     stacked: tuple[StackedFactors, ...]
     faults: tuple[Fault, ...] = ()
     num_more_faults: int = 0
+    vocabulary: VocabularyPlan | None = None
 
     @property
     def factors(self) -> tuple[PlainFactors | FusedFactors | StackedFactors, ...]:
@@ -78,19 +86,28 @@ class AdapterPlan:
     @property
     def pairs(self) -> tuple[Pair, ...]:
         """All pairs of lora_A and lora_B."""
-        return tuple(pair for factors in self.factors for pair in factors.pairs)
+        own = () if self.vocabulary is None else self.vocabulary.pairs
+        return (*(pair for factors in self.factors for pair in factors.pairs), *own)
 
     @property
     def ranks(self) -> tuple[int, ...]:
-        return tuple(sorted({factors.rank for factors in self.factors} - {0}))
+        ranks = {factors.rank for factors in self.factors}
+        if self.vocabulary is not None:
+            ranks.update(self.vocabulary.ranks.values())
+        return tuple(sorted(ranks - {0}))
 
     def uses(self) -> dict[str, TensorUse]:
         """What each tensor is for, by name; in a plan without faults, every tensor of the file."""
-        return {name: use for factors in self.factors for name, use in factors.uses()}
+        parts = (*self.factors, *([self.vocabulary] if self.vocabulary is not None else ()))
+        return {name: use for part in parts for name, use in part.uses()}
 
     def sites(self, base: BaseSpec) -> dict[Site, int]:
         """The rank at every site that is touched."""
-        return {site: factors.rank for factors in self.factors for site in factors.sites(base)}
+        ranks = {site: factors.rank for factors in self.factors for site in factors.sites(base)}
+        if self.vocabulary is not None:
+            ends = {site.projection: site for site in (base.embedding, base.head)}
+            ranks |= {ends[name]: rank for name, rank in self.vocabulary.ranks.items()}
+        return ranks
 
     def duplicates(self, base: BaseSpec) -> Iterator[Fault]:
         """A site may be adapted by itself or together with others, not both."""
@@ -108,6 +125,8 @@ def resolve(config: AdapterConfig, header: Header, base: BaseSpec) -> AdapterPla
     faults = FaultList()
     try:
         plan = _resolve(config, header, base, faults)
+        vocabulary = resolve_vocabulary(config, header, base, faults)
+        plan = replace(plan, vocabulary=vocabulary)
     except ExpressionError as error:
         plan = AdapterPlan((), (), ())
         message = f"adapter_config.json: rank_pattern or alpha_pattern is refused. {error}"
@@ -147,6 +166,8 @@ def _group_by_module(config: AdapterConfig, header: Header, faults: list[Fault])
     modules: Modules = {}
     pattern = _ADALORA if config.is_adalora else _LORA
     for name in header.tensors:
+        if is_vocabulary_tensor(name):
+            continue
         match = pattern.match(name.removeprefix(_PREFIX))
         if match is None or not name.startswith(_PREFIX):
             message = f"the tensor {name[:200]!r} maps to no site of the base"
@@ -206,8 +227,11 @@ def _name_for_patterns(module: str, site: Site, config: AdapterConfig) -> str:
     return parameter if is_parameter else module
 
 
-def load(plan: AdapterPlan, file: TensorFile, base: BaseSpec) -> dict[Site, SiteWeights]:
-    """Read the factors of every site that is touched, as float32."""
+def load(
+    plan: AdapterPlan, file: TensorFile, base: BaseSpec, base_weights: BaseWeights | None = None
+) -> dict[Site, SiteWeights]:
+    """Read the factors of every site that is touched, as float32; `base_weights`:
+    see `load_vocabulary`."""
     assert not plan.faults, "a plan with faults is not loaded"
     weights = {}
     for f in plan.plain:
@@ -223,4 +247,7 @@ def load(plan: AdapterPlan, file: TensorFile, base: BaseSpec) -> dict[Site, Site
     for stacked in plan.stacked:
         for site, a, b in load_stacked(stacked, file, base):
             weights[site] = SiteWeights(a, b, stacked.scale)
+    if plan.vocabulary is not None:
+        for m in load_vocabulary(plan.vocabulary, file, base, base_weights):
+            weights[m.site] = SiteWeights(m.a, m.b, m.scale, rows=m.rows)
     return weights

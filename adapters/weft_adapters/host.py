@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Mapping
 
-from weft_adapters.site_weights import SiteWeights
+from weft_adapters.site_weights import SiteWeights, num_bytes
 from weft_adapters.sites import Site
 
 Weights = Mapping[Site, SiteWeights]
@@ -35,19 +35,15 @@ class HostTier:
     def put(self, digest: str, weights: Weights) -> list[str]:
         """Keep the factors; the digests of those that made room."""
         self._adapters[digest] = weights
-        self.num_bytes += _num_bytes(weights)
+        self.num_bytes += num_bytes(weights)
         evicted = []
         while self.num_bytes > self._budget_bytes and len(self._adapters) > 1:
             old, old_weights = self._adapters.popitem(last=False)
-            self.num_bytes -= _num_bytes(old_weights)
+            self.num_bytes -= num_bytes(old_weights)
             evicted.append(old)
         return evicted
 
     def integrity(self) -> None:
         """AssertionError when the byte count is not what is held."""
-        held = sum(_num_bytes(weights) for weights in self._adapters.values())
+        held = sum(num_bytes(weights) for weights in self._adapters.values())
         assert held == self.num_bytes, "the host tier's byte count is wrong"
-
-
-def _num_bytes(weights: Weights) -> int:
-    return sum(w.num_bytes for w in weights.values())

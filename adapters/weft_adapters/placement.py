@@ -7,6 +7,8 @@ of a site lie in one run where there is room (all A rows, then all B rows), else
 
 Row scales and biases are `[out]` vectors and no pages. Those of an adapter lie side by side in one
 block of units where there is room, else each in a block of its own.
+
+Embedding and head have no pages either: each of their matrices has a block of its own.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ from dataclasses import dataclass, replace
 
 from weft_adapters.arena import Arena
 from weft_adapters.pages import PAGE_ROWS, padded_rank
-from weft_adapters.site_weights import SiteWeights
+from weft_adapters.site_weights import SiteWeights, matrices_of
 from weft_adapters.sites import BaseSpec, Site
 
 # elements: vectors start where pages may
@@ -55,10 +57,12 @@ class Block:
 
 @dataclass(frozen=True, slots=True)
 class Placement:
-    """Where an adapter lies. `blocks` hold the vectors that the sites name."""
+    """Where an adapter lies: `sites` are those of the layers, `blocks` hold the vectors that they
+    name, `matrices` those of embedding and head, in the order of `matrices_of`."""
 
     sites: Mapping[Site, PooledSite]
     blocks: tuple[Block, ...] = ()
+    matrices: tuple[Block, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,8 +95,10 @@ class Placer:
 
     def num_units(self, weights: Mapping[Site, SiteWeights]) -> int:
         """Of an adapter whose vectors lie side by side."""
-        pages = sum(self._page_units(site, padded_rank(w.rank)) for site, w in weights.items())
-        return pages + self._block_units(list(_vectors(weights)))
+        layers = _of_layers(weights)
+        pages = sum(self._page_units(site, padded_rank(w.rank)) for site, w in layers.items())
+        matrices = sum(self._units_of(matrix.size) for matrix in matrices_of(weights))
+        return pages + self._block_units(list(_vectors(layers))) + matrices
 
     def units(self, placement: Placement) -> list[tuple[int, int]]:
         """(start, number) of all that were taken."""
@@ -101,7 +107,8 @@ class Placer:
             for site, pooled in placement.sites.items()
             for run in pooled.runs
         ]
-        return runs + [(block.start, block.num_units) for block in placement.blocks]
+        blocks = (*placement.blocks, *placement.matrices)
+        return runs + [(block.start, block.num_units) for block in blocks]
 
     def give_back(self, placement: Placement) -> None:
         for start, num_units in self.units(placement):
@@ -109,6 +116,16 @@ class Placer:
 
     def try_place(self, weights: Mapping[Site, SiteWeights]) -> Placement | None:
         """None, and nothing taken, where the free units do not suffice."""
+        matrices = self._take_matrices([matrix.size for matrix in matrices_of(weights)])
+        if matrices is None:
+            return None
+        placement = self._try_place_layers(_of_layers(weights))
+        if placement is None:
+            self.give_back(Placement({}, matrices=matrices))
+            return None
+        return replace(placement, matrices=matrices)
+
+    def _try_place_layers(self, weights: Mapping[Site, SiteWeights]) -> Placement | None:
         sites: dict[Site, PooledSite] = {}
         for site, w in weights.items():
             runs = self._take_runs(site, padded_rank(w.rank))
@@ -136,11 +153,30 @@ class Placer:
         middle = run.offset + run.num_rows * num_in
         return slice(run.offset, middle), slice(middle, middle + run.num_rows * num_out)
 
+    def elements(self, block: Block) -> slice:
+        return slice(
+            block.start * self.unit_elements, (block.start + block.num_units) * self.unit_elements
+        )
+
     def _page_units(self, site: Site, num_rows: int) -> int:
         return num_rows // PAGE_ROWS * (sum(self._base.shape(site)) // self._unit_width)
 
     def _block_units(self, vectors: Sequence[_Vector]) -> int:
-        return -(-sum(vector.padded for vector in vectors) // self.unit_elements)
+        return self._units_of(sum(vector.padded for vector in vectors))
+
+    def _units_of(self, num_elements: int) -> int:
+        return -(-num_elements // self.unit_elements)
+
+    def _take_matrices(self, sizes: Sequence[int]) -> tuple[Block, ...] | None:
+        taken: list[Block] = []
+        for size in sizes:
+            num_units = self._units_of(size)
+            start = self.arena.try_take(num_units)
+            if start is None:
+                self.give_back(Placement({}, matrices=tuple(taken)))
+                return None
+            taken.append(Block(start, num_units))
+        return tuple(taken)
 
     def _take_runs(self, site: Site, num_rows: int) -> tuple[Run, ...] | None:
         if num_rows == 0:
@@ -171,6 +207,10 @@ class Placer:
                 return None
             taken.append((Block(start, num_units), group))
         return taken
+
+
+def _of_layers(weights: Mapping[Site, SiteWeights]) -> Mapping[Site, SiteWeights]:
+    return {site: w for site, w in weights.items() if not site.is_vocabulary}
 
 
 def _vectors(weights: Mapping[Site, SiteWeights]) -> Iterator[_Vector]:

@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import threading
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
+from weft_adapters.device_vocabulary import DeviceVocabulary, create_device_vocabulary
 from weft_adapters.placement import Placement, Placer, PooledSite, Run
-from weft_adapters.site_weights import SiteWeights
+from weft_adapters.site_weights import SiteWeights, matrices_of
 from weft_adapters.sites import BaseSpec, Site
 from weft_adapters.tensors import Float32
 from weft_kernels.memory import zeros
@@ -30,7 +31,8 @@ _MAX_ELEMENTS_AT_ONCE = 32768
 class PooledAdapter:
     """An adapter on the device. `checksum` is over all of it as it was written, where the pool
     keeps them; `load_number` counts the pool's loads, so that each can be told from the next;
-    `prepared` is what was made of its sites at the load (see `PagePool.prepare_with`)."""
+    `prepared` is what was made of its layers' sites at the load (see `PagePool.prepare_with`);
+    `vocabulary` is its part in embedding and head, None for none."""
 
     digest: str
     placement: Placement
@@ -38,6 +40,7 @@ class PooledAdapter:
     checksum: int | None
     load_number: int
     prepared: object = field(default=None, repr=False, compare=False)
+    vocabulary: DeviceVocabulary | None = field(default=None, repr=False, compare=False)
 
     @property
     def sites(self) -> Mapping[Site, PooledSite]:
@@ -144,6 +147,7 @@ class PagePool:
         try:
             for site, pooled in placement.sites.items():
                 self._write(site, pooled, weights[site])
+            vocabulary = self._write_vocabulary(placement, weights)
             checksum = self._checksum(placement) if self._keep_checksums else None
             prepared = None if self._prepare is None else self._prepare(placement.sites)
         except BaseException:
@@ -155,7 +159,7 @@ class PagePool:
         with self._lock:
             self._num_loads += 1
             adapter = PooledAdapter(
-                digest, placement, num_bytes, checksum, self._num_loads, prepared
+                digest, placement, num_bytes, checksum, self._num_loads, prepared, vocabulary
             )
             self._adapters[digest] = adapter
             del self._being_written[digest]
@@ -180,7 +184,17 @@ class PagePool:
             if offset is not None and vector is not None:
                 self._copy(vector, slice(offset, offset + vector.size), site)
 
-    def _copy(self, source: Float32, bounds: slice, site: Site) -> None:
+    def _write_vocabulary(
+        self, placement: Placement, weights: Mapping[Site, SiteWeights]
+    ) -> DeviceVocabulary | None:
+        matrices, views = matrices_of(weights), []
+        for block, matrix in zip(placement.matrices, matrices, strict=True):
+            bounds = self._placer.elements(block)
+            self._copy(matrix, bounds, "embedding or head")
+            views.append(self._memory[bounds][: matrix.size].view(matrix.shape))
+        return create_device_vocabulary(self._base, weights, matrices, views)
+
+    def _copy(self, source: Float32, bounds: slice, site: Site | str) -> None:
         """Values to a part of the arena, and zeros after them: it may hold another adapter's."""
         filled = slice(bounds.start, bounds.start + source.size)
         padding = slice(filled.stop, bounds.stop)
@@ -229,13 +243,18 @@ class PagePool:
 
     def _checksum(self, placement: Placement) -> int:
         checksum = 0
-        for site, pooled in placement.sites.items():
-            pages = [view for run in pooled.runs for view in self._views(site, run)]
-            for view in [*pages, *self._vectors(site, pooled)]:
-                if view is not None:
-                    data = view.cpu().contiguous().view(torch.uint8).numpy()
-                    checksum = zlib.crc32(data.data, checksum)
+        for view in self._held(placement):
+            data = view.cpu().contiguous().view(torch.uint8).numpy()
+            checksum = zlib.crc32(data.data, checksum)
         return checksum
+
+    def _held(self, placement: Placement) -> Iterator[Tensor]:
+        """All that was written for an adapter."""
+        for site, pooled in placement.sites.items():
+            for run in pooled.runs:
+                yield from self._views(site, run)
+            yield from (vector for vector in self._vectors(site, pooled) if vector is not None)
+        yield from (self._memory[self._placer.elements(block)] for block in placement.matrices)
 
     def integrity(self) -> None:
         """AssertionError when a page is lost or shared, or, where the pool keeps checksums, does

@@ -86,7 +86,9 @@ class ValidationReport:
     not known. `warnings` are sentences.
 
     `sites` counts the touched sites by projection; `missing` are patterns of what the config says
-    is adapted and no tensor is there for; `tier_bytes` is what the adapter takes on each tier.
+    is adapted and no tensor is there for; `tier_bytes` is what the adapter takes on each tier, at
+    most: rows of a matrix that are the base's need no room. `vocab_size`: the adapter's tokens,
+    where it has an embedding or a head of its own.
     """
 
     ok: bool
@@ -104,6 +106,7 @@ class ValidationReport:
     missing: tuple[str, ...] = ()
     tier_bytes: Mapping[str, int] = field(default_factory=dict)
     smoke: Smoke | None = None
+    vocab_size: int | None = None
 
     @property
     def max_rank(self) -> int:
@@ -130,6 +133,7 @@ class ValidationReport:
             "num_rows_left_out": self.num_rows_left_out,
             "missing": list(self.missing),
             "tier_bytes": dict(self.tier_bytes),
+            "vocab_size": self.vocab_size,
             "smoke": None if self.smoke is None else self.smoke.to_dict(),
         }
 

@@ -20,6 +20,11 @@ SHARED_PROJECTIONS = (*SHARED_MLP_PROJECTIONS, "shared_expert_gate")
 # of a layer's experts: from a row to a logit for each
 ROUTER = "router"
 PROJECTIONS = (*ATTENTION_PROJECTIONS, *MLP_PROJECTIONS, *SHARED_PROJECTIONS, ROUTER)
+# before the first layer and behind the last one: sites of their own kind, which no step's adapted
+# linears run over
+EMBEDDING, HEAD = "embed_tokens", "lm_head"
+VOCABULARY_PROJECTIONS = (EMBEDDING, HEAD)
+VOCABULARY_MODULES = {EMBEDDING: "model.embed_tokens", HEAD: "lm_head"}
 # those that read the same rows stand together
 INPUTS = (
     ("q_proj", "k_proj", "v_proj"),
@@ -32,7 +37,9 @@ INPUTS = (
     (ROUTER,),
 )
 
-_PROJECTION_ORDER = {projection: index for index, projection in enumerate(PROJECTIONS)}
+_PROJECTION_ORDER = {
+    projection: index for index, projection in enumerate(PROJECTIONS + VOCABULARY_PROJECTIONS)
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +47,7 @@ class Site:
     """One base weight that an adapter may change; `expert` is None where it is not one of several.
 
     Sites sort in canonical order: by layer, then attention, shared expert and router, expert by
-    expert.
+    expert. The embedding's layer is -1, the head's the number of layers (see `BaseSpec`).
     """
 
     layer: int
@@ -51,8 +58,15 @@ class Site:
         return self._key < other._key
 
     def __str__(self) -> str:
+        if self.is_vocabulary:
+            return self.projection
         expert = "" if self.expert is None else f" expert {self.expert}"
         return f"layer {self.layer}{expert} {self.projection}"
+
+    @property
+    def is_vocabulary(self) -> bool:
+        """The embedding or the head, whose one side is the vocabulary."""
+        return self.projection in VOCABULARY_PROJECTIONS
 
     @property
     def _key(self) -> tuple[int, int, int]:
@@ -62,7 +76,11 @@ class Site:
 
 @dataclass(frozen=True, slots=True)
 class BaseSpec:
-    """The sites of one base model and their shapes; `digest` names the base's exact weights."""
+    """The sites of one base model and their shapes; `digest` names the base's exact weights.
+
+    A `vocab_size` of 0: nobody said how large it is, and neither embedding nor head is a site.
+    `is_tied`: the head is the embedding.
+    """
 
     digest: str
     num_layers: int
@@ -75,6 +93,8 @@ class BaseSpec:
     moe_layers: frozenset[int]
     shared_intermediate_size: int = 0
     expert_names: ExpertNames = ExpertNames()
+    vocab_size: int = 0
+    is_tied: bool = False
 
     @classmethod
     def from_config(cls, config: Mapping[str, object], digest: str) -> BaseSpec:
@@ -95,7 +115,19 @@ class BaseSpec:
             moe_layers=shape.moe_layers,
             shared_intermediate_size=shape.shared_intermediate_size,
             expert_names=family_of(config).experts,
+            vocab_size=shape.vocab_size,
+            is_tied=shape.is_tied,
         )
+
+    @property
+    def embedding(self) -> Site:
+        """The site of the embedding, a row for each token."""
+        return Site(-1, EMBEDDING)
+
+    @property
+    def head(self) -> Site:
+        """The site of the head, a column for each token."""
+        return Site(self.num_layers, HEAD)
 
     def is_moe(self, layer: int) -> bool:
         """True when the MLP of `layer` is a set of experts."""
@@ -103,6 +135,8 @@ class BaseSpec:
 
     def has(self, site: Site) -> bool:
         """True when this base has a weight at `site`."""
+        if site.is_vocabulary:
+            return self.vocab_size > 0 and site in (self.embedding, self.head)
         if not 0 <= site.layer < self.num_layers or site.projection not in PROJECTIONS:
             return False
         if site.projection in SHARED_PROJECTIONS:
@@ -118,6 +152,10 @@ class BaseSpec:
         """`(in_features, out_features)` of the weight at `site`; KeyError for no such site."""
         if not self.has(site):
             raise KeyError(f"The base has no {site}.")
+        if site.is_vocabulary:
+            is_head = site.projection == HEAD
+            sizes = (self.vocab_size, self.hidden_size)
+            return (sizes[1], sizes[0]) if is_head else sizes
         inner = self.intermediate_size if site.expert is None else self.moe_intermediate_size
         hidden, shared = self.hidden_size, self.shared_intermediate_size
         return {
@@ -136,7 +174,7 @@ class BaseSpec:
         }[site.projection]
 
     def sites(self) -> Iterator[Site]:
-        """Every site, in canonical order."""
+        """Every site of the layers, in canonical order."""
         for layer in range(self.num_layers):
             for projection in self._single_projections(layer):
                 yield Site(layer, projection)
@@ -151,7 +189,7 @@ class BaseSpec:
         return ATTENTION_PROJECTIONS + tuple(p for p in others if self.has(Site(layer, p)))
 
     def shapes(self) -> frozenset[tuple[int, int]]:
-        """The distinct `(in_features, out_features)` over all sites."""
+        """The distinct `(in_features, out_features)` over all sites of the layers."""
         found: set[tuple[int, int]] = set()
         for layer in range(self.num_layers):
             found.update(self.shape(Site(layer, name)) for name in self._single_projections(layer))

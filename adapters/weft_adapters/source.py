@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from io import BytesIO
 
+from weft_adapters.base_weights import BaseWeights
 from weft_adapters.config import parse_config
 from weft_adapters.digest import adapter_digest
 from weft_adapters.faults import AdapterFaultError
@@ -19,7 +20,9 @@ class DigestMismatchError(ValueError):
     """The stored bytes are not those that were registered."""
 
 
-def load_verified(stored: StoredAdapter, digest: str, base: BaseSpec) -> dict[Site, SiteWeights]:
+def load_verified(
+    stored: StoredAdapter, digest: str, base: BaseSpec, base_weights: BaseWeights | None = None
+) -> dict[Site, SiteWeights]:
     """Read the factors; DigestMismatchError when the bytes are not those of `digest`, and
     AdapterFaultError when they are no adapter of this base at all."""
     config = parse_config(stored.config_path.read_bytes())
@@ -33,4 +36,4 @@ def load_verified(stored: StoredAdapter, digest: str, base: BaseSpec) -> dict[Si
         found = adapter_digest(config, plan, header, file, base.digest)
         if found != digest:
             raise DigestMismatchError(f"the stored bytes have digest {found}, not {digest}")
-        return load(plan, file, base)
+        return load(plan, file, base, base_weights)

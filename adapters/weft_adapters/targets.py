@@ -15,6 +15,7 @@ from weft_adapters.sites import (
     ATTENTION_PROJECTIONS,
     ROUTER,
     SHARED_MLP_PROJECTIONS,
+    VOCABULARY_MODULES,
     BaseSpec,
     Site,
 )
@@ -137,6 +138,8 @@ def _names_of(site: Site, base: BaseSpec) -> tuple[list[str], list[str]]:
     """The modules that are a site, and the parameters that it is in or is: transformers 4 has a
     module per expert, transformers 5 parameters of all experts."""
     layer, names = f"model.layers.{site.layer}", base.expert_names
+    if site.is_vocabulary:
+        return [VOCABULARY_MODULES[site.projection]], []
     if site.projection in ATTENTION_PROJECTIONS:
         return [f"{layer}.self_attn.{site.projection}"], []
     if site.projection == ROUTER:
@@ -219,4 +222,7 @@ def compare(targets: Targets, adapted: Iterable[Site], base: BaseSpec) -> Differ
         return Differences()
     there = set(adapted)
     named = {site for site in base.sites() if targets.has_site(site, base)}
-    return Differences(tuple(sorted(named - there)), tuple(sorted(there - named)))
+    if base.vocab_size and not targets.is_all_linear:
+        named |= {s for s in (base.embedding, base.head) if targets.has_site(s, base)}
+    unnamed = {site for site in there - named if not site.is_vocabulary}  # it may be saved whole
+    return Differences(tuple(sorted(named - there)), tuple(sorted(unnamed)))

@@ -6,6 +6,7 @@ import math
 import mmap
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 from types import TracebackType
 
@@ -76,6 +77,19 @@ class TensorFile:
             values[filled : filled + part.size] = part
             filled += part.size
         return values.reshape(info.shape)
+
+    def read_rows(self, name: str, first: int, stop: int) -> Float32:
+        """Rows `[first, stop)` of a matrix, likewise."""
+        info = self._header.tensors[name]
+        num_rows, width = info.shape
+        row_bytes = info.num_bytes // num_rows
+        part = self._map[info.start + first * row_bytes : info.start + stop * row_bytes]
+        return _widen(part, info.dtype).reshape(stop - first, width)
+
+    def are_equal(self, first: str, second: str) -> bool:
+        """Of the same bytes."""
+        pairs = zip_longest(self.chunks(first), self.chunks(second))
+        return all(one == other for one, other in pairs)
 
     def stats(self, name: str) -> TensorStats:
         """Read once and in pieces."""

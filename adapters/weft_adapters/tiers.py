@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable
 
 from weft_adapters.arrivals import AdapterUnreadableError, Arrivals
+from weft_adapters.base_weights import BaseWeights
 from weft_adapters.fetch import DownloadedSource, as_source
 from weft_adapters.loader import AdapterTooLargeError, Loader
 from weft_adapters.pool import PagePool, PooledAdapter
@@ -33,7 +34,11 @@ logger = logging.getLogger("weft.adapters")
 
 class AdapterTiers:
     """The adapters of one replica. `on_change` is called by a thread of ours whenever an adapter
-    has reached the device or failed. A source of downloads is closed with the tiers."""
+    has reached the device or failed. A source of downloads is closed with the tiers.
+
+    base_weights: of the base as it is served, which adapters are read against; None where nobody
+    serves it.
+    """
 
     def __init__(
         self,
@@ -43,13 +48,14 @@ class AdapterTiers:
         host_budget_bytes: int,
         on_change: Callable[[], None] = lambda: None,
         *,
+        base_weights: BaseWeights | None = None,
         num_downloads: int = 8,
         num_readers: int = 1,
     ) -> None:
         self._pool, self._on_change = pool, on_change
         self._source = as_source(store)
         self._arrivals = Arrivals(
-            self._source, base, tell=self._tell, num_readers=num_readers,
+            self._source, base, base_weights, tell=self._tell, num_readers=num_readers,
             num_downloads=num_downloads if isinstance(store, DownloadedSource) else 0,
         )  # fmt: skip
         self._table = TierTable(self._source, pool, host_budget_bytes, self._arrivals.add)

@@ -22,6 +22,7 @@ from weft_adapters.report import ValidationReport, listed, tensor_rows
 from weft_adapters.sites import BaseSpec
 from weft_adapters.targets import Differences, compare
 from weft_adapters.tensors import TensorFile, TensorStats
+from weft_adapters.vocabulary import check_twins
 
 __all__ = ["ValidationReport", "validate"]
 
@@ -72,6 +73,7 @@ def validate(
     with TensorFile(tensors_path, header) as file:
         stats = {name: file.stats(name) for name in header.tensors}
         faults += _bad_values(stats, dtype)
+        faults += check_twins(plan.vocabulary, file)
         if faults:
             return _refused(faults, header, plan, stats)
         digest = adapter_digest(config, plan, header, file, base.digest) if base.digest else None
@@ -178,6 +180,8 @@ def _accepted(
     sites: dict[str, int] = {}
     for site in ranks:
         sites[site.projection] = sites.get(site.projection, 0) + 1
+    vocabulary = plan.vocabulary
+    own = 0 if vocabulary is None else vocabulary.num_matrix_rows * base.hidden_size
     rows, num_left_out = tensor_rows(header, plan.uses(), stats)
     return ValidationReport(
         ok=True,
@@ -194,10 +198,12 @@ def _accepted(
         tier_bytes={
             "store": header.num_bytes,
             "disk": header.num_bytes,
-            "host": sum(rank * sum(base.shape(site)) * 4 for site, rank in ranks.items()),
-            "device": sum(
+            "host": 4 * own + sum(rank * sum(base.shape(site)) * 4 for site, rank in ranks.items()),
+            "device": value_bytes * own
+            + sum(
                 padded_rank(rank) * sum(base.shape(site)) * value_bytes
                 for site, rank in ranks.items()
             ),
         },
+        vocab_size=None if vocabulary is None else vocabulary.num_tokens,
     )

@@ -116,6 +116,19 @@ class TenantShare:
 
 
 @dataclass(frozen=True, slots=True)
+class RequestVocabulary:
+    """The vocabulary of an adapter that has added tokens, or files of a tokenizer.
+
+    num_tokens: ids are below it. eos_token_ids: what ends an answer besides the base's.
+    has_tokenizer: it came with files of its own, which turn its tokens into text.
+    """
+
+    num_tokens: int
+    eos_token_ids: frozenset[int] = frozenset()
+    has_tokenizer: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class EngineRequest:
     """One generation, or `sampling.n` of them that share a prompt. `adapter_digest` is None for
     the base model itself.
@@ -124,6 +137,8 @@ class EngineRequest:
     never puts one tenant before another. `queue_timeout_s` is how long it may wait to be started,
     `timeout_s` how long it may take in all; None: as long as it takes. `cache_salt` keeps its
     prompt from being matched with prompts of the same tenant that have another salt.
+
+    `vocabulary`: where the adapter has one of its own.
     """
 
     request_id: str
@@ -136,6 +151,7 @@ class EngineRequest:
     queue_timeout_s: float | None = None
     timeout_s: float | None = None
     cache_salt: str = ""
+    vocabulary: RequestVocabulary | None = None
 
     def __post_init__(self) -> None:
         for name in ("queue_timeout_s", "timeout_s"):

@@ -34,6 +34,7 @@ def dense() -> BaseSpec:
         "num_key_value_heads": 2,
         "head_dim": 16,
         "intermediate_size": 48,
+        "vocab_size": 40,
     }
     return BaseSpec.from_config({"model_type": "qwen3", **sizes}, "sha256:" + "0" * 64)
 

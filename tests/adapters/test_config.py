@@ -52,7 +52,7 @@ def test_scales() -> None:
         ("bias", "lora_only"),
         ("trainable_token_indices", [1, 2]),
         ("layer_replication", [[0, 2]]),
-        ("modules_to_save", ["lm_head"]),
+        ("modules_to_save", ["lm_head", "norm"]),
         ("alora_invocation_tokens", [1]),
         ("use_qalora", True),
         ("use_bdlora", {"nblocks": 2}),

@@ -21,6 +21,7 @@ from peft import AdaLoraConfig, LoraConfig, PeftModel, get_peft_model
 from safetensors.numpy import load_file, save_file
 from tests.engine.families import ATTENTION, BOTH
 from tests.engine.merges import PeftMerge
+from tests.engine.vocabulary_forms import VOCABULARY_FORMS
 from transformers import PreTrainedModel
 
 from weft_adapters.sites import MLP_PROJECTIONS, ROUTER, BaseSpec, Site
@@ -41,11 +42,12 @@ def load_with_peft(model: PreTrainedModel, folder: Path) -> Any:
 
 @dataclass(frozen=True)
 class Form:
-    """`base`: one of `families.CASES`."""
+    """`base`: one of `families.CASES`; `num_added`: tokens that it has beyond the base's."""
 
     base: str
     build: Build
     reference: Reference = load_with_peft
+    num_added: int = 0
 
 
 def lora(**keys: Any) -> Build:
@@ -280,6 +282,11 @@ FORMS: dict[str, Form] = {
     "merged, ties": merged([0.6, 1.0, 0.5], "ties", 0.6),
     "merged, dare_linear": merged([0.6, 0.4, 0.5], "dare_linear", 0.7),
     "merged, dare_ties": merged([0.6, 0.4, 0.9], "dare_ties", 0.7, "frequency"),
+}
+
+FORMS |= {
+    name: Form(base, own.build, own.load, own.num_added)
+    for name, (base, own) in VOCABULARY_FORMS.items()
 }
 
 

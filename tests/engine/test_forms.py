@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
-from tests.engine.families import CASES, create_model
+from tests.engine.families import CASES, SIZES, create_model
 from tests.engine.forms import DENSE, FORMS, MOE, load_reference, write
 from torch import Tensor
 
 from weft.engine.offline import AdapterRefusedError, load_adapters, register_folder, run_requests
-from weft.messages import EngineRequest, SamplingParams
+from weft.messages import EngineRequest, RequestVocabulary, SamplingParams
 from weft_adapters.store import FolderStore
 
 if TYPE_CHECKING:
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from tests.conftest import Bench, NearTies
 
 NUM_TOKENS = 64
+VOCAB_SIZE = SIZES["vocab_size"]
 NEAR_TIE = 1e-4
 
 
@@ -109,11 +110,23 @@ def get_answers(get_workshop: Callable[[str], Workshop]) -> Callable[[str, str],
         load_adapters(built, [digest for digest in digests.values() if digest is not None])
         rng = random.Random(0)
         prompts = {
-            name: [rng.randrange(256) for _ in range(rng.randint(5, 30))] for name in digests
+            name: [
+                *(rng.randrange(256) for _ in range(rng.randint(5, 30))),
+                *added_tokens(name),
+                3,
+            ]
+            for name in digests
         }
         sampling = SamplingParams(NUM_TOKENS, temperature=0, ignore_eos=True)
         requests = {
-            name: EngineRequest(str(name), "tenant", tuple(prompt), sampling, digests[name])
+            name: EngineRequest(
+                str(name),
+                "tenant",
+                tuple(prompt),
+                sampling,
+                digests[name],
+                vocabulary=vocabulary_of(name),
+            )
             for name, prompt in prompts.items()
         }
         completions = run_requests(built, requests.values())
@@ -127,6 +140,16 @@ def get_answers(get_workshop: Callable[[str], Workshop]) -> Callable[[str, str],
         )
 
     return get
+
+
+def added_tokens(name: str | None) -> list[int]:
+    num_added = 0 if name is None else FORMS[name].num_added
+    return [VOCAB_SIZE + i for i in range(0, num_added, 3)]
+
+
+def vocabulary_of(name: str | None) -> RequestVocabulary | None:
+    num_added = 0 if name is None else FORMS[name].num_added
+    return RequestVocabulary(VOCAB_SIZE + num_added) if num_added else None
 
 
 @pytest.mark.slow
@@ -144,7 +167,8 @@ def test_first_step_logits_are_pefts(
     want = get_workshop(base).logits(name, prompt)[-1]
     scale = max(1.0, float(want.abs().max()))
     assert float((got[: len(want)] - want).abs().max()) / scale < 1e-4
-    without = get_workshop(base).logits(None, prompt)[-1]
+    known = [token for token in prompt if token < VOCAB_SIZE]
+    without = get_workshop(base).logits(None, known)[-1]
     num_common = min(len(want), len(without))
     assert float((want[:num_common] - without[:num_common]).abs().max()) / scale > 1e-2, (
         "the adapter changes too little to be a test"

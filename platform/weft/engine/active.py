@@ -104,9 +104,10 @@ class ActiveSet:
     def order_key(self, digest: str | None, num_rows: int) -> tuple[int, bool, int]:
         """Rows of requests sorted by this key have those of a rank group side by side: first those
         that bring few rows, in slot order, then the others."""
-        if digest is None or not self._ranks_of[digest]:
+        ranks = () if digest is None else self._ranks_of[digest]
+        if digest is None or not ranks:
             return (0, False, 0)
-        rank = self._ranks_of[digest][0]
+        rank = ranks[0]
         return (rank, num_rows > FEW_ROWS, self._groups[rank].holders.index(digest))
 
     def create_batch(self, row_digests: Sequence[str | None]) -> PackedBatch:

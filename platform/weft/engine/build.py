@@ -22,6 +22,7 @@ from weft.engine.grammar import Grammars
 from weft.engine.kv_cache import create_kv_cache
 from weft.engine.model.config import ModelConfig, create_model_config, read_hf_config
 from weft.engine.model.decoder import Decoder, KVCache
+from weft.engine.model.served_weights import ServedWeights
 from weft.engine.model.weights import load_weights
 from weft.engine.prefix import PrefixRoots
 from weft.engine.runner import AdapterSet, Runner
@@ -87,6 +88,7 @@ def build_engine(
     tiers = AdapterTiers(
         FolderStore(config.adapters_dir), base, pool, config.host_adapter_bytes,
         on_change=on_adapter_change,
+        base_weights=ServedWeights(weights, base, config.quantization),
     )  # fmt: skip
     kv_dtype = resolve_kv_dtype(config.kv_dtype, dtype)
     kv, host_kv = _create_caches(config, model, memory, kv_dtype, device)

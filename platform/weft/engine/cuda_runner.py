@@ -2,7 +2,8 @@
 
 A launch queues all three and waits for nothing; to collect is to wait for the copy back, while the
 next step may run already. Steps that only decode are padded to the next captured layout (`graphs`)
-and replayed; steps with prompts run the same code kernel by kernel. Tokens are chosen on the device
+and replayed; steps with prompts, or with tokens, an embedding or a head of an adapter's own, run
+the same code kernel by kernel. Tokens are chosen on the device
 and the next step finds them there, but for rows whose logits the host has to change or to look at:
 their step has to be collected before another is launched, which writes to the same logits.
 """
@@ -31,6 +32,7 @@ from weft.engine.step_inputs import (
     num_ints,
     view_step,
 )
+from weft.engine.vocabulary_batch import VocabularyBatch, create_vocabulary_batch
 from weft_adapters.pool import PooledAdapter
 from weft_kernels.cuda import sample as device_sampler
 from weft_kernels.cuda.attention_plan import AttentionPlanner, create_attention_planner
@@ -149,14 +151,18 @@ class CudaRunner(Runner):
         self._row_of = {item.req: row for row, item in enumerate(items)}
         slots, reach = self._slots.slots(rows.digests)
         is_decode = len(rows.tokens) == len(items)
-        captured = self._graphs.find(len(items), reach) if is_decode else None
+        vocabulary = create_vocabulary_batch(
+            rows.digests, rows.logit_rows, adapters, self._decoder.config.vocab_size
+        )
+        can_replay = is_decode and vocabulary is None
+        captured = self._graphs.find(len(items), reach) if can_replay else None
         if captured is not None:
             self._send(items, rows, slots, captured.layout)
             return items, captured.replay()
         attention, limits = self._planner.pack(rows.spans, rows.tables)
         layout = StepLayout(len(rows.tokens), len(items), limits, reach)
         self._buffers.send(layout, _values(items, rows, slots), attention)
-        return items, self._compute(layout)
+        return items, self._compute(layout, vocabulary)
 
     def _send(
         self, items: Sequence[ScheduledReq], rows: StepRows, slots: Sequence[int],
@@ -167,7 +173,7 @@ class CudaRunner(Runner):
         self._buffers.send(layout, _values(items, rows, slots), attention)
 
     @torch.inference_mode()
-    def _compute(self, layout: StepLayout) -> StepOutput:
+    def _compute(self, layout: StepLayout, vocabulary: VocabularyBatch | None = None) -> StepOutput:
         """The step whose metadata the device has: what is captured, and what runs otherwise."""
         parts, attention = view_step(self._buffers.step, layout)
         batch = Batch(
@@ -178,6 +184,7 @@ class CudaRunner(Runner):
             attention=PlannedAttention(self._planner.view(attention, layout.limits)),
             adapters=self._slots.create_device_batch(parts["slots"], layout.reach),
             num_tokens=parts["num_tokens"],
+            vocabulary=vocabulary,
         )
         logits_NV = self._decoder.forward(batch, self._kv)
         rows = device_sampler.SamplingRows(
@@ -188,10 +195,14 @@ class CudaRunner(Runner):
             top_ps=parts["top_ps"],
             min_ps=parts["min_ps"],
         )
-        tokens_N, status_N = device_sampler.sample(logits_NV, rows)
+        sizes = None if vocabulary is None else vocabulary.sizes
+        is_masked_N = None
+        if sizes is not None:  # -inf is behind a row's own tokens, too
+            is_masked_N = torch.ones(len(sizes), dtype=torch.bool, device=self._device)
+        tokens_N, status_N = device_sampler.sample(logits_NV, rows, is_masked_N)
         picked_2N = self._buffers.chosen[: 2 * layout.num_logits].view(2, -1)
         torch.stack((tokens_N.to(torch.int32), status_N), out=picked_2N)
-        return StepOutput(logits_NV, picked_2N)
+        return StepOutput(logits_NV, picked_2N, sizes)
 
     def _collect(
         self, items: Sequence[ScheduledReq], output: StepOutput, outcome: HostBuffer
@@ -213,7 +224,11 @@ class CudaRunner(Runner):
             with self._on_stream():
                 rows = torch.tensor(own).to(self._device)
                 logits_NV = output.logits_NV.index_select(0, rows)
-                sampled = sample(logits_NV, [items[i].req for i in own], self._eos_token_ids)
+                sizes = None
+                if output.vocab_sizes is not None:
+                    sizes = [output.vocab_sizes[i] for i in own]
+                reqs = [items[i].req for i in own]
+                sampled = sample(logits_NV, reqs, self._eos_token_ids, vocab_sizes=sizes)
             for i, row in zip(own, sampled, strict=True):
                 results[i] = row
         return results

@@ -95,10 +95,13 @@ class Engine:
             raise ValueError(f"The KV cache is too small for a request of {total} tokens.")
         sampling = request.sampling
         biased = [token for token, _ in sampling.logit_bias]
-        for tokens in (request.prompt_token_ids, sampling.stop_token_ids, biased):
-            bad = next((t for t in tokens if not 0 <= t < self._vocab_size), None)
+        own = request.vocabulary
+        vocab_size = self._vocab_size if own is None else own.num_tokens
+        ends = frozenset[int]() if own is None else own.eos_token_ids
+        for tokens in (request.prompt_token_ids, sampling.stop_token_ids, biased, ends):
+            bad = next((t for t in tokens if not 0 <= t < vocab_size), None)
             if bad is not None:
-                raise ValueError(f"Token id {bad} is outside the vocabulary of {self._vocab_size}.")
+                raise ValueError(f"Token id {bad} is outside the vocabulary of {vocab_size}.")
         if sampling.grammar is not None:
             self.grammars.compile(sampling.grammar)
 

@@ -6,7 +6,7 @@ the same place in every replay, and all grids are sized by the layout alone.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,10 +19,12 @@ from weft.engine.step_inputs import StepLayout
 @dataclass(frozen=True, slots=True)
 class StepOutput:
     """logits_NV float32 `[N, V]`; picked_2N int32 `[2, N]`: the tokens and what became of each row
-    (`weft_kernels.cuda.sample`), good until the next step runs."""
+    (`weft_kernels.cuda.sample`), good until the next step runs. vocab_sizes: how many tokens each
+    row has, None: V."""
 
     logits_NV: Tensor
     picked_2N: Tensor
+    vocab_sizes: Sequence[int] | None = None
 
 
 Compute = Callable[[StepLayout], StepOutput]

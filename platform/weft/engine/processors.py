@@ -31,7 +31,7 @@ def _forbid_ends(logits_MV: Tensor, reqs: Sequence[Req], eos_token_ids: frozense
         (row, token)
         for row, req in enumerate(reqs)
         if req.num_output_tokens < req.request.sampling.min_tokens
-        for token in eos_token_ids.union(req.request.sampling.stop_token_ids)
+        for token in eos_token_ids.union(req.eos_token_ids, req.request.sampling.stop_token_ids)
     ]
     if pairs:
         rows, tokens = torch.tensor(pairs, device=logits_MV.device).unbind(1)

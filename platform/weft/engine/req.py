@@ -84,6 +84,12 @@ class Req:
         return self.request.adapter_digest
 
     @property
+    def eos_token_ids(self) -> frozenset[int]:
+        """What ends its answers besides the base's ends of text."""
+        vocabulary = self.request.vocabulary
+        return frozenset() if vocabulary is None else vocabulary.eos_token_ids
+
+    @property
     def num_prompt_tokens(self) -> int:
         return len(self.request.prompt_token_ids)
 

@@ -17,6 +17,7 @@ from weft.engine.model.decoder import AdapterBatch, Batch, Decoder, KVCache
 from weft.engine.plan import BlockMoves, ScheduledReq, StepPlan
 from weft.engine.req import Req
 from weft.engine.sampler import Sampled, sample
+from weft.engine.vocabulary_batch import create_vocabulary_batch
 from weft_adapters.pool import PooledAdapter
 
 
@@ -96,11 +97,12 @@ class Runner:
         if not plan.scheduled:
             self._move(plan.moves)
             return PendingStep((), lambda: ())
-        items, logits_NV = self._forward(plan, adapters)
+        items, batch, logits_NV = self._run(plan, adapters)
         samples = [item.samples for item in items]
         reqs, backend = [item.req for item in items], self._decoder.backend
         positions = [item.stop for item in items]
-        sampled = sample(logits_NV, reqs, self._eos_token_ids, samples, backend, positions)
+        sizes = None if batch.vocabulary is None else batch.vocabulary.sizes
+        sampled = sample(logits_NV, reqs, self._eos_token_ids, samples, backend, positions, sizes)
         self._row_of = {req: row for row, req in enumerate(reqs)}
         self._chosen = [row.token or 0 for row in sampled]  # who failed has no use for its next
         return PendingStep(items, lambda: sampled)
@@ -116,10 +118,17 @@ class Runner:
         self, plan: StepPlan, adapters: Mapping[str, PooledAdapter]
     ) -> tuple[list[ScheduledReq], torch.Tensor]:
         """The plan's items in the order of the batch, and the logits at each one's last row."""
+        items, _, logits_NV = self._run(plan, adapters)
+        return items, logits_NV
+
+    def _run(
+        self, plan: StepPlan, adapters: Mapping[str, PooledAdapter]
+    ) -> tuple[list[ScheduledReq], Batch, torch.Tensor]:
         self._move(plan.moves)
         self._adapters.update(adapters)
         items = sorted(plan.scheduled, key=self._order_key)
-        return items, self._decoder.forward(self._create_batch(items), self._kv)
+        batch = self._create_batch(items, adapters)
+        return items, batch, self._decoder.forward(batch, self._kv)
 
     def _move(self, moves: BlockMoves) -> None:
         if self._host_kv is not None:
@@ -155,7 +164,9 @@ class Runner:
             rows.logit_rows.append(len(rows.tokens) - 1)
         return rows
 
-    def _create_batch(self, items: Sequence[ScheduledReq]) -> Batch:
+    def _create_batch(
+        self, items: Sequence[ScheduledReq], adapters: Mapping[str, PooledAdapter]
+    ) -> Batch:
         rows = self._create_rows(items)
 
         def device_tensor(values: list[int]) -> torch.Tensor:
@@ -171,4 +182,7 @@ class Runner:
                 rows.spans, rows.tables, self._block_size, self._device, self._decoder.windows
             ),
             adapters=self._adapters.create_batch(rows.digests),
+            vocabulary=create_vocabulary_batch(
+                rows.digests, rows.logit_rows, adapters, self._decoder.config.vocab_size
+            ),
         )

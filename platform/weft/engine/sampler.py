@@ -79,14 +79,18 @@ def sample(
     samples: Sequence[bool] | None = None,
     backend: Backend = _TORCH,
     positions: Sequence[int] | None = None,
+    vocab_sizes: Sequence[int] | None = None,
 ) -> list[Sampled]:
     """The next token of each request; where `samples` is False only whether its row is finite.
-    `positions`: how many tokens stand before it; None: those that the request has.
+    `positions`: how many tokens stand before it; None: those that the request has. `vocab_sizes`:
+    how many tokens each row has, -inf behind them; None: V.
 
     logits_NV float32 `[N, V]`, left as it is. Rows without parameters cost nothing but their
     argmax.
     """
     tokens, finite = backend.greedy(logits_NV)
+    if vocab_sizes is not None:
+        _correct_finite(finite, logits_NV, vocab_sizes)
     wanted = range(len(reqs)) if samples is None else [i for i, s in enumerate(samples) if s]
     changed = [i for i in wanted if reqs[i].is_processed]
     drawn = [i for i in wanted if reqs[i].request.sampling.temperature > 0]
@@ -113,6 +117,16 @@ def sample(
         failure = failure if is_finite else NON_FINITE
         results.append(Sampled(None if failure else token_id, failure, logprobs.get(i)))
     return results
+
+
+def _correct_finite(finite_N: Tensor, logits_NV: Tensor, vocab_sizes: Sequence[int]) -> None:
+    """What is behind a row's own tokens is no fault."""
+    vocab = logits_NV.shape[1]
+    for size in set(vocab_sizes) - {vocab}:
+        own = torch.tensor([i for i, n in enumerate(vocab_sizes) if n == size])
+        own = own.to(logits_NV.device)
+        is_finite = logits_NV.index_select(0, own)[:, :size].isfinite().all(dim=1)
+        finite_N.index_copy_(0, own, is_finite)
 
 
 def _draw(logits_NV: Tensor, reqs: Sequence[Req], positions: Sequence[int]) -> Tensor:

@@ -272,7 +272,7 @@ class Scheduler:
             return "stop"
         # a grammar has end of text only where it ends itself
         ends = not sampling.ignore_eos or req.grammar is not None
-        if ends and token in self._eos_token_ids:
+        if ends and (token in self._eos_token_ids or token in req.eos_token_ids):
             return "stop"
         if req.num_output_tokens >= sampling.max_tokens:
             return "length"

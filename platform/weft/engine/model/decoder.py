@@ -16,6 +16,7 @@ from torch import Tensor
 
 from weft.engine.model.config import ModelConfig
 from weft.engine.model.weights import DenseWeights, LayerWeights, ModelWeights, SharedExpert
+from weft.engine.vocabulary_batch import VocabularyBatch
 from weft_adapters.sites import ROUTER
 from weft_kernels.attention import Int8Cache
 from weft_kernels.backend import Attention, Backend
@@ -70,7 +71,8 @@ class Batch:
 
     tokens_T: int64 or int32; positions_T, kv_slots_T: int64; logit_rows: int64, the rows whose next
     token is asked for; attention: from the decoder's backend; num_tokens: int32 `[1]`, rows from
-    there on are padding, None where there is none.
+    there on are padding, None where there is none; vocabulary: None where no row's adapter has
+    tokens, an embedding or a head of its own.
     """
 
     tokens_T: Tensor
@@ -80,6 +82,7 @@ class Batch:
     attention: Attention
     adapters: AdapterBatch
     num_tokens: Tensor | None = None
+    vocabulary: VocabularyBatch | None = None
 
 
 class Decoder:
@@ -113,9 +116,14 @@ class Decoder:
 
     @torch.inference_mode()
     def forward(self, batch: Batch, kv: KVCache) -> Tensor:
-        """Write the rows' keys and values to `kv` and return float32 logits `[num rows, V]`."""
+        """Write the rows' keys and values to `kv` and return float32 logits `[num rows, V]`, or of
+        the largest vocabulary of the batch."""
         rotary = self._rotary_table.index_select(0, batch.positions_T)
-        x_TH = self.weights.embed_VH.index_select(0, batch.tokens_T)
+        embed_VH, head, vocabulary = self.weights.embed_VH, self.weights.head, batch.vocabulary
+        if vocabulary is None:
+            x_TH = embed_VH.index_select(0, batch.tokens_T)
+        else:
+            x_TH = vocabulary.embed(embed_VH, batch.tokens_T)
         eps, delta_TH = self.config.rms_norm_eps, None
         add_norm = self.backend.add_rms_norm_
         for i, layer in enumerate(self.weights.layers):
@@ -126,7 +134,8 @@ class Decoder:
         assert delta_TH is not None
         x_TH = x_TH.index_select(0, batch.logit_rows)
         delta_TH = delta_TH.index_select(0, batch.logit_rows)
-        return self.weights.head.apply(add_norm(x_TH, delta_TH, self.weights.norm, eps)).float()
+        h_TH = add_norm(x_TH, delta_TH, self.weights.norm, eps)
+        return head.apply(h_TH).float() if vocabulary is None else vocabulary.head(head, h_TH)
 
     def _attention(
         self, i: int, layer: LayerWeights, x_TH: Tensor, rotary: Tensor, batch: Batch, kv: KVCache

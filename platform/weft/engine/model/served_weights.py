@@ -26,6 +26,7 @@ class ServedWeights:
 
     def __init__(self, weights: ModelWeights, base: BaseSpec, quantization: str | None) -> None:
         self._layers, self._base = weights.layers, base
+        self._embed_VH, self._head = weights.embed_VH, weights.head
         dtype, self._device = weights.embed_VH.dtype, weights.embed_VH.device
         self._weight_format = f"{dtype}, {quantization}" if quantization else str(dtype)
         create_stream: Any = torch.cuda.Stream  # its constructor has no annotations
@@ -59,6 +60,24 @@ class ServedWeights:
         with on_this_thread_alone(), self._on_stream():
             a, b = (torch.from_numpy(factor).to(self._device) for factor in (a_RI, b_RO))
             found: Float32 = adapted_row_norms(self._matrix(site), a, b, scale).cpu().numpy()
+        return found
+
+    @torch.inference_mode()
+    def rows(self, site: Site, first: int, stop: int) -> Float32:
+        with on_this_thread_alone(), self._on_stream():
+            if site == self._base.embedding or self._base.is_tied:
+                rows = self._embed_VH[first:stop]
+            else:
+                rows = self._head.columns(first, stop).t()
+            found: Float32 = rows.to("cpu", torch.float32, copy=True).numpy()
+        return found
+
+    def served(self, rows: Float32) -> Float32:
+        dtype = self._embed_VH.dtype
+        if dtype is torch.float32:
+            return rows
+        with on_this_thread_alone():
+            found: Float32 = torch.from_numpy(rows).to(dtype).float().numpy()
         return found
 
     def _on_stream(self) -> AbstractContextManager[object]:
