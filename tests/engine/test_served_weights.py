@@ -60,6 +60,8 @@ def module_of(site: Site) -> str:
     """The checkpoint's name of a site's linear."""
     name = site.projection
     block = "self_attn" if name in ("q_proj", "k_proj", "v_proj", "o_proj") else "mlp"
+    if name == "router":
+        return f"model.layers.{site.layer}.mlp.gate"
     if name == "shared_expert_gate":
         return f"model.layers.{site.layer}.mlp.{name}"
     if name.startswith("shared_"):
@@ -94,7 +96,7 @@ def test_row_norms_are_those_of_the_weights_as_they_are_rounded(
     for site in base.sites():
         a, b = (rng.standard_normal((3, n)).astype(np.float32) for n in base.shape(site))
         w = tensors[f"{module_of(site)}.weight"].T
-        if quantization is not None and site.projection != "shared_expert_gate":
+        if quantization is not None and site.projection not in ("router", "shared_expert_gate"):
             w = quantize(w, quantization).dense()
         wide = w.double().numpy().T
         np.testing.assert_allclose(served.weight(site), wide, rtol=0, atol=1e-6)

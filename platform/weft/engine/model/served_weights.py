@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from weft.engine.model.weights import DenseWeights, LayerWeights, ModelWeights
-from weft_adapters.sites import INPUTS, BaseSpec, Site
+from weft_adapters.sites import INPUTS, ROUTER, BaseSpec, Site
 from weft_adapters.tensors import Float32
-from weft_kernels.linear import LinearWeight
+from weft_kernels.linear import LinearWeight, as_linear_weight
 from weft_kernels.quantized import QuantizedMatrix
 from weft_kernels.row_norms import adapted_row_norms
 from weft_kernels.threads import on_this_thread_alone
@@ -119,6 +119,9 @@ def _linear_at(layer: LayerWeights, first: str) -> tuple[LinearWeight, Tensor | 
         return layer.qkv, layer.qkv_bias
     if first == "o_proj":
         return layer.o, layer.o_bias
+    if first == ROUTER:
+        assert not isinstance(layer.mlp, DenseWeights)
+        return as_linear_weight(layer.mlp.router_HE), None
     if first.startswith("shared_"):
         assert layer.shared is not None
         if first == "shared_expert_gate":
