@@ -12,6 +12,7 @@ from collections.abc import Callable
 from weft_adapters.base_weights import BaseWeights
 from weft_adapters.fetch import DownloadFailedError, Source
 from weft_adapters.host import Weights
+from weft_adapters.site_weights import num_bytes
 from weft_adapters.sites import BaseSpec
 from weft_adapters.source import load_verified
 from weft_adapters.states import AdapterState, Entry
@@ -134,7 +135,11 @@ class Arrivals:
                 raise
             logger.warning("a copy of adapter %s is wrong and is fetched again: %s", digest, error)
             return None
+        rank = max((site.rank for site in weights.values()), default=0)
+        size = num_bytes(weights)
         with self._table.lock:
+            entry = self._table.entries[digest]
+            entry.rank, entry.num_bytes = rank, size
             self._table.keep_on_host(digest, weights)
         return weights
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
 
 from weft_adapters.arrivals import Arrivals
@@ -17,17 +18,25 @@ _GRACE_S = 5.0
 _RETRY_S = 0.25
 
 
+# that nobody has asked for yet
+_MAX_LOAD_TIMES = 10_000
+
+
 class AdapterTooLargeError(ValueError):
     """The adapter needs more device memory than the whole pool has."""
 
 
 class Loader:
-    """Works off the table's queue until the table is closing; `tell` after each that arrived."""
+    """Works off the table's queue until the table is closing; `tell` after each that arrived.
+
+    `load_times_s`: how long those took since they were asked for; to be emptied by who reads it.
+    """
 
     def __init__(
         self, table: TierTable, arrivals: Arrivals, pool: PagePool, tell: Callable[[], None]
     ) -> None:
         self._table, self._arrivals, self._pool, self._tell = table, arrivals, pool, tell
+        self.load_times_s: deque[float] = deque(maxlen=_MAX_LOAD_TIMES)
         self._thread = threading.Thread(target=self._run, name="weft-adapter-loader", daemon=True)
         self._thread.start()
 
@@ -98,6 +107,8 @@ class Loader:
             table.blocked.end(digest)
             entry.pooled, entry.state = pooled, AdapterState.DEVICE
             entry.loaded_s = entry.last_used_s = time.monotonic()
+            self.load_times_s.append(entry.loaded_s - entry.began_s)
+            entry.began_s = 0.0
             entry.awaited_until_s = entry.last_used_s + _GRACE_S
             table.update_draining()
         return True

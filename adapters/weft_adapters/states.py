@@ -27,12 +27,27 @@ class AdapterState(StrEnum):
     FAILED = "failed"
 
 
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """Where one version is, for whoever watches. `num_bytes` are those on the device, or else in
+    host memory; they and `rank` are 0 where they are not known here."""
+
+    digest: str
+    state: AdapterState
+    num_references: int = 0
+    rank: int = 0
+    num_bytes: int = 0
+    failure: str | None = None
+
+
 @dataclass(slots=True)
 class Entry:
     """The tiers' record of one version; times are monotonic seconds.
 
     `workers` have it fetched or read, or will; `is_queued` for the loader. `in_hand` are factors on
     their way from a reader to the loader. `num_damaged` counts its copies that were discarded.
+    `rank` is its highest and `num_bytes` are those of its factors, both once they were read.
+    `began_s`: since when it is being brought to the device; 0.0 where it is not.
     """
 
     state: AdapterState
@@ -49,12 +64,24 @@ class Entry:
     loaded_s: float = 0.0
     failure: Exception | None = None
     failed_s: float = 0.0
+    rank: int = 0
+    num_bytes: int = 0
+    began_s: float = 0.0
 
     @property
     def is_idle(self) -> bool:
         """Nothing is done to bring it nearer."""
         is_at_rest = self.state in (AdapterState.ABSENT, AdapterState.DISK, AdapterState.HOST)
         return is_at_rest and self.workers is None and not self.is_queued
+
+    def placement(self, digest: str) -> Placement:
+        is_here = self.state in (AdapterState.HOST, AdapterState.LOADING)
+        num_bytes = self.num_bytes if is_here else 0
+        return Placement(
+            digest, self.state, self.num_references, self.rank,
+            num_bytes if self.pooled is None else self.pooled.num_bytes,
+            None if self.failure is None else str(self.failure),
+        )  # fmt: skip
 
     @property
     def is_stale_failure(self) -> bool:

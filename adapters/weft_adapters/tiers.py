@@ -23,7 +23,7 @@ from weft_adapters.fetch import DownloadedSource, as_source
 from weft_adapters.loader import AdapterTooLargeError, Loader
 from weft_adapters.pool import PagePool, PooledAdapter
 from weft_adapters.sites import BaseSpec
-from weft_adapters.states import AdapterState, Entry
+from weft_adapters.states import AdapterState, Entry, Placement
 from weft_adapters.store import LocalStore
 from weft_adapters.table import TierTable
 
@@ -75,6 +75,7 @@ class AdapterTiers:
             entry.requested_s = time.monotonic()
             entry.tenant_id = tenant_id or entry.tenant_id
             if entry.is_idle and digest not in table.blocked:
+                entry.began_s = entry.began_s or entry.requested_s
                 table.enqueue(digest, entry)
 
     def withdraw(self, digest: str) -> None:
@@ -115,6 +116,23 @@ class AdapterTiers:
         with self._table.lock:
             entries = self._table.entries.items()
             return on_disk | {digest: entry.state for digest, entry in entries}
+
+    def placements(self) -> list[Placement]:
+        """Of all that are on a tier of this replica, or on their way."""
+        on_disk = self._source.digests_on_disk()
+        with self._table.lock:
+            entries = dict(self._table.entries)
+            here = [entry.placement(digest) for digest, entry in entries.items()]
+        return here + [Placement(d, AdapterState.DISK) for d in on_disk if d not in entries]
+
+    def take_load_times(self, *, drain: bool) -> tuple[float, ...]:
+        """Seconds from the request that had an adapter brought to its arrival on the device, of all
+        since they were last taken with `drain`."""
+        with self._table.lock:
+            taken = tuple(self._loader.load_times_s)
+            if drain:
+                self._loader.load_times_s.clear()
+        return taken
 
     def num_references(self) -> dict[str, int]:
         """Of the adapters that are in use."""

@@ -7,7 +7,7 @@ names, aliases and versions end in the registry.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
@@ -234,6 +234,28 @@ class EngineInfo:
     memory_bytes: Mapping[str, int]
     quantization: str | None = None
     kv_dtype: str | None = None
+    max_adapters_in_batch: int = 1
+
+
+AdapterLevel = Literal["gpu", "cpu", "disk", "remote"]
+
+
+@dataclass(frozen=True, slots=True)
+class AdapterPlacement:
+    """Where one adapter is on one replica.
+
+    `state` is as in `EngineStats.adapter_states`, `level` the nearest tier that has all of it; a
+    device is "gpu" also where it is a CPU. `rank` is its highest, `num_bytes` what it takes on that
+    level; both are 0 where they are not known there. `failure`: why it could not be loaded.
+    """
+
+    adapter_digest: str
+    state: str
+    level: AdapterLevel
+    num_references: int = 0
+    rank: int = 0
+    num_bytes: int = 0
+    failure: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -242,7 +264,8 @@ class EngineStats:
 
     `num_cached_prompt_tokens` of the prompt tokens came from the prefix cache. `histograms` maps a
     metric to observations made since the last snapshot was taken with
-    `drain=True`: "time_to_first_token", "inter_token_latency", "queue_time" (all seconds).
+    `drain=True`: "time_to_first_token", "inter_token_latency", "queue_time", "adapter_load_time"
+    (all seconds).
     """
 
     num_running: int
@@ -310,6 +333,9 @@ class EngineClient(Protocol):
 
     def snapshot(self, *, drain: bool = False) -> EngineStats:
         """The engine's counters now; `drain` empties the histogram buffers."""
+
+    def placements(self) -> Sequence[AdapterPlacement]:
+        """Of all adapters that are on a tier of the engine, or on their way."""
 
     def prefetch_adapter(self, adapter_digest: str) -> None:
         """Hint that a request for this adapter is near: start bringing it to the device."""

@@ -20,6 +20,7 @@ from weft.db.database import sqlite_url
 from weft.db.schema import prepare
 from weft.demo.tokens import write_tokenizer
 from weft.messages import (
+    AdapterPlacement,
     EngineDeadError,
     EngineDrainingError,
     EngineInfo,
@@ -65,6 +66,9 @@ class EchoEngine:
         self.error_code: ErrorCode = "non_finite"
         self.grammar_error: Exception | None = None
         self.grammars: list[Grammar] = []
+        self.adapter_placements: list[AdapterPlacement] = []
+        self.running_adapters: tuple[str, ...] = ()
+        self.waiting_adapters: tuple[str, ...] = ()
         self.finished: dict[str, EngineOutput] = {}
         self._running: set[str] = set()
         self._draining = False
@@ -143,7 +147,7 @@ class EchoEngine:
         self.aborted.append(request_id)
 
     def snapshot(self, *, drain: bool = False) -> EngineStats:
-        observed = {"time_to_first_token": (0.02,)} if drain else {}
+        observed = {"time_to_first_token": (0.02,), "adapter_load_time": (0.3,)} if drain else {}
         return EngineStats(
             num_running=len(self._running),
             num_waiting=0,
@@ -154,9 +158,14 @@ class EchoEngine:
             num_prompt_tokens=7,
             num_generation_tokens=self._num_tokens,
             num_preemptions=0,
+            running_adapters=self.running_adapters,
+            waiting_adapters=self.waiting_adapters,
             adapter_states={"sha256:x": "device"},
             histograms=observed,
         )
+
+    def placements(self) -> list[AdapterPlacement]:
+        return self.adapter_placements
 
     def prefetch_adapter(self, adapter_digest: str) -> None:
         self.prefetched.append(adapter_digest)

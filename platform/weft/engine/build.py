@@ -116,6 +116,7 @@ def build_engine(
         kernels=backend.name,
         quantization=config.quantization,
         kv_dtype=None if kv_dtype is dtype else str(kv_dtype).removeprefix("torch."),
+        max_adapters_in_batch=config.max_adapters_in_batch,
         memory_bytes={
             "weights": weights.num_bytes, "kv": memory.kv_bytes, "adapters": memory.adapter_bytes,
         },

@@ -11,13 +11,14 @@ import contextlib
 import queue
 import threading
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 
 from weft.engine.build import BuiltEngine, build_engine, warm_up
 from weft.engine.config import EngineConfig
-from weft.engine.metrics import take_observations
+from weft.engine.snapshot import list_placements, take_stats
 from weft.messages import (
+    AdapterPlacement,
     EngineDeadError,
     EngineDrainingError,
     EngineInfo,
@@ -148,24 +149,10 @@ class InProcessEngine:
         self._built.tiers.request(adapter_digest)
 
     def snapshot(self, *, drain: bool = False) -> EngineStats:
-        scheduler, counters, pool = self._engine.scheduler, self._engine.counters, self._built.pool
-        waiting, running = list(scheduler.waiting), list(scheduler.running)
-        return EngineStats(
-            num_running=len(running),
-            num_waiting=max(0, self._num_waiting),
-            num_blocks_total=scheduler.blocks.num_usable,
-            num_blocks_free=scheduler.blocks.num_free,
-            num_pages_total=pool.num_pages,
-            num_pages_free=pool.num_free_pages,
-            num_prompt_tokens=counters.num_prompt_tokens,
-            num_generation_tokens=counters.num_generation_tokens,
-            num_preemptions=scheduler.num_preemptions,
-            num_cached_prompt_tokens=counters.num_cached_prompt_tokens,
-            running_adapters=tuple(sorted({r.adapter_digest for r in running if r.adapter_digest})),
-            waiting_adapters=tuple(sorted({r.adapter_digest for r in waiting if r.adapter_digest})),
-            adapter_states={d: str(s) for d, s in self._built.tiers.states().items()},
-            histograms=take_observations(counters, drain),
-        )
+        return take_stats(self._built, max(0, self._num_waiting), drain=drain)
+
+    def placements(self) -> Sequence[AdapterPlacement]:
+        return list_placements(self._built.tiers)
 
     async def drain(self, deadline_s: float) -> None:
         with self._wake:

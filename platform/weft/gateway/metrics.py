@@ -1,6 +1,7 @@
 """Prometheus metrics under vLLM's names, so that boards made for it work here.
 
-Labels are the base's name and small fixed sets: never a tenant, key, adapter or request.
+Labels are the base's name and small fixed sets: never a tenant, key or request. Adapters go by
+their digests, which say nothing of whose they are or what they are called.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from prometheus_client import CollectorRegistry, Counter, Histogram, generate_la
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from weft.gateway.adapter_metrics import AdapterCollector
 from weft.messages import EngineClient, EngineStats, FinishReason
 
 _SECONDS = (0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5,
@@ -20,6 +22,7 @@ _HISTOGRAMS = {
     "time_to_first_token": ("vllm:time_to_first_token_seconds", "Admission to first token."),
     "inter_token_latency": ("vllm:inter_token_latency_seconds", "Between two tokens."),
     "queue_time": ("vllm:request_queue_time_seconds", "Admission to first step."),
+    "adapter_load_time": ("weft_adapter_load_seconds", "First request to the adapter's arrival."),
 }
 
 
@@ -41,6 +44,7 @@ class GatewayMetrics:
             key: self._histogram(name, text) for key, (name, text) in _HISTOGRAMS.items()
         }
         self._registry.register(_StatsCollector(engine))
+        self._registry.register(AdapterCollector(engine))
         self._write_failures = Counter(
             "weft_usage_write_failures",
             "Attempts to write a request's usage that failed; each is tried again.",
