@@ -99,6 +99,7 @@ def _create_uploads() -> None:
         _int("num_bytes"),
         _text("status", 16),
         sa.Column("remote_id", sa.Text(), nullable=True),
+        _int("num_begun_parts"),
         sa.Column("part_ids", sa.JSON(), nullable=False),
         _int("created_at"),
         _int("expires_at"),

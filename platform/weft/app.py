@@ -25,12 +25,9 @@ from weft.gateway.middleware import RequestContextMiddleware
 from weft.gateway.runtime import Gateway
 from weft.messages import EngineClient
 from weft.registry import endpoints as adapters
+from weft.registry import upload_endpoints as uploads
 from weft.registry import version_endpoints as versions
-from weft.registry.merging import Merger
-from weft.registry.publishing import Publisher
-from weft.registry.purging import Purger
-from weft.registry.quota import Quota
-from weft.registry.runtime import Registry
+from weft.registry.build import create_registry
 from weft.settings import ENGINE_KEYS, ServerSettings
 from weft.tenancy import endpoints as tenants
 from weft.tenancy.auth import public
@@ -38,8 +35,6 @@ from weft.tenancy.secret_files import SecretFiles, read_or_create_secrets
 from weft.tenancy.service import Authenticator
 from weft.tokenizer import BaseTokenizer
 from weft.usage import endpoints as usage
-from weft_adapters.sites import BaseSpec
-from weft_adapters.store import FolderStore
 
 if TYPE_CHECKING:
     from weft.engine.worker import InProcessEngine
@@ -89,7 +84,7 @@ def create_app(settings: ServerSettings, engine: EngineClient, tokenizer: BaseTo
     app.state.authenticator = Authenticator(secrets.pepper, secrets.operator_key)
     install_error_handlers(app)
     app.add_middleware(RequestContextMiddleware, max_body_bytes=settings.max_body_bytes)
-    for module in (inference, lorax, adapters, versions, usage, tenants, probes):
+    for module in (inference, lorax, adapters, versions, uploads, usage, tenants, probes):
         app.include_router(module.router)
 
     @app.get("/openapi.json", include_in_schema=False, dependencies=[Depends(public)])
@@ -97,40 +92,6 @@ def create_app(settings: ServerSettings, engine: EngineClient, tokenizer: BaseTo
         return JSONResponse(app.openapi())
 
     return app
-
-
-def create_registry(settings: ServerSettings, engine: EngineClient, database: Database) -> Registry:
-    """Intake and store of adapters for the engine's base."""
-    info = engine.info
-    store = FolderStore(settings.adapters_dir)
-    publisher = Publisher(
-        database,
-        store,
-        Gateway.served_base(engine),
-        BaseSpec.from_config(info.hf_config, info.base_digest),
-        info.max_adapter_rank,
-        Quota(
-            max_versions=settings.max_versions_per_tenant,
-            max_stored_bytes=settings.max_stored_bytes_per_tenant,
-        ),
-    )
-
-    def digests_in_use() -> set[str]:
-        stats = engine.snapshot()
-        return {*stats.running_adapters, *stats.waiting_adapters}
-
-    merger = Merger(database, publisher, store, settings.uploads_dir, dict(info.hf_config))
-    return Registry(
-        database=database,
-        publisher=publisher,
-        merger=merger,
-        purger=Purger(database, store, digests_in_use, on_purged=lambda digest: None),
-        uploads_dir=settings.uploads_dir,
-        max_upload_bytes=settings.max_upload_bytes,
-        retention_s=settings.version_retention_s,
-        sweep_interval_s=settings.sweep_interval_s,
-        prefetch=engine.prefetch_adapter,
-    )
 
 
 def build_engine(

@@ -119,6 +119,17 @@ class PayloadTooLargeError(WeftError):
     code = "payload_too_large"
 
 
+class RateLimitError(WeftError):
+    """Too much at a time; `retry-after` says when to try again."""
+
+    status_code = 429
+    type = "rate_limit_error"
+    code = "rate_limit_exceeded"
+
+    def __init__(self, message: str, *, retry_after_s: int = 1) -> None:
+        super().__init__(message, headers={"retry-after": str(retry_after_s)})
+
+
 class QuotaExceededError(WeftError):
     """The tenant has as much as it may have; trying again does not help."""
 

@@ -25,8 +25,9 @@ class ServerSettings:
     times seconds. A request that was not started within `queue_timeout_s`, or is not over within
     `request_timeout_s`, is ended (None: never). A deleted version's files are kept for
     `version_retention_s`. `adapters_dir`, `database_file` and `uploads_dir` follow from `data_dir`.
-    `lorax_status_codes`: LoRAX's routes answer 424 where no text came of a valid request, an
-    unknown adapter included, as LoRAX does.
+    Imports come from `hub_host`, which may lead on to `import_hosts` ("*.name": all below it) at
+    public addresses, or at those in `import_networks`. `lorax_status_codes`: LoRAX's routes answer
+    424 where no text came of a valid request, an unknown adapter included, as LoRAX does.
     """
 
     base_dir: Path
@@ -58,6 +59,10 @@ class ServerSettings:
     max_versions_per_tenant: int = 20_000
     max_stored_bytes_per_tenant: int = 200 * 1024 * MIB
     version_retention_s: float = 7 * 24 * 3600.0
+    upload_ttl_s: float = 24 * 3600.0
+    hub_host: str = "huggingface.co"
+    import_hosts: tuple[str, ...] = ("huggingface.co", "*.huggingface.co", "*.hf.co")
+    import_networks: tuple[str, ...] = ()
     sweep_interval_s: float = 600.0
     max_body_bytes: int = 4 * MIB
     max_prompts_per_request: int = 64
@@ -152,6 +157,7 @@ _POSITIVE = (
     "max_versions_per_tenant",
     "max_stored_bytes_per_tenant",
     "sweep_interval_s",
+    "upload_ttl_s",
     "max_body_bytes",
     "max_prompts_per_request",
     "max_stream_backlog_bytes",

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
+from tests.internet import Handler, Internet, running_server
 from tests.tiny import BASE, BASE_DIGEST, HF_CONFIG, create_lora
 
 from weft.db.database import Database, sqlite_url
@@ -81,6 +82,22 @@ class Shelf:
     async def delete_adapter(self, owner: TenantOwner, name: str) -> None:
         async with self.database.writing() as session:
             await service.delete_adapter(session, owner, name)
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[int, Path]]:
+    """Port and certificate of a local https server."""
+    with running_server(tmp_path_factory.mktemp("tls")) as running:
+        yield running
+
+
+@pytest.fixture
+def internet(server: tuple[int, Path], tmp_path: Path) -> Internet:
+    Handler.hits.clear()
+    Handler.headers_seen.clear()
+    Handler.files.clear()
+    Handler.file_headers.clear()
+    return Internet(server[0], server[1], tmp_path)
 
 
 @pytest.fixture(scope="session")

@@ -128,6 +128,8 @@ class Upload(TenantOwned, Base):
     status: Mapped[str] = mapped_column(String(16))
     # of the object store, where it is one that assembles parts
     remote_id: Mapped[str | None] = mapped_column(Text)
+    # also those that never arrived: no number is given twice
+    num_begun_parts: Mapped[int]
     # the ids of the parts in their order, once complete
     part_ids: Mapped[list[str]] = mapped_column(JSON)
     created_at: Mapped[int]

@@ -84,9 +84,11 @@ class Publisher:
         spec: BaseSpec,
         max_rank: int,
         quota: Quota,
+        dtype: str = "float32",
     ) -> None:
         self._database, self._store = database, store
         self.base, self._spec, self._max_rank, self.quota = base, spec, max_rank, quota
+        self._dtype = dtype
 
     async def judge(self, files: ReceivedAdapter) -> ValidationReport:
         """Without a digest where the files are refused."""
@@ -97,6 +99,7 @@ class Publisher:
             self._spec,
             max_rank=self._max_rank,
             declared_base=self.base.name,
+            dtype=self._dtype,
         )
 
     async def publish(
@@ -148,8 +151,8 @@ class Publisher:
         """None while the same bytes are being stored or removed."""
         assert report.digest is not None, "only accepted files are registered"
         adapter = await get_adapter(session, owner, name)
-        if (adapter.name == MERGED_NAME) != (source["type"] == "merge"):
-            raise InvalidRequestError(f"'{name}' takes no uploads: its versions are merged ones.")
+        if source["type"] != "merge":
+            check_takes_uploads(adapter)
         repository = RegistryRepository(session, owner)
         replay = await find_replay(repository, request)
         if replay is not None:
@@ -250,7 +253,7 @@ class Publisher:
                 return settled
         except VersionGoneError:
             raise
-        except BaseException:
+        except Exception:  # at the end of the process, the next start decides
             fault = Fault("not_stored", "The server could not store the files.")
             await self.reject(owner, version.id, ValidationReport(ok=False, faults=(fault,)))
             raise
@@ -314,6 +317,12 @@ def _describe(version: AdapterVersion, files: ReceivedAdapter, report: Validatio
     version.ranks = list(report.ranks)
     version.report = report.to_dict()
     version.card = dict(files.card)
+
+
+def check_takes_uploads(adapter: Adapter) -> None:
+    """InvalidRequestError for the adapter whose versions the server makes itself."""
+    if adapter.name == MERGED_NAME:
+        raise InvalidRequestError(f"'{adapter.name}' takes no uploads: its versions are merged.")
 
 
 async def _wait(deadline_s: float) -> None:

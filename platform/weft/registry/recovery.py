@@ -18,7 +18,7 @@ from weft_adapters.faults import Fault
 from weft_adapters.validation import ValidationReport
 
 # an import that ends the process each time must not do so for ever
-MAX_ATTEMPTS = 3
+MAX_ATTEMPTS = 5
 
 
 async def recover(database: Database) -> int:

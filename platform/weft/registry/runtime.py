@@ -13,11 +13,14 @@ from typing import Annotated
 from fastapi import Depends, Request
 
 from weft.db.database import Database
+from weft.registry.fetcher import Fetcher
+from weft.registry.imports import Importer
 from weft.registry.intake import sweep_uploads
 from weft.registry.merging import Merger
 from weft.registry.publishing import Publisher
 from weft.registry.purging import Purger
 from weft.registry.recovery import recover
+from weft.registry.uploads import Uploads
 
 logger = logging.getLogger("weft.registry")
 
@@ -29,7 +32,10 @@ class Registry:
     database: Database
     publisher: Publisher
     merger: Merger
+    importer: Importer
+    uploads: Uploads
     purger: Purger
+    fetcher: Fetcher
     uploads_dir: pathlib.Path
     max_upload_bytes: int
     retention_s: float
@@ -43,13 +49,17 @@ class Registry:
         num_rejected = await recover(self.database)
         if num_rejected:
             logger.warning("%d uploads were interrupted by a crash", num_rejected)
-        sweeper = asyncio.create_task(self._sweep_for_ever(), name="weft-registry-sweeper")
+        tasks = (
+            asyncio.create_task(self._sweep_for_ever(), name="weft-registry-sweeper"),
+            asyncio.create_task(self.importer.run(), name="weft-registry-importer"),
+        )
         try:
             yield
         finally:
-            sweeper.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await sweeper
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            await self.fetcher.close()
 
     async def _sweep_for_ever(self) -> None:
         while True:
@@ -62,6 +72,7 @@ class Registry:
     async def sweep(self) -> None:
         """Remove what nobody can ask for any more."""
         await self.purger.purge(self.retention_s)
+        await self.uploads.sweep()
 
 
 def get_registry(request: Request) -> Registry:

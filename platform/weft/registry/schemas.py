@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from fastapi.exceptions import RequestValidationError
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
 from weft.registry.aliases import Expected
 from weft.registry.models import Adapter, AdapterAlias, AdapterVersion
+from weft.registry.sources import SOURCE_TYPES, AnySource, Source
 
 TagKey = Annotated[str, StringConstraints(min_length=1, max_length=64)]
 TagValue = Annotated[str, StringConstraints(max_length=512)]
@@ -22,6 +24,26 @@ class AdapterCreate(BaseModel):
     base_model: str
     description: str = Field(default="", max_length=4096)
     tags: dict[TagKey, TagValue] = Field(default_factory=dict, max_length=64)
+
+
+class VersionCreate(BaseModel):
+    """JSON body of `POST .../versions`."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+    source: AnySource
+
+
+def parse_source(body: bytes) -> Source:
+    """RequestValidationError, as for any body; this one shares its route with multipart."""
+    try:
+        return VersionCreate.model_validate_json(body).source
+    except ValidationError as error:
+        faults = [
+            # callers never wrote the name of the branch of the union
+            {**fault, "loc": ("body", *(part for part in fault["loc"] if part not in SOURCE_TYPES))}
+            for fault in error.errors(include_url=False, include_context=False)
+        ]
+        raise RequestValidationError(faults) from error
 
 
 class AliasMove(BaseModel):

@@ -17,7 +17,7 @@ from weft.registry.models import VersionState
 from weft.registry.publishing import Published
 from weft.registry.repository import LISTED, RegistryRepository
 from weft.registry.runtime import Registry, RegistryDep
-from weft.registry.schemas import version_to_wire
+from weft.registry.schemas import parse_source, version_to_wire
 from weft.tenancy.auth import operator, require
 from weft.tenancy.principal import Operator, Principal
 
@@ -41,14 +41,19 @@ async def create_version(
     registry: RegistryDep,
     idempotency_key: IdempotencyHeader = None,
 ) -> dict[str, object]:
-    """Multipart files `adapter_config.json` and `adapter_model.safetensors`, perhaps `README.md`.
+    """Multipart files `adapter_config.json` and `adapter_model.safetensors`, perhaps `README.md`:
+    201 with the new version, 200 with the version there is when the digest is the same.
 
-    201 with the new version; 200 with the version there is when the digest is the same.
+    Or JSON with a `source`: 202 with a version whose state says what becomes of it.
     """
     keyed = try_parse_key(idempotency_key)
     async with database.reading() as session:  # refuse before the bytes come
         await service.get_adapter(session, principal, name)
-    published = await _receive(principal, name, request, registry, keyed)
+    if request.headers.get("content-type", "").partition(";")[0].strip() == "application/json":
+        source = parse_source(await request.body())
+        published = await registry.importer.submit(principal, name, source, keyed)
+    else:
+        published = await _receive(principal, name, request, registry, keyed)
     if published.version.state == VersionState.READY and published.version.digest is not None:
         registry.prefetch(published.version.digest)
     response.status_code = published.status_code

@@ -1,0 +1,84 @@
+"""Puts the registry together for one server."""
+
+from __future__ import annotations
+
+import ipaddress
+
+from weft.db.database import Database
+from weft.messages import EngineClient
+from weft.registry.addresses import HostRules
+from weft.registry.fetcher import Fetcher
+from weft.registry.imports import Importer
+from weft.registry.merging import Merger
+from weft.registry.parts import FolderPartStore
+from weft.registry.publishing import Publisher
+from weft.registry.purging import Purger
+from weft.registry.quota import Quota
+from weft.registry.reading import BucketRules, Reading
+from weft.registry.runtime import Registry
+from weft.registry.service import ServedBase
+from weft.registry.uploads import Uploads
+from weft.settings import ServerSettings
+from weft_adapters.sites import BaseSpec
+from weft_adapters.store import FolderStore
+
+
+def create_registry(settings: ServerSettings, engine: EngineClient, database: Database) -> Registry:
+    """Intake and store of adapters for the engine's base."""
+    info = engine.info
+    store = FolderStore(settings.adapters_dir)
+    quota = Quota(
+        max_versions=settings.max_versions_per_tenant,
+        max_stored_bytes=settings.max_stored_bytes_per_tenant,
+    )
+    publisher = Publisher(
+        database,
+        store,
+        ServedBase(info.base_name, info.base_digest),
+        BaseSpec.from_config(info.hf_config, info.base_digest),
+        info.max_adapter_rank,
+        quota,
+        info.dtype,
+    )
+    parts = FolderPartStore(settings.uploads_dir / "parts")
+    uploads = Uploads(
+        database,
+        parts,
+        settings.uploads_dir,
+        settings.max_upload_bytes,
+        quota,
+        settings.upload_ttl_s,
+    )
+    networks = tuple(ipaddress.ip_network(network) for network in settings.import_networks)
+    fetcher = Fetcher(HostRules(settings.import_hosts, networks))
+    reading = Reading(
+        database,
+        fetcher,
+        settings.hub_host,
+        BucketRules(()),
+        None,
+        uploads,
+        parts,
+        settings.max_upload_bytes,
+    )
+
+    def digests_in_use() -> set[str]:
+        stats = engine.snapshot()
+        return {*stats.running_adapters, *stats.waiting_adapters}
+
+    return Registry(
+        database=database,
+        publisher=publisher,
+        importer=Importer(
+            database, publisher, reading, settings.uploads_dir, engine.prefetch_adapter
+        ),
+        uploads=uploads,
+        merger=Merger(database, publisher, store, settings.uploads_dir, dict(info.hf_config)),
+        purger=Purger(database, store, digests_in_use, on_purged=lambda digest: None),
+        fetcher=fetcher,
+        uploads_dir=settings.uploads_dir,
+        max_upload_bytes=settings.max_upload_bytes,
+        retention_s=settings.version_retention_s,
+        sweep_interval_s=settings.sweep_interval_s,
+        prefetch=engine.prefetch_adapter,
+    )
