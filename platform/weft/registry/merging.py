@@ -22,7 +22,7 @@ from weft.db.scope import Owner, TenantOwner
 from weft.errors import InvalidRequestError, OverloadedError, WeftError
 from weft.registry.intake import ReceivedAdapter, temporary_folder
 from weft.registry.merge_process import run_merge
-from weft.registry.merged import MergedRepository
+from weft.registry.merged_repository import MergedRepository
 from weft.registry.models import Adapter, AdapterVersion, VersionState
 from weft.registry.names import MERGED_NAME
 from weft.registry.publishing import Publisher

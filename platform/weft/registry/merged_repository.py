@@ -23,20 +23,20 @@ class MergedRepository:
 
     async def find(self, derived_digest: str, base_digest: str) -> AdapterVersion | None:
         """The one of this recipe for this base, if it can be called."""
-        statement = _ready().where(
+        statement = _ready(self._owner).where(
             AdapterVersion.base_digest == base_digest,
             AdapterVersion.source["derived_digest"].as_string() == derived_digest,
         )
-        return await self._session.scalar(scoped(statement, self._owner).limit(1))
+        return await self._session.scalar(statement.limit(1))
 
     async def list_ready(self) -> Sequence[AdapterVersion]:
         """The oldest first."""
-        statement = _ready().order_by(AdapterVersion.number)
-        return (await self._session.scalars(scoped(statement, self._owner))).all()
+        statement = _ready(self._owner).order_by(AdapterVersion.number)
+        return (await self._session.scalars(statement)).all()
 
 
-def _ready() -> Select[AdapterVersion]:
-    return (
+def _ready(owner: Owner) -> Select[AdapterVersion]:
+    statement = (
         select(AdapterVersion)
         .join(Adapter, Adapter.id == AdapterVersion.adapter_id)
         .where(
@@ -45,3 +45,4 @@ def _ready() -> Select[AdapterVersion]:
             AdapterVersion.state == VersionState.READY,
         )
     )
+    return scoped(statement, owner)
