@@ -31,6 +31,8 @@ logger = logging.getLogger("weft.adapters")
 
 _FILE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}\Z")
 _MAX_FILES = 16
+# so many failures without a byte in between are not the network's alone
+_DOUBTFUL = 2
 
 
 class DownloadFailedError(StoreUnavailableError):
@@ -50,8 +52,8 @@ class Source(Protocol):
         """Of the disk tier. Never waits."""
 
     def fetch(self, digest: str, cancellation: Cancellation) -> None:
-        """Bring it here; CancelledError, AdapterNotStoredError, ValueError for what cannot be an
-        adapter, DownloadFailedError when the store gave no whole answer in time."""
+        """Bring it here; CancelledError, AdapterNotStoredError, DownloadFailedError when the store
+        gave no whole answer in time, and what `DiskTier.writing` raises."""
 
     def reading(self, digest: str) -> AbstractContextManager[StoredAdapter]:
         """The files, there until the context ends; AdapterNotStoredError when there are none."""
@@ -167,6 +169,8 @@ class DownloadedSource:
                 except StoreUnavailableError as error:
                     if file.tell() > start:
                         failures.forget()
+                    elif failures.num_in_a_row == _DOUBTFUL:
+                        raise  # what the store said of its size may be wrong
                     failures.count(error)
 
     def _receive(
@@ -191,20 +195,22 @@ class _Failures:
     def __init__(self, rules: RetryRules, cancellation: Cancellation) -> None:
         self._rules, self._cancellation = rules, cancellation
         self._ends_s = time.monotonic() + rules.timeout_s
-        self._num = 0
+        self.num_in_a_row = 0
 
     def forget(self) -> None:
-        self._num = 0
+        self.num_in_a_row = 0
 
     def count(self, error: OSError) -> None:
         """Sleep; DownloadFailedError when there is no further attempt."""
         self._cancellation.check()
-        self._num += 1
+        self.num_in_a_row += 1
         rules = self._rules
-        longest_s = min(rules.longest_pause_s, rules.first_pause_s * 2 ** (self._num - 1))
+        longest_s = min(rules.longest_pause_s, rules.first_pause_s * 2 ** (self.num_in_a_row - 1))
         pause_s = random.uniform(0, longest_s)
-        if self._num >= rules.max_failures or time.monotonic() + pause_s > self._ends_s:
-            raise DownloadFailedError(f"given up after {self._num} failures: {error}") from error
+        if self.num_in_a_row >= rules.max_failures or time.monotonic() + pause_s > self._ends_s:
+            raise DownloadFailedError(
+                f"given up after {self.num_in_a_row} failures: {error}"
+            ) from error
         logger.info("a download failed and is tried again in %.2f s: %s", pause_s, error)
         self._cancellation.sleep(pause_s)
 
@@ -213,7 +219,7 @@ def _check_names(sizes: Mapping[str, int]) -> None:
     missing = {CONFIG_NAME, TENSORS_NAME} - sizes.keys()
     bad = [name for name in sizes if _FILE_NAME.match(name) is None]
     if missing or bad or len(sizes) > _MAX_FILES:
-        raise ValueError(
-            f"the store has {len(sizes)} files for the adapter; missing: {sorted(missing)}, "
+        raise StoreUnavailableError(
+            f"the store names {len(sizes)} files; missing: {sorted(missing)}, "
             f"not ours: {[name[:100] for name in bad[:3]]}"
         )

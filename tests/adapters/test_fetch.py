@@ -191,7 +191,7 @@ def test_a_name_that_is_a_path_is_refused(
     digest = put_adapter(1)
     sizes = {CONFIG_NAME: 1, TENSORS_NAME: 1, "../evil": 1}
     monkeypatch.setattr(far, "sizes", lambda digest: sizes)
-    with pytest.raises(ValueError, match=r"not ours.*evil"):
+    with pytest.raises(DownloadFailedError, match=r"not ours.*evil"):
         source.fetch(digest, Cancellation())
 
 
