@@ -39,7 +39,7 @@ def test_the_metadata_of_a_card_is_kept() -> None:
         b"---\nlicense: mit",
         b"---\n: : :\n---",
         b"---\n- a list\n---",
-        b"---\nlicense: {nested: mit}\nbase_model: 7\n---",
+        b"---\nlicense: {nested: mit}\nbase_model: {a: 7}\n---",
         b"---\nlicense: !!python/object/apply:os.system ['true']\n---",
         b"---\n" + b"[" * 15_000 + b"\n---",
         b"---\nlicense: 2026-99-99\n---"[:-4],
@@ -57,3 +57,14 @@ def test_texts_and_lists_are_bounded() -> None:
     assert len(card["tags"]) == 32
     aliases = "a: &a [x, x]\nb: &b [*a, *a]\ntags: [*b, *b]\nlicense: mit"
     assert parse_card(f"---\n{aliases}\n---\n".encode()) == {"license": "mit"}
+
+
+@pytest.mark.parametrize(
+    "kind", ["int", "float", "bool", "timestamp", "null", "binary", "set", "omap"]
+)
+@pytest.mark.parametrize(
+    "value", ['""', "_", "x", "-", "9999-99-99", "[1]", "{a: b}", "0x", "1:2:"]
+)
+def test_no_kind_of_value_makes_a_card_fail(kind: str, value: str) -> None:
+    card = parse_card(f"---\nother: !!{kind} {value}\nlicense: mit\n---\n".encode())
+    assert card in ({"license": "mit"}, {})

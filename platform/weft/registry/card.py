@@ -28,7 +28,8 @@ def parse_card(readme: bytes) -> Card:
     front = _front_matter(readme)
     try:
         # deep nesting runs into Python's own limit; aliases cost nothing, since nothing is expanded
-        found = yaml.safe_load(front)
+        # every scalar is text to this loader: to make numbers and dates of them can fail anyhow
+        found = yaml.BaseLoader(front).get_single_data()
     except (yaml.YAMLError, RecursionError, ValueError):
         return {}
     if not isinstance(found, dict):
