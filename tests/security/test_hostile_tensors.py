@@ -152,13 +152,22 @@ def test_26_a_million_tensors_and_90_mb_of_metadata_are_refused_unread(
         assert time.process_time() - start_s < 1
 
 
-@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
-def test_27_values_that_are_not_finite_are_refused(
-    assert_refused: Refused, factors: dict[str, Any], value: float
+@pytest.mark.parametrize(
+    ("value", "code"),
+    [
+        (np.nan, "non_finite"),
+        (np.inf, "non_finite"),
+        (-np.inf, "non_finite"),
+        (3e38, "value_too_large"),
+        (-1e10, "value_too_large"),
+    ],
+)
+def test_27_values_that_are_not_finite_or_will_not_stay_so_are_refused(
+    assert_refused: Refused, factors: dict[str, Any], value: float, code: str
 ) -> None:
     spoiled = {name: t.copy() for name, t in factors.items()}
     spoiled[B][-1, -1] = value
-    assert codes(assert_refused(tensors=spoiled)) == {"non_finite"}
+    assert codes(assert_refused(tensors=spoiled)) == {code}
 
 
 @pytest.mark.parametrize(
