@@ -62,9 +62,18 @@ class DeviceTier:
         if not idle or self.room(now) < num_bytes:
             return None
         digest = min(idle, key=lambda d: (not _is_draining(idle[d]), idle[d].last_used_s))
+        self.evict(digest)
+        return digest
+
+    def evict(self, digest: str) -> None:
+        """Free the pages of an adapter that nobody uses."""
         del self._entries[digest]
         self._pool.free(digest)
-        return digest
+
+    def unloading(self) -> list[str]:
+        """Those that are to go and that nobody uses any more."""
+        entries = self._entries.items()
+        return [d for d, entry in entries if entry.is_unloading and entry.num_references == 0]
 
 
 def _num_bytes(entry: Entry) -> int:

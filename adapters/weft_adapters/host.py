@@ -43,6 +43,12 @@ class HostTier:
             evicted.append(old)
         return evicted
 
+    def drop(self, digest: str) -> None:
+        """Does nothing where it is not here."""
+        weights = self._adapters.pop(digest, None)
+        if weights is not None:
+            self.num_bytes -= num_bytes(weights)
+
     def integrity(self) -> None:
         """AssertionError when the byte count is not what is held."""
         held = sum(num_bytes(weights) for weights in self._adapters.values())

@@ -55,6 +55,7 @@ class Loader:
         table = self._table
         with table.lock:
             while not table.is_closing:
+                table.evict_unloading()
                 if table.has_room_due():
                     table.retry()
                 if table.queue:

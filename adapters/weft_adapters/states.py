@@ -47,7 +47,8 @@ class Entry:
     `workers` have it fetched or read, or will; `is_queued` for the loader. `in_hand` are factors on
     their way from a reader to the loader. `num_damaged` counts its copies that were discarded.
     `rank` is its highest and `num_bytes` are those of its factors, both once they were read.
-    `began_s`: since when it is being brought to the device; 0.0 where it is not.
+    `began_s`: since when it is being brought to the device; 0.0 where it is not. `is_unloading`: it
+    leaves the device when nobody uses it, unless a request takes it up before.
     """
 
     state: AdapterState
@@ -67,6 +68,7 @@ class Entry:
     rank: int = 0
     num_bytes: int = 0
     began_s: float = 0.0
+    is_unloading: bool = False
 
     @property
     def is_idle(self) -> bool:

@@ -120,10 +120,30 @@ class TierTable:
         digest = self.device.evict_one(num_bytes, time.monotonic())
         if digest is None:
             return False
-        entry = self.entries[digest]
-        entry.pooled = None
-        self.rest(digest, entry)
+        self._leave_device(digest)
         return True
+
+    def unload(self, digest: str) -> None:
+        """Have it leave host memory, and the device when nobody uses it any more."""
+        self.host.drop(digest)
+        entry = self.entries.get(digest)
+        if entry is None:
+            return
+        if entry.pooled is not None:
+            entry.is_unloading = True
+            self.lock.notify_all()
+        elif entry.is_idle and digest not in self.blocked:
+            self.rest(digest, entry)
+
+    def evict_unloading(self) -> None:
+        for digest in self.device.unloading():
+            self.device.evict(digest)
+            self._leave_device(digest)
+
+    def _leave_device(self, digest: str) -> None:
+        entry = self.entries[digest]
+        entry.pooled, entry.is_unloading = None, False
+        self.rest(digest, entry)
 
     def integrity(self) -> None:
         """AssertionError when states, references or pages contradict each other."""

@@ -85,6 +85,12 @@ class AdapterTiers:
             if entry is not None:
                 self._arrivals.withdraw(digest, entry)
 
+    def unload(self, digest: str) -> None:
+        """Have the adapter leave host memory and, when the requests that use it have ended, the
+        device; one that comes for it before keeps it there. A disk tier keeps what it has."""
+        with self._table.lock:
+            self._table.unload(digest)
+
     def acquire(self, digest: str) -> PooledAdapter | None:
         """Take a reference; None when the adapter is not on the device, or has to leave it."""
         with self._table.lock:
@@ -92,6 +98,7 @@ class AdapterTiers:
             if entry is None or entry.state is not AdapterState.DEVICE:
                 return None
             entry.num_references += 1
+            entry.is_unloading = False
             entry.last_used_s = time.monotonic()
             entry.awaited_until_s = 0.0
             return entry.pooled
@@ -102,7 +109,7 @@ class AdapterTiers:
             assert entry.num_references > 0, "an adapter is released more often than acquired"
             entry.num_references -= 1
             entry.last_used_s = time.monotonic()
-            if entry.num_references == 0 and self._table.blocked:
+            if entry.num_references == 0 and (self._table.blocked or entry.is_unloading):
                 self._table.lock.notify_all()
 
     def state(self, digest: str) -> AdapterState:
@@ -116,6 +123,14 @@ class AdapterTiers:
         with self._table.lock:
             entries = self._table.entries.items()
             return on_disk | {digest: entry.state for digest, entry in entries}
+
+    def placement(self, digest: str) -> Placement:
+        """Of one, wherever it is."""
+        with self._table.lock:
+            entry = self._table.entries.get(digest)
+            if entry is None:
+                return Placement(digest, self._table.place_at_rest(digest))
+            return entry.placement(digest)
 
     def placements(self) -> list[Placement]:
         """Of all that are on a tier of this replica, or on their way."""

@@ -18,7 +18,7 @@ from weft.db.database import Database, create_database_file, sqlite_url
 from weft.db.lock import lock_data_folder
 from weft.db.schema import prepare
 from weft.gateway import endpoints as inference
-from weft.gateway import lorax
+from weft.gateway import lorax, vllm_compat
 from weft.gateway import probe_endpoints as probes
 from weft.gateway.error_handlers import install_error_handlers
 from weft.gateway.middleware import RequestContextMiddleware
@@ -84,7 +84,17 @@ def create_app(settings: ServerSettings, engine: EngineClient, tokenizer: BaseTo
     app.state.authenticator = Authenticator(secrets.pepper, secrets.operator_key)
     install_error_handlers(app)
     app.add_middleware(RequestContextMiddleware, max_body_bytes=settings.max_body_bytes)
-    for module in (inference, lorax, adapters, versions, uploads, usage, tenants, probes):
+    for module in (
+        inference,
+        lorax,
+        vllm_compat,
+        adapters,
+        versions,
+        uploads,
+        usage,
+        tenants,
+        probes,
+    ):
         app.include_router(module.router)
 
     @app.get("/openapi.json", include_in_schema=False, dependencies=[Depends(public)])

@@ -334,8 +334,13 @@ class EngineClient(Protocol):
     def snapshot(self, *, drain: bool = False) -> EngineStats:
         """The engine's counters now; `drain` empties the histogram buffers."""
 
-    def placements(self) -> Sequence[AdapterPlacement]:
-        """Of all adapters that are on a tier of the engine, or on their way."""
+    def placements(self, adapter_digest: str | None = None) -> Sequence[AdapterPlacement]:
+        """Of all adapters that are on a tier of the engine, or on their way; or of one, wherever it
+        is."""
+
+    def unload_adapter(self, adapter_digest: str) -> None:
+        """Have the adapter leave the device and host memory when the requests that use it have
+        ended; one that comes for it before keeps it on the device."""
 
     def prefetch_adapter(self, adapter_digest: str) -> None:
         """Hint that a request for this adapter is near: start bringing it to the device."""

@@ -77,3 +77,54 @@ def test_load_times_are_taken_once(tiers: AdapterTiers, put_adapter: Callable[..
     assert all(0 < seconds < limit_s for seconds in times_s)
     assert tiers.take_load_times(drain=True) == times_s
     assert tiers.take_load_times(drain=True) == ()
+
+
+def test_an_adapter_is_unloaded_when_nobody_uses_it_any_more(
+    tiers: AdapterTiers, put_adapter: Callable[..., str]
+) -> None:
+    digest = put_adapter(1)
+    tiers.request(digest)
+    wait_for(tiers, digest, AdapterState.DEVICE)
+    assert tiers.acquire(digest) is not None
+    tiers.unload(digest)
+    time.sleep(0.05)
+    tiers.integrity()
+    assert tiers.placement(digest).state is AdapterState.DEVICE  # a request still uses it
+    tiers.release(digest)
+    wait_for(tiers, digest, AdapterState.ABSENT)
+    assert tiers.placements() == []
+    tiers.integrity()
+    tiers.unload(digest)  # once more changes nothing
+    tiers.request(digest)
+    wait_for(tiers, digest, AdapterState.DEVICE)
+    tiers.integrity()
+
+
+def test_a_request_that_comes_before_it_has_left_keeps_it(
+    tiers: AdapterTiers, put_adapter: Callable[..., str]
+) -> None:
+    digest = put_adapter(1)
+    tiers.request(digest)
+    wait_for(tiers, digest, AdapterState.DEVICE)
+    assert tiers.acquire(digest) is not None
+    tiers.unload(digest)
+    assert tiers.acquire(digest) is not None
+    tiers.release(digest)
+    tiers.release(digest)
+    time.sleep(0.05)
+    assert tiers.placement(digest).state is AdapterState.DEVICE
+    tiers.integrity()
+
+
+def test_what_is_in_host_memory_alone_is_dropped_from_it(
+    tiers: AdapterTiers, put_adapter: Callable[..., str]
+) -> None:
+    first, second = put_adapter(1), put_adapter(2)
+    for digest in (first, second):
+        tiers.request(digest)
+        wait_for(tiers, digest, AdapterState.DEVICE)
+    assert tiers.placement(first).state is AdapterState.HOST
+    tiers.unload(first)
+    assert tiers.placement(first).state is AdapterState.ABSENT
+    assert tiers.placement(second).state is AdapterState.DEVICE
+    tiers.integrity()

@@ -67,6 +67,8 @@ class EchoEngine:
         self.grammar_error: Exception | None = None
         self.grammars: list[Grammar] = []
         self.adapter_placements: list[AdapterPlacement] = []
+        self.unloaded: list[str] = []
+        self._resident: set[str] = set()
         self.running_adapters: tuple[str, ...] = ()
         self.waiting_adapters: tuple[str, ...] = ()
         self.finished: dict[str, EngineOutput] = {}
@@ -164,11 +166,24 @@ class EchoEngine:
             histograms=observed,
         )
 
-    def placements(self) -> list[AdapterPlacement]:
-        return self.adapter_placements
+    def placements(self, adapter_digest: str | None = None) -> list[AdapterPlacement]:
+        found = self.adapter_placements
+        return found if adapter_digest is None else self._placement(adapter_digest)
+
+    def _placement(self, digest: str) -> list[AdapterPlacement]:
+        """A prefetched adapter is on the device, unless the test says otherwise."""
+        told = [p for p in self.adapter_placements if p.adapter_digest == digest]
+        here = AdapterPlacement(digest, "device", "gpu")
+        absent = AdapterPlacement(digest, "absent", "remote")
+        return told or [here if digest in self._resident else absent]
+
+    def unload_adapter(self, adapter_digest: str) -> None:
+        self._resident.discard(adapter_digest)
+        self.unloaded.append(adapter_digest)
 
     def prefetch_adapter(self, adapter_digest: str) -> None:
         self.prefetched.append(adapter_digest)
+        self._resident.add(adapter_digest)
 
     async def drain(self, deadline_s: float) -> None:
         self._draining = True

@@ -41,8 +41,9 @@ def take_stats(built: BuiltEngine, num_waiting: int, *, drain: bool) -> EngineSt
     )
 
 
-def list_placements(tiers: AdapterTiers) -> list[AdapterPlacement]:
-    """Those that are fetched are "remote" as yet, wherever they come from."""
+def list_placements(tiers: AdapterTiers, adapter_digest: str | None) -> list[AdapterPlacement]:
+    """Of all, or of one. Those that are fetched are "remote" as yet, wherever they come from."""
+    found = tiers.placements() if adapter_digest is None else [tiers.placement(adapter_digest)]
     return [
         AdapterPlacement(
             placement.digest,
@@ -53,5 +54,5 @@ def list_placements(tiers: AdapterTiers) -> list[AdapterPlacement]:
             placement.num_bytes,
             placement.failure,
         )
-        for placement in tiers.placements()
+        for placement in found
     ]

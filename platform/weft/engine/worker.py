@@ -151,8 +151,11 @@ class InProcessEngine:
     def snapshot(self, *, drain: bool = False) -> EngineStats:
         return take_stats(self._built, max(0, self._num_waiting), drain=drain)
 
-    def placements(self) -> Sequence[AdapterPlacement]:
-        return list_placements(self._built.tiers)
+    def placements(self, adapter_digest: str | None = None) -> Sequence[AdapterPlacement]:
+        return list_placements(self._built.tiers, adapter_digest)
+
+    def unload_adapter(self, adapter_digest: str) -> None:
+        self._built.tiers.unload(adapter_digest)
 
     async def drain(self, deadline_s: float) -> None:
         with self._wake:

@@ -74,7 +74,7 @@ def create_registry(settings: ServerSettings, engine: EngineClient, database: Da
         ),
         uploads=uploads,
         merger=Merger(database, publisher, store, settings.uploads_dir, dict(info.hf_config)),
-        purger=Purger(database, store, digests_in_use, on_purged=lambda digest: None),
+        purger=Purger(database, store, digests_in_use, on_purged=engine.unload_adapter),
         fetcher=fetcher,
         uploads_dir=settings.uploads_dir,
         max_upload_bytes=settings.max_upload_bytes,
