@@ -5,6 +5,7 @@ Knows neither the command line nor the environment; reading either is the caller
 
 from __future__ import annotations
 
+import ipaddress
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote
@@ -90,6 +91,11 @@ class ServerSettings:
         if self.kernels not in KERNELS:
             names = ", ".join(KERNELS)
             raise ValueError(f"kernels must be one of {names}, not {self.kernels!r}")
+        for network in self.import_networks:
+            try:
+                ipaddress.ip_network(network)
+            except ValueError as error:
+                raise ValueError(f"import_networks must be networks: {error}") from error
         for key in _POSITIVE:
             value = getattr(self, key)
             if value is not None and value <= 0:

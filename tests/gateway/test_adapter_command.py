@@ -73,3 +73,41 @@ def test_a_server_that_is_not_there_is_said_so() -> None:
     result = CliRunner().invoke(app, ["adapter", "list", *options])
     assert result.exit_code == 1
     assert "could not be reached" in result.stderr
+
+
+def test_versions_and_aliases_are_handled_from_the_command_line(
+    site: Any, acme: str, export: Path, lora: Callable[..., dict[str, bytes]]
+) -> None:
+    def weft(*args: str, key: str = acme) -> Any:
+        options = ("--url", f"{site.url}/v1", *(("--key", key) if key else ()))
+        return CliRunner().invoke(app, ["adapter", *args, *options])
+
+    assert weft("upload", "bot", str(export)).exit_code == 0
+    (export / "README.md").write_text("---\nlicense: mit\n---\n")
+    (export / "adapter_model.safetensors").write_bytes(lora(2)["adapter_model.safetensors"])
+    assert weft("upload", "bot", str(export)).exit_code == 0
+    rows = json.loads(weft("versions", "bot", "--json").stdout)
+    assert [(row["version"], row["state"]) for row in rows] == [(1, "ready"), (2, "ready")]
+    assert [row["card"] for row in rows] == [{}, {"license": "mit"}]
+    assert "bot@prod is bot@v1" in weft("alias", "bot", "prod", "1", "--expected", "0").stdout
+    refused = weft("alias", "bot", "prod", "2", "--expected", "2")
+    assert (refused.exit_code, "is at version 1" in refused.stderr) == (1, True)
+    assert "Removed bot@prod" in weft("unalias", "bot", "prod").stdout
+    assert weft("delete", "bot", "--version", "1").exit_code == 0
+    data = str(site.settings.data_dir)
+    assert "Purged 0 versions" in weft("purge", "--data", data, key="").stdout
+    everything = weft("purge", "--data", data, "--older-than-days", "0", key="")
+    assert "Purged 1 versions, files of 1." in everything.stdout
+    assert weft("purge", "--data", data + "x", key="").exit_code == 1
+
+
+def test_an_import_tells_what_became_of_it(site: Any, acme: str) -> None:
+    def weft(source: str) -> Any:
+        options = ["--url", f"{site.url}/v1", "--key", acme]
+        return CliRunner().invoke(app, ["adapter", "import", "bot", source, *options])
+
+    site.create_adapter(acme, "bot")
+    bad = weft("hf:org/bot@main")
+    assert (bad.exit_code, "40 digits" in bad.stderr) == (1, True)
+    refused = weft("s3://bucket/folder")
+    assert (refused.exit_code, "not in a bucket" in refused.stderr) == (1, True)

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pytest
-from tests.registry.conftest import Shelf
+from tests.registry.shelf import Shelf
 from tests.tiny import BASE_DIGEST, HF_CONFIG
 
 from weft.db.scope import TenantOwner

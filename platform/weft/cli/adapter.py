@@ -2,31 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from weft.cli import adapter_check
+from weft.cli import adapter_check, adapter_versions
 from weft.cli.base import ADAPTER_FILES
 from weft.cli.output import JsonOption, err, fail, out, print_json, print_rows, spinner
-from weft.settings import ServerSettings, base_url
+from weft.cli.remote import DEFAULT_URL, KeyOption, UrlOption, list_all, open_client, result_of
 
 if TYPE_CHECKING:
     import httpx2
 
-app = typer.Typer(help="Upload, list, delete and check adapters.", no_args_is_help=True)
+app = typer.Typer(help="Upload, import, list, delete and check adapters.", no_args_is_help=True)
 
-_D = ServerSettings(base_dir=Path("."))
 Name = Annotated[str, typer.Argument(help="The adapter's name.")]
 Folder = Annotated[Path, typer.Argument(help="Folder with the two files of a PEFT export.")]
-KeyOption = Annotated[str, typer.Option("--key", envvar="WEFT_API_KEY", help="The API key.")]
-UrlOption = Annotated[
-    str, typer.Option("--url", envvar="WEFT_BASE_URL", help="The server, with /v1.")
-]
-DEFAULT_URL = base_url(_D.host, _D.port)
+# its metadata is kept with the version
+_CARD = "README.md"
 
 
 @app.command("upload")
@@ -43,19 +38,19 @@ def upload(
     """Upload a version; the adapter is created where it does not exist."""
     for file in ADAPTER_FILES:
         _existing(folder, file)
-    with _client(url, key) as http, ExitStack() as undo:
+    with open_client(url, key) as http, ExitStack() as undo:
         if http.get(f"adapters/{name}").status_code == 404:
             body = {"name": name, "base_model": base_model or _served_base(http)}
-            _result(http.post("adapters", json=body))
+            result_of(http.post("adapters", json=body))
             # an adapter made for a version that is refused would be an empty one
             undo.callback(http.delete, f"adapters/{name}")
         with spinner(f"Uploading {name}..."), ExitStack() as files:
             parts = {
                 file: (file, files.enter_context(_existing(folder, file).open("rb")))
-                for file in ADAPTER_FILES
+                for file in (*ADAPTER_FILES, *_card_in(folder))
             }
             response = http.post(f"adapters/{name}/versions", files=parts)
-            version = _result(response)
+            version = result_of(response)
         undo.pop_all()
     if as_json:
         print_json(version)
@@ -69,15 +64,8 @@ def upload(
 @app.command("list")
 def list_(key: KeyOption, url: UrlOption = DEFAULT_URL, as_json: JsonOption = False) -> None:
     """List the tenant's adapters."""
-    rows: list[dict[str, Any]] = []
-    with _client(url, key) as http:
-        params: dict[str, str | int] = {"limit": 100, "order": "asc"}
-        while True:
-            page = _result(http.get("adapters", params=params))
-            rows += page["data"]
-            if not page["has_more"]:
-                break
-            params["after"] = page["last_id"]
+    with open_client(url, key) as http:
+        rows = list_all(http, "adapters")
     print_rows(rows, ("name", "base_model", "description", "created_at"), as_json=as_json)
 
 
@@ -93,8 +81,8 @@ def delete(
 ) -> None:
     """Delete an adapter, or one version that no alias points at."""
     path = f"adapters/{name}" + ("" if version is None else f"/versions/{version}")
-    with _client(url, key) as http:
-        result = _result(http.delete(path))
+    with open_client(url, key) as http:
+        result = result_of(http.delete(path))
     if as_json:
         print_json(result)
     else:
@@ -102,26 +90,16 @@ def delete(
 
 
 app.command("check")(adapter_check.check)
-
-
-@contextmanager
-def _client(url: str, key: str) -> Iterator[httpx2.Client]:
-    import httpx2
-
-    if not key.isascii():
-        raise fail("the key has characters that no key has")
-    headers = {"authorization": f"Bearer {key}"}
-    timeout = httpx2.Timeout(600.0, connect=10.0)
-    try:
-        with httpx2.Client(base_url=url, headers=headers, timeout=timeout) as client:
-            yield client
-    except httpx2.TransportError as error:
-        raise fail(f"{url} could not be reached: {error}") from error
+adapter_versions.add_commands(app)
 
 
 def _served_base(http: httpx2.Client) -> str:
-    cards = _result(http.get("models"))["data"]
+    cards = result_of(http.get("models"))["data"]
     return next(str(card["id"]) for card in cards if card["parent"] is None)
+
+
+def _card_in(folder: Path) -> tuple[str, ...]:
+    return (_CARD,) if (folder / _CARD).is_file() else ()
 
 
 def _existing(folder: Path, name: str) -> Path:
@@ -131,17 +109,3 @@ def _existing(folder: Path, name: str) -> Path:
     if not file.is_file():
         raise fail(f"{file} is missing")
     return file
-
-
-def _result(response: httpx2.Response) -> dict[str, Any]:
-    """The body of a success; else the server's own words, with each fault."""
-    try:
-        body: dict[str, Any] = response.json()
-    except ValueError as error:
-        raise fail(f"the server answered {response.status_code} without JSON") from error
-    if response.is_success:
-        return body
-    error_body = body.get("error", {})
-    for fault in error_body.get("details", []):
-        err.print(f"{fault.get('code')}: {fault.get('message')}", markup=False)
-    raise fail(str(error_body.get("message", f"the server answered {response.status_code}")))

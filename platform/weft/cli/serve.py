@@ -87,6 +87,17 @@ def serve(
     max_upload_mib: Annotated[
         int, typer.Option(help="MiB of one adapter's tensors.")
     ] = _D.max_upload_bytes // MIB,
+    hub: Annotated[
+        str, typer.Option(help="The host of the Hugging Face hub that versions are imported from.")
+    ] = _D.hub_host,
+    import_host: Annotated[
+        list[str] | None,
+        typer.Option(help="A host that imports may read from; '*.name': all below it."),
+    ] = None,
+    import_network: Annotated[
+        list[str] | None,
+        typer.Option(help="A network that is not public and may be imported from, as 10.1.0.0/16."),
+    ] = None,
     retention_days: Annotated[
         float, typer.Option(help="Days for which the files of deleted versions are kept.")
     ] = _D.version_retention_s / 86400,
@@ -132,6 +143,9 @@ def serve(
             share_base_prefix=share_base_prefix,
             num_threads=threads,
             max_upload_bytes=max_upload_mib * MIB,
+            hub_host=hub,
+            import_hosts=_D.import_hosts if import_host is None else tuple(import_host),
+            import_networks=tuple(import_network or ()),
             version_retention_s=retention_days * 86400,
             queue_timeout_s=queue_timeout,
             request_timeout_s=request_timeout,

@@ -20,16 +20,14 @@ from weft.db.scope import Owner, TenantOwner
 from weft.errors import InvalidRequestError, RateLimitError, WeftError
 from weft.registry.idempotency import KeyedRequest, find_replay
 from weft.registry.intake import ReceivedAdapter, temporary_folder
+from weft.registry.lifecycle import PENDING, VersionGoneError, create_version
 from weft.registry.maintenance_repository import MaintenanceRepository
 from weft.registry.models import AdapterVersion, VersionState
 from weft.registry.publishing import (
-    PENDING,
     Published,
     Publisher,
-    VersionGoneError,
     VersionRefusedError,
     check_takes_uploads,
-    create_version,
 )
 from weft.registry.quota import check_room
 from weft.registry.repository import RegistryRepository

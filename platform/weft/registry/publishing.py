@@ -20,7 +20,6 @@ from types import MappingProxyType
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from weft.db.database import Database
-from weft.db.ids import create_id, now
 from weft.db.scope import Owner
 from weft.errors import (
     AdapterInvalidError,
@@ -31,6 +30,14 @@ from weft.errors import (
 from weft.registry.aliases import follow_newest
 from weft.registry.idempotency import KeyedRequest, find_replay
 from weft.registry.intake import ReceivedAdapter
+from weft.registry.lifecycle import (
+    PENDING,
+    VersionGoneError,
+    create_version,
+    describe,
+    find_pending,
+    reject,
+)
 from weft.registry.maintenance_repository import MaintenanceRepository
 from weft.registry.models import Adapter, AdapterVersion, VersionState
 from weft.registry.names import MERGED_NAME
@@ -67,10 +74,6 @@ class VersionRefusedError(Exception):
     @classmethod
     def of(cls, code: str, message: str) -> VersionRefusedError:
         return cls(ValidationReport(ok=False, faults=(Fault(code, message),)))
-
-
-class VersionGoneError(Exception):
-    """Its version, or adapter, was deleted meanwhile."""
 
 
 class Publisher:
@@ -169,7 +172,7 @@ class Publisher:
             version = create_version(
                 adapter, self.base, await repository.next_number(adapter), dict(source)
             )
-            _describe(version, files, report)
+            describe(version, files, report)
             repository.add(version)
             await repository.flush()
             published = Published(adapter, version, 201)
@@ -200,7 +203,7 @@ class Publisher:
 
     async def _advance(self, owner: Owner, version_id: str) -> None:
         async with self._database.writing() as session:
-            version = await _find_pending(RegistryRepository(session, owner), version_id)
+            version = await find_pending(RegistryRepository(session, owner), version_id)
             version.state = VersionState.VALIDATING
 
     async def _try_claim(
@@ -214,7 +217,7 @@ class Publisher:
         """None while the same bytes are being stored or removed."""
         assert report.digest is not None, "only accepted files are registered"
         repository = RegistryRepository(session, owner)
-        version = await _find_pending(repository, version_id)
+        version = await find_pending(repository, version_id)
         if version.digest not in (None, report.digest):
             # it was stored under the other digest before a crash; the row leads to those files
             raise VersionRefusedError.of("source_changed", "The source changed while it was read.")
@@ -231,7 +234,7 @@ class Publisher:
             return None
         # its row counts already, its bytes do not
         await check_room(repository, self.quota, report.num_bytes, num_versions=0)
-        _describe(version, files, report)
+        describe(version, files, report)
         return version
 
     async def _store_and_settle(
@@ -244,7 +247,7 @@ class Publisher:
             )
             async with self._database.writing() as session:
                 repository = RegistryRepository(session, owner)
-                settled = await _find_pending(repository, version.id)
+                settled = await find_pending(repository, version.id)
                 adapter = await repository.find_adapter_by_id(settled.adapter_id)
                 assert adapter is not None, "its versions would have been archived"
                 settled.state = VersionState.READY
@@ -266,57 +269,6 @@ class Publisher:
             version = await repository.find_version_by_id(version_id)
             if version is not None and version.state in PENDING:
                 await reject(repository, version, report)
-
-
-PENDING = (VersionState.UPLOADING, VersionState.VALIDATING)
-
-
-async def reject(
-    repository: RegistryRepository, version: AdapterVersion, report: ValidationReport
-) -> None:
-    version.state = VersionState.REJECTED
-    version.report = report.to_dict()
-    await repository.delete_idempotency_keys(version)
-
-
-async def _find_pending(repository: RegistryRepository, version_id: str) -> AdapterVersion:
-    version = await repository.find_version_by_id(version_id)
-    if version is None or version.state not in PENDING:
-        raise VersionGoneError
-    return version
-
-
-def create_version(
-    adapter: Adapter, base: ServedBase, number: int, source: dict[str, object]
-) -> AdapterVersion:
-    """A version whose bytes are to come."""
-    return AdapterVersion(
-        id=create_id("ver"),
-        tenant_id=adapter.tenant_id,
-        adapter_id=adapter.id,
-        number=number,
-        digest=None,
-        base_digest=base.digest,
-        state=VersionState.UPLOADING,
-        num_bytes=0,
-        ranks=[],
-        report={},
-        source=source,
-        card={},
-        is_pinned=False,
-        num_attempts=0,
-        created_at=now(),
-        archived_at=None,
-    )
-
-
-def _describe(version: AdapterVersion, files: ReceivedAdapter, report: ValidationReport) -> None:
-    version.state = VersionState.VALIDATING
-    version.digest = report.digest
-    version.num_bytes = report.num_bytes
-    version.ranks = list(report.ranks)
-    version.report = report.to_dict()
-    version.card = dict(files.card)
 
 
 def check_takes_uploads(adapter: Adapter) -> None:

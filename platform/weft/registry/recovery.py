@@ -10,9 +10,9 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from weft.db.database import Database
 from weft.db.scope import TenantOwner
+from weft.registry.lifecycle import reject
 from weft.registry.maintenance_repository import MaintenanceRepository
 from weft.registry.models import AdapterVersion, VersionState
-from weft.registry.publishing import reject
 from weft.registry.repository import RegistryRepository
 from weft_adapters.faults import Fault
 from weft_adapters.validation import ValidationReport
