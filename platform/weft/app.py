@@ -29,6 +29,7 @@ from weft.registry import upload_endpoints as uploads
 from weft.registry import version_endpoints as versions
 from weft.registry.build import create_registry
 from weft.settings import ENGINE_KEYS, ServerSettings
+from weft.storage.build import create_remote_store
 from weft.tenancy import endpoints as tenants
 from weft.tenancy.auth import public
 from weft.tenancy.secret_files import SecretFiles, read_or_create_secrets
@@ -116,5 +117,10 @@ def build_engine(
     from weft.engine.worker import start_engine
 
     chosen = {key: value for key in ENGINE_KEYS if (value := getattr(settings, key)) is not None}
-    config = EngineConfig(base_dir=settings.base_dir, adapters_dir=settings.adapters_dir, **chosen)
-    return start_engine(config, on_progress)
+    config = EngineConfig(
+        base_dir=settings.base_dir,
+        adapters_dir=settings.adapters_dir,
+        disk_dir=settings.adapter_cache_dir,
+        **chosen,
+    )
+    return start_engine(config, on_progress, create_remote_store(settings))

@@ -135,8 +135,9 @@ class EngineRequest:
 
     `priority` orders the requests of one tenant among themselves, the lowest first (as vLLM's); it
     never puts one tenant before another. `queue_timeout_s` is how long it may wait to be started,
-    `timeout_s` how long it may take in all; None: as long as it takes. `cache_salt` keeps its
-    prompt from being matched with prompts of the same tenant that have another salt.
+    `adapter_timeout_s` how long for an adapter that is not on the device, `timeout_s` how long it
+    may take in all; None: as long as it takes. `cache_salt` keeps its prompt from being matched
+    with prompts of the same tenant that have another salt.
 
     `vocabulary`: where the adapter has one of its own.
     """
@@ -149,12 +150,13 @@ class EngineRequest:
     share: TenantShare = TenantShare()
     priority: int = 0
     queue_timeout_s: float | None = None
+    adapter_timeout_s: float | None = None
     timeout_s: float | None = None
     cache_salt: str = ""
     vocabulary: RequestVocabulary | None = None
 
     def __post_init__(self) -> None:
-        for name in ("queue_timeout_s", "timeout_s"):
+        for name in ("queue_timeout_s", "adapter_timeout_s", "timeout_s"):
             value = getattr(self, name)
             _require(value is None or value > 0, name, "above 0", value)
 
@@ -187,8 +189,8 @@ class TokenLogprobs:
 
 
 ErrorCode = Literal[
-    "adapter_unavailable", "deadline_exceeded", "engine_failed", "no_token_allowed", "non_finite",
-    "queue_timeout",
+    "adapter_loading", "adapter_unavailable", "deadline_exceeded", "engine_failed",
+    "no_token_allowed", "non_finite", "queue_timeout",
 ]  # fmt: skip
 
 

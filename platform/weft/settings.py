@@ -23,9 +23,13 @@ class ServerSettings:
     """One server process: gateway, control plane and engine.
 
     `None` leaves a choice to the engine, which reports what it chose at start. Sizes are bytes,
-    times seconds. A request that was not started within `queue_timeout_s`, or is not over within
-    `request_timeout_s`, is ended (None: never). A deleted version's files are kept for
-    `version_retention_s`. `adapters_dir`, `database_file` and `uploads_dir` follow from `data_dir`.
+    times seconds. A request that was not started within `queue_timeout_s`, whose adapter was not
+    loaded within `adapter_timeout_s`, or that is not over within `request_timeout_s`, is ended
+    (None: never). Adapters are stored in `adapter_store` ("s3://bucket/prefix", at
+    `s3_endpoint_url` if it is not Amazon's), and then `disk_adapter_bytes` of them are kept at
+    hand in `adapter_cache_dir`; None: in `adapters_dir`. A deleted version's files are kept for
+    `version_retention_s`. `adapters_dir`, `database_file` and `uploads_dir` follow from
+    `data_dir`.
     Imports come from `hub_host`, which may lead on to `import_hosts` ("*.name": all below it) at
     public addresses, or at those in `import_networks`. `lorax_status_codes`: LoRAX's routes answer
     424 where no text came of a valid request, an unknown adapter included, as LoRAX does.
@@ -52,6 +56,9 @@ class ServerSettings:
     kv_bytes: int | None = None
     adapter_bytes: int | None = None
     host_adapter_bytes: int | None = None
+    disk_adapter_bytes: int | None = None
+    adapter_store: str | None = None
+    s3_endpoint_url: str | None = None
     swap_bytes: int | None = None
     prefix_cache: bool = True
     share_base_prefix: bool = False
@@ -71,6 +78,7 @@ class ServerSettings:
     keepalive_s: float = 15.0
     stall_timeout_s: float = 60.0
     queue_timeout_s: float | None = None
+    adapter_timeout_s: float | None = 30.0
     request_timeout_s: float | None = None
     drain_deadline_s: float = 30.0
     lorax_status_codes: bool = False
@@ -110,6 +118,14 @@ class ServerSettings:
         return self.data_dir / "adapters"
 
     @property
+    def adapter_cache_dir(self) -> Path:
+        return self.data_dir / "adapter-cache"
+
+    @property
+    def opened_adapters_dir(self) -> Path:
+        return self.data_dir / "opened-adapters"
+
+    @property
     def uploads_dir(self) -> Path:
         return self.data_dir / "uploads"
 
@@ -140,6 +156,7 @@ _ENGINE_SIZES = (
     "kv_bytes",
     "adapter_bytes",
     "host_adapter_bytes",
+    "disk_adapter_bytes",
     "max_running_per_tenant",
     "swap_bytes",
 )
@@ -170,5 +187,6 @@ _POSITIVE = (
     "keepalive_s",
     "stall_timeout_s",
     "queue_timeout_s",
+    "adapter_timeout_s",
     "request_timeout_s",
 )

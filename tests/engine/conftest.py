@@ -44,6 +44,9 @@ class FakeResidency:
         self.references[digest] -= 1
         assert self.references[digest] >= 0
 
+    def is_loaded(self, digest: str) -> bool:
+        return self.now >= self.asked_at.get(digest, self.now + 1) + self.load_steps
+
     def failure(self, digest: str) -> str | None:
         return None
 

@@ -17,6 +17,9 @@ class Resident:
 
     def release(self, digest: str) -> None: ...
 
+    def is_loaded(self, digest: str) -> bool:
+        return True
+
     def failure(self, digest: str) -> str | None:
         return None
 

@@ -38,6 +38,9 @@ class Residency:
         self.references[digest] -= 1
         assert self.references[digest] >= 0
 
+    def is_loaded(self, digest: str) -> bool:
+        return digest in self.resident
+
     def failure(self, digest: str) -> str | None:
         return self.broken.get(digest)
 

@@ -108,6 +108,29 @@ def test_a_request_that_waits_too_long_is_refused_and_others_are_not(simulate: S
     assert set(simulation.first_token_at) == {"runs", "patient"}
 
 
+def test_a_request_whose_adapter_does_not_come_is_told_to_come_back(
+    simulate: Callable[..., Simulation],
+) -> None:
+    simulation = simulate(load_steps=20)
+    simulation.add(name="gives up", adapter="far", adapter_timeout_s=5.0)
+    simulation.add(name="waits", adapter="far", adapter_timeout_s=50.0)
+    simulation.add(name="base", adapter_timeout_s=1.0, max_tokens=20)
+    simulation.run()
+    assert simulation.refused == {"gives up": "adapter_loading"}
+    assert set(simulation.answers) == {("waits", 0), ("base", 0)}
+
+
+def test_a_request_that_waits_for_a_place_does_not_wait_for_its_adapter(
+    simulate: Callable[..., Simulation],
+) -> None:
+    simulation = simulate(max_running=1)
+    simulation.residency.asked_at["near"] = 0
+    simulation.add(name="runs", max_tokens=20)
+    simulation.add(name="waits", adapter="near", adapter_timeout_s=3.0)
+    simulation.run()
+    assert simulation.refused == {}
+
+
 def test_a_request_that_takes_too_long_ends_where_it_is(simulate: Simulate) -> None:
     simulation = simulate(max_running=2)
     slow = simulation.add(name="slow", max_tokens=40, timeout_s=6.0, n=2)

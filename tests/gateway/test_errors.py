@@ -272,6 +272,7 @@ def test_a_failed_request_is_500_with_the_engines_reason(site: Any, acme: str) -
     ("fault", "status", "code", "headers"),
     [
         ("queue_timeout", 503, "queue_timeout", {"retry-after": "1"}),
+        ("adapter_loading", 503, "adapter_loading", {"retry-after": "2"}),
         ("adapter_unavailable", 503, "adapter_unavailable", {"retry-after": "1"}),
         ("engine_failed", 503, "engine_stopped", {"retry-after": "30"}),
         ("deadline_exceeded", 504, "deadline_exceeded", {"x-should-retry": "false"}),

@@ -71,6 +71,15 @@ def serve(
     host_adapter_mib: Annotated[
         int | None, typer.Option(help=f"MiB for adapters in host memory. {_AUTO}")
     ] = None,
+    disk_adapter_mib: Annotated[
+        int | None, typer.Option(help=f"MiB on disk for adapters of a remote store. {_AUTO}")
+    ] = None,
+    adapter_store: Annotated[
+        str | None, typer.Option(help="s3://bucket/prefix. Default: a folder below --data.")
+    ] = _D.adapter_store,
+    s3_endpoint: Annotated[
+        str | None, typer.Option(help="URL of an S3 server that is not Amazon's.")
+    ] = _D.s3_endpoint_url,
     swap_mib: Annotated[
         int | None, typer.Option(help="MiB of host memory for preempted requests. Default: none.")
     ] = None,
@@ -104,6 +113,10 @@ def serve(
     queue_timeout: Annotated[
         float | None, typer.Option(help="Seconds that a request may wait to start. Default: any.")
     ] = _D.queue_timeout_s,
+    adapter_timeout: Annotated[
+        float | None,
+        typer.Option(help="Seconds that a request may wait for its adapter to be loaded."),
+    ] = _D.adapter_timeout_s,
     request_timeout: Annotated[
         float | None, typer.Option(help="Seconds that a request may take in all. Default: any.")
     ] = _D.request_timeout_s,
@@ -138,6 +151,9 @@ def serve(
             kv_bytes=_bytes(kv_mib),
             adapter_bytes=_bytes(adapter_mib),
             host_adapter_bytes=_bytes(host_adapter_mib),
+            disk_adapter_bytes=_bytes(disk_adapter_mib),
+            adapter_store=adapter_store,
+            s3_endpoint_url=s3_endpoint,
             swap_bytes=_bytes(swap_mib),
             prefix_cache=prefix_cache,
             share_base_prefix=share_base_prefix,
@@ -148,6 +164,7 @@ def serve(
             import_networks=tuple(import_network or ()),
             version_retention_s=retention_days * 86400,
             queue_timeout_s=queue_timeout,
+            adapter_timeout_s=adapter_timeout,
             request_timeout_s=request_timeout,
             drain_deadline_s=drain_deadline,
             lorax_status_codes=lorax_status_codes,

@@ -29,9 +29,11 @@ from weft.engine.runner import AdapterSet, Runner
 from weft.messages import EngineInfo, EngineRequest, SamplingParams
 from weft.tokenizer import BaseTokenizer
 from weft_adapters.digest import base_digest
+from weft_adapters.disk import DiskTier
+from weft_adapters.fetch import DownloadedSource
 from weft_adapters.pool import PagePool
 from weft_adapters.sites import BaseSpec
-from weft_adapters.store import FolderStore
+from weft_adapters.store import FolderStore, RemoteStore
 from weft_adapters.tiers import AdapterTiers
 from weft_kernels.backend import create_backend
 
@@ -54,8 +56,10 @@ def build_engine(
     config: EngineConfig,
     on_progress: Callable[[str, int, int], None] = lambda what, done, total: None,
     on_adapter_change: Callable[[], None] = lambda: None,
+    remote_store: RemoteStore | None = None,
 ) -> BuiltEngine:
-    """Load everything; `on_progress(what, done, total)` feeds progress bars.
+    """Load everything; `on_progress(what, done, total)` feeds progress bars. Adapters come from
+    `remote_store` where there is one, else from the folder that the configuration names.
 
     ValueError for an unsupported base or a memory budget that does not hold.
     """
@@ -86,8 +90,9 @@ def build_engine(
         base, config.adapter_bytes, dtype, device, keep_checksums=config.check_integrity
     )
     tiers = AdapterTiers(
-        FolderStore(config.adapters_dir), base, pool, config.host_adapter_bytes,
+        _adapter_source(config, remote_store), base, pool, config.host_adapter_bytes,
         on_change=on_adapter_change,
+        num_downloads=config.num_downloads,
         base_weights=ServedWeights(weights, base, config.quantization),
     )  # fmt: skip
     kv_dtype = resolve_kv_dtype(config.kv_dtype, dtype)
@@ -122,6 +127,16 @@ def build_engine(
         },
     )  # fmt: skip
     return BuiltEngine(engine, decoder, info, memory, pool, tiers, tokenizer, base)
+
+
+def _adapter_source(
+    config: EngineConfig, remote_store: RemoteStore | None
+) -> FolderStore | DownloadedSource:
+    if remote_store is None:
+        return FolderStore(config.adapters_dir)
+    if config.disk_dir is None:
+        raise ValueError("disk_dir must name a folder where the store of adapters is remote")
+    return DownloadedSource(remote_store, DiskTier(config.disk_dir, config.disk_adapter_bytes))
 
 
 def _create_caches(

@@ -40,6 +40,8 @@ class EngineConfig:
     `async_scheduling` schedules a step while the one before it runs; None: on CUDA. On a CPU both
     would want the same cores, and a request that stops costs a row that is thrown away.
 
+    `adapters_dir` is the store of adapters, unless the engine is given a remote one: then
+    `disk_dir` keeps up to `disk_adapter_bytes` of it at hand, and so many are downloaded at a time.
     `adapter_load_cost`: what a tenant is charged for bringing 1 MiB of adapter to the device, in
     prompt tokens; the default is about what a 2-core CPU computes in the time of the copy.
     `check_integrity` verifies every invariant after each step (tests).
@@ -64,6 +66,9 @@ class EngineConfig:
     kv_bytes: int | None = None
     adapter_bytes: int = 256 * MIB
     host_adapter_bytes: int = 512 * MIB
+    disk_dir: Path | None = None
+    disk_adapter_bytes: int = 10 * 1024 * MIB
+    num_downloads: int = 8
     max_running_per_tenant: int | None = None
     prefix_cache: bool = True
     share_base_prefix: bool = False
@@ -93,6 +98,8 @@ class EngineConfig:
             "block_size": self.block_size,
             "adapter_bytes": self.adapter_bytes,
             "host_adapter_bytes": self.host_adapter_bytes,
+            "disk_adapter_bytes": self.disk_adapter_bytes,
+            "num_downloads": self.num_downloads,
             "max_model_len": self.max_model_len or 1,
             "max_running_per_tenant": self.max_running_per_tenant or 1,
             "kv_bytes": self.kv_bytes or 1,

@@ -118,13 +118,22 @@ class Engine:
             if sampling.grammar is not None:
                 req.grammar = self.grammars.create_state(sampling.grammar)
         if request.adapter_digest is not None:
-            self._tiers.request(request.adapter_digest)
+            self._tiers.request(request.adapter_digest, request.tenant_id)
         self.scheduler.add(choices[0])
 
     def abort(self, request_id: str) -> list[EngineOutput]:
         """End a request now, each choice that has not ended yet; empty when it is not there."""
         choices = self._reqs.get(request_id, [])
-        return [self._finish(r, "abort", []) for r in choices if r.state is not ReqState.FINISHED]
+        unfinished = [req for req in choices if req.state is not ReqState.FINISHED]
+        outputs = [self._finish(req, "abort", []) for req in unfinished]
+        if unfinished and unfinished[0].adapter_digest is not None:
+            self._withdraw(unfinished[0].adapter_digest)
+        return outputs
+
+    def _withdraw(self, digest: str) -> None:
+        """Let go of an adapter on its way that no other request waits for."""
+        if not any(choices[0].adapter_digest == digest for choices in self._reqs.values()):
+            self._tiers.withdraw(digest)
 
     def step(self) -> list[EngineOutput]:
         """`is_stalled` says afterwards that there was nothing to do: all that waits waits for an

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from weft.engine.config import MIB
 from weft_adapters.pool import PooledAdapter
+from weft_adapters.states import AdapterState
 from weft_adapters.tiers import AdapterTiers
 
 # remembered; a load that was forgotten is charged again to the next who uses the adapter
@@ -34,6 +35,9 @@ class TierResidency:
         self._references[digest] -= 1
         if self._references[digest] == 0:
             del self._references[digest], self.held[digest]
+
+    def is_loaded(self, digest: str) -> bool:
+        return self._tiers.state(digest) is AdapterState.DEVICE
 
     def take_load_cost(self, digest: str) -> float:
         """Service units for an adapter that is held; 0 when this load of it was charged before."""

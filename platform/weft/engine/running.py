@@ -27,6 +27,9 @@ class AdapterResidency(Protocol):
     def release(self, digest: str) -> None:
         """Give one reference back."""
 
+    def is_loaded(self, digest: str) -> bool:
+        """The adapter is on the device, and open to those that start."""
+
     def failure(self, digest: str) -> str | None:
         """Why the adapter cannot be loaded, as a sentence; None while it may still come."""
 

@@ -57,6 +57,7 @@ class Scheduler:
                 f"be at least 1 and max_step_tokens={max_step_tokens} at least max_running"
             )
         self.blocks = blocks
+        self._adapters = adapters
         self.memory = SequenceMemory(blocks, prefix_roots, num_host_blocks)
         self._max_step_tokens = max_step_tokens
         self._eos_token_ids = eos_token_ids
@@ -112,7 +113,7 @@ class Scheduler:
 
     def schedule(self, now: float = 0.0) -> StepPlan:
         """Decide what the next step runs. `now`: monotonic seconds, like `Req.arrived_s`."""
-        refused = self._expiries.pop(now)
+        refused = self._expiries.pop(now, self._adapters.is_loaded)
         while True:
             step = self._plan(now, refused)
             if not step.scheduled and not self.has_rows_in_flight:

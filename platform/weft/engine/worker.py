@@ -31,6 +31,7 @@ from weft.messages import (
     Grammar,
     Usage,
 )
+from weft_adapters.store import RemoteStore
 
 # what callers read; the reason is for the log and for whoever watches readiness
 DEAD = "The engine stopped while it ran this request."
@@ -258,6 +259,7 @@ class InProcessEngine:
 def start_engine(
     config: EngineConfig,
     on_progress: Callable[[str, int, int], None] = lambda what, done, total: None,
+    remote_store: RemoteStore | None = None,
 ) -> InProcessEngine:
     """Build an engine in its own thread, and return while it warms up.
 
@@ -275,7 +277,8 @@ def start_engine(
     def build_and_run() -> None:
         nonlocal worker
         try:
-            worker = InProcessEngine(config, build_engine(config, on_progress, on_adapter_change))
+            built = build_engine(config, on_progress, on_adapter_change, remote_store)
+            worker = InProcessEngine(config, built)
         except BaseException as error:  # raised where the caller waits
             outcome.put(error)
             return

@@ -29,6 +29,8 @@ def fault_of(output: EngineOutput) -> WeftError | None:
     message, code = output.error or "The engine failed.", output.error_code
     if code in ("queue_timeout", "adapter_unavailable"):
         return OverloadedError(message, retry_after_s=1, code=code)
+    if code == "adapter_loading":
+        return OverloadedError(message, retry_after_s=2, code=code)
     if code == "engine_failed":
         return OverloadedError(message, retry_after_s=30, code="engine_stopped")
     if code == "deadline_exceeded":

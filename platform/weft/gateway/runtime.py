@@ -138,6 +138,7 @@ class Gateway:
             request_id, principal.tenant_id, prompt, sampling, model.digest,
             priority=work.priority,
             queue_timeout_s=self.settings.queue_timeout_s,
+            adapter_timeout_s=self.settings.adapter_timeout_s,
             timeout_s=self.settings.request_timeout_s,
             cache_salt=work.cache_salt,
         )  # fmt: skip

@@ -19,14 +19,14 @@ from weft.registry.runtime import Registry
 from weft.registry.service import ServedBase
 from weft.registry.uploads import Uploads
 from weft.settings import ServerSettings
+from weft.storage.build import create_store
 from weft_adapters.sites import BaseSpec
-from weft_adapters.store import FolderStore
 
 
 def create_registry(settings: ServerSettings, engine: EngineClient, database: Database) -> Registry:
     """Intake and store of adapters for the engine's base."""
     info = engine.info
-    store = FolderStore(settings.adapters_dir)
+    store = create_store(settings)
     quota = Quota(
         max_versions=settings.max_versions_per_tenant,
         max_stored_bytes=settings.max_stored_bytes_per_tenant,

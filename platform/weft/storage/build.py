@@ -1,0 +1,23 @@
+"""The store of adapters that a server's settings name."""
+
+from __future__ import annotations
+
+from weft.settings import ServerSettings
+from weft.storage.opened import OpenedStore
+from weft.storage.s3 import S3Location, S3Store
+from weft_adapters.store import FolderStore, LocalStore
+
+
+def create_remote_store(settings: ServerSettings) -> S3Store | None:
+    """None where adapters are stored in a folder. ValueError for an address that is none."""
+    if settings.adapter_store is None:
+        return None
+    return S3Store(S3Location.parse(settings.adapter_store), settings.s3_endpoint_url)
+
+
+def create_store(settings: ServerSettings) -> LocalStore:
+    """The store as the registry uses it: it writes to it, and opens the few that it merges."""
+    remote = create_remote_store(settings)
+    if remote is None:
+        return FolderStore(settings.adapters_dir)
+    return OpenedStore(remote, settings.opened_adapters_dir)

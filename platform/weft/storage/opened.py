@@ -1,0 +1,41 @@
+"""A remote store whose versions can be opened as files here."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+
+from weft_adapters.disk import DiskTier
+from weft_adapters.fetch import DownloadedSource
+from weft_adapters.store import RemoteStore, StoredAdapter
+from weft_adapters.workers import Cancellation
+
+_BUDGET_BYTES = 4 * 1024**3
+
+
+class OpenedStore:
+    """A `LocalStore`. What was opened stays for as long as nothing newer needs its room."""
+
+    def __init__(self, store: RemoteStore, folder: Path) -> None:
+        self._store, self._folder = store, folder
+        self._source: DownloadedSource | None = None
+        self._lock = threading.Lock()
+        self.put, self.exists = store.put, store.exists
+        self.delete, self.list_digests = store.delete, store.list_digests
+
+    def open(self, digest: str) -> StoredAdapter:
+        """Download it first where it is not here; raises what `DownloadedSource.fetch` does."""
+        with self._lock:
+            if self._source is None:
+                self._source = DownloadedSource(self._store, DiskTier(self._folder, _BUDGET_BYTES))
+            if not self._source.has(digest):
+                self._source.fetch(digest, Cancellation())
+            with self._source.reading(digest) as stored:
+                return stored
+
+    def close(self) -> None:
+        """Let another process have the folder."""
+        with self._lock:
+            if self._source is not None:
+                self._source.close()
+                self._source = None

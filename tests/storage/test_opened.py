@@ -1,0 +1,41 @@
+"""A remote store opened as files."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from weft.settings import ServerSettings
+from weft.storage.build import create_remote_store, create_store
+from weft.storage.opened import OpenedStore
+from weft.storage.s3 import S3Location, S3Store
+from weft_adapters.store import AdapterNotStoredError, FolderStore
+
+
+def test_a_version_is_opened_by_way_of_the_disk(
+    store: S3Store, put_adapter: Callable[[int], str], tmp_path: Path
+) -> None:
+    opened = OpenedStore(store, tmp_path / "opened")
+    digest = put_adapter(1)
+    assert opened.exists(digest)
+    for _ in range(2):
+        assert opened.open(digest).config_path.read_bytes().startswith(b"{")
+    with pytest.raises(AdapterNotStoredError):
+        opened.open("sha256:" + "e" * 64)
+    opened.close()
+
+
+def test_the_settings_name_the_store(server: str, location: S3Location, tmp_path: Path) -> None:
+    in_folder = ServerSettings(base_dir=tmp_path, data_dir=tmp_path)
+    assert create_remote_store(in_folder) is None
+    assert isinstance(create_store(in_folder), FolderStore)
+    url = f"s3://{location.bucket}/{location.prefix}"
+    remote = ServerSettings(
+        base_dir=tmp_path, data_dir=tmp_path, adapter_store=url, s3_endpoint_url=server
+    )
+    assert create_store(remote).list_digests() == []
+    wrong = ServerSettings(base_dir=tmp_path, data_dir=tmp_path, adapter_store="gs://b")
+    with pytest.raises(ValueError, match="s3://bucket/prefix"):
+        create_store(wrong)
