@@ -132,7 +132,8 @@ def read_parent(name: str, digest: str, stored: StoredAdapter, base: BaseSpec) -
     other = next((tensor for tensor in header.tensors if tensor not in mergeable), None)
     if other is not None:
         raise MergeRefusedError(
-            f"'{name}' cannot be merged: {other[:200]!r} is not a LoRA factor of a single module"
+            f"'{name}' cannot be merged: it holds {other[:200]!r}, and only pairs of lora_A and "
+            "lora_B of single modules in the layers can be"
         )
     return Parent(name, digest, stored, plan)
 
@@ -163,6 +164,10 @@ class SiteMerge:
     @property
     def rank(self) -> int:
         return self.factors[0][1].rank
+
+    def num_bytes(self, base: BaseSpec) -> int:
+        """Of its merged factors, which are float32."""
+        return 4 * self.rank * sum(base.shape(self.site))
 
 
 def plan_merge(parents: Sequence[Parent]) -> tuple[SiteMerge, ...]:

@@ -168,7 +168,9 @@ def test_factors_of_a_fused_parameter_have_no_merge(
     assert report.digest is not None, report.faults
     (tmp_path / "config.json").write_bytes(config)
     stored = StoredAdapter(tmp_path / "config.json", path)
-    with pytest.raises(MergeRefusedError, match="'fused' cannot be merged: .*mlp.experts.lora_"):
+    with pytest.raises(
+        MergeRefusedError, match="'fused' cannot be merged: it holds .*mlp.experts.lora_"
+    ):
         read_parent("fused", report.digest, stored, moe)
 
 

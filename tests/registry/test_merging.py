@@ -47,7 +47,7 @@ class Mill:
     shelf: Shelf
     owner: TenantOwner
     works: Works
-    limits: MergeLimits = MergeLimits()
+    limits: MergeLimits = MergeLimits(2**20)
     _mergers: list[Merger] = field(default_factory=list)
 
     def merger(self, **limits: Any) -> Merger:
@@ -236,6 +236,8 @@ async def test_what_cannot_be_merged_is_refused_and_leaves_nothing(mill: Mill) -
         with pytest.raises(InvalidRequestError, match=said) as caught:
             await merger.resolve(mill.owner, wanted)
         assert (caught.value.code, caught.value.param) == ("merge_refused", "merged_adapters")
+    with pytest.raises(InvalidRequestError, match="would have 512 bytes, at most 511 are taken"):
+        await mill.merger(max_bytes=511).resolve(mill.owner, LINEAR)
     assert mill.works.jobs == []
     async with mill.shelf.database.reading() as session:
         assert await RegistryRepository(session, mill.owner).find_adapter(MERGED_NAME) is None

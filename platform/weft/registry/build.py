@@ -9,7 +9,7 @@ from weft.messages import EngineClient
 from weft.registry.addresses import HostRules
 from weft.registry.fetcher import Fetcher
 from weft.registry.imports import Importer
-from weft.registry.merging import Merger
+from weft.registry.merging import MergeLimits, Merger
 from weft.registry.parts import FolderPartStore
 from weft.registry.publishing import Publisher
 from weft.registry.purging import Purger
@@ -73,7 +73,14 @@ def create_registry(settings: ServerSettings, engine: EngineClient, database: Da
             database, publisher, reading, settings.uploads_dir, engine.prefetch_adapter
         ),
         uploads=uploads,
-        merger=Merger(database, publisher, store, settings.uploads_dir, dict(info.hf_config)),
+        merger=Merger(
+            database,
+            publisher,
+            store,
+            settings.uploads_dir,
+            dict(info.hf_config),
+            MergeLimits(settings.max_upload_bytes),
+        ),
         purger=Purger(database, store, digests_in_use, on_purged=engine.unload_adapter),
         fetcher=fetcher,
         uploads_dir=settings.uploads_dir,

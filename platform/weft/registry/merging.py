@@ -67,9 +67,10 @@ class WantedMerge:
 
 @dataclass(frozen=True, slots=True)
 class MergeLimits:
-    """A tenant keeps `max_kept` merged adapters, those used last. A request waits for `wait_s`,
-    a merge is given up after `timeout_s`."""
+    """A tenant keeps `max_kept` merged adapters, those used last, each of at most `max_bytes`. A
+    request waits for `wait_s`, a merge is given up after `timeout_s`."""
 
+    max_bytes: int
     max_kept: int = 64
     wait_s: float = 30.0
     timeout_s: float = 240.0
@@ -98,13 +99,13 @@ class Merger:
         store: LocalStore,
         folder: Path,
         hf_config: dict[str, Any],
-        limits: MergeLimits | None = None,
+        limits: MergeLimits,
         run: Callable[[MergeJob, float], Awaitable[None]] = run_merge,
     ) -> None:
         self._database, self._publisher, self._store = database, publisher, store
         self._folder, self._hf_config = folder, hf_config
         self._spec = BaseSpec.from_config(hf_config, publisher.base.digest)
-        self._limits = MergeLimits() if limits is None else limits
+        self._limits = limits
         self._run = run
         self._known: dict[_Key, _Known] = {}
         self._tasks: dict[_Key, asyncio.Task[AdapterVersion]] = {}
@@ -245,12 +246,18 @@ class Merger:
             stored = [self._store.open(digest) for digest in recipe.parents]
         except AdapterNotStoredError:
             raise MergeRefusedError("an adapter's files are not in the store") from None
-        plan_merge(
+        merges = plan_merge(
             [
                 read_parent(name, digest, files, self._spec)
                 for name, digest, files in zip(names, recipe.parents, stored, strict=True)
             ]
         )
+        num_bytes = sum(merge.num_bytes(self._spec) for merge in merges)
+        if num_bytes > self._limits.max_bytes:
+            raise MergeRefusedError(
+                f"the merged adapter would have {num_bytes} bytes, at most "
+                f"{self._limits.max_bytes} are taken"
+            )
         return stored
 
     async def _ensure_adapter(self, owner: Owner) -> None:
