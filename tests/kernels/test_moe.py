@@ -241,6 +241,20 @@ def test_rows_without_an_adapter_get_the_base_bit_by_bit(device: torch.device) -
     assert not torch.equal(got, base)
 
 
+def test_logits_may_come_from_elsewhere(device: torch.device) -> None:
+    case = create_case([BASE_ONLY] * 20)
+    other = replace(case.weights, router_HE=-case.weights.router_HE)
+    want = replace(case, weights=other).twin()
+    x, weights = case.x.to(device), ExpertWeights(
+        *(w.to(device) for w in (case.weights.router_HE, case.weights.gate_up_EHF,
+                                 case.weights.down_EFH))
+    )  # fmt: skip
+    logits = (case.x @ other.router_HE).to(device)
+    got = moe(x, weights, case.top_k, case.renormalize, logits_TE=logits)
+    assert_near(got, want)
+    assert not torch.allclose(want, case.twin(), atol=1e-2)
+
+
 def test_an_empty_batch_gives_no_rows(device: torch.device) -> None:
     assert create_case([]).run(device).shape == (0, 12)
 

@@ -29,7 +29,7 @@ pytestmark = [] if IS_INTERPRETED else [pytest.mark.gpu]
 
 NUM_TOKENS = 4 if IS_INTERPRETED else 64
 ATTENTION = ["q_proj", "k_proj", "v_proj", "o_proj"]
-BOTH = ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]
+EXPERTS_AND_ROUTER = ["mlp.experts.gate_up_proj", "mlp.experts.down_proj", "mlp.gate.weight"]
 SIZES: dict[str, Any] = {
     "vocab_size": 320,
     "hidden_size": 32,
@@ -52,7 +52,7 @@ ADAPTERS: dict[str, dict[str, Any]] = {
     "moe": {
         "attention": {"r": 8, "target_modules": ATTENTION},
         "modules": {"r": 4, "target_modules": ["q_proj", "down_proj"]},
-        "experts": {"r": 4, "target_modules": ["v_proj"], "target_parameters": BOTH},
+        "experts": {"r": 4, "target_modules": ["v_proj"], "target_parameters": EXPERTS_AND_ROUTER},
     },
 }
 KERNELS = {"kernels": "triton", "device": "cpu" if IS_INTERPRETED else "cuda"}

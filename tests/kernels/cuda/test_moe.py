@@ -128,6 +128,20 @@ def test_it_is_the_twin(
     assert_near(got, twin(x, weights, top_k, False), dtype)
 
 
+def test_logits_may_come_from_elsewhere(
+    max_few_tokens: int, device: torch.device, generator: torch.Generator
+) -> None:
+    weights = create_weights(generator)
+    x = torch.randn(7, 24, generator=generator)
+    other = replace(weights, router_HE=-weights.router_HE)
+    logits = (x @ other.router_HE).to(device)
+    on_device = to(weights, device, x.dtype)
+    got = moe(x.to(device), on_device, 2, True, logits_TE=logits, max_few_tokens=max_few_tokens)
+    assert_near(got, twin(x, other, 2))
+    with pytest.raises(ValueError, match="logits of 5 experts a row"):
+        moe(x.to(device), on_device, 2, True, logits_TE=logits[:6])
+
+
 def test_many_tiles_of_many_experts_are_the_twin(
     max_few_tokens: int, device: torch.device, generator: torch.Generator
 ) -> None:
