@@ -73,6 +73,7 @@ def validate(
     with TensorFile(tensors_path, header) as file:
         stats = {name: file.stats(name) for name in header.tensors}
         faults += _bad_values(stats, dtype)
+        faults += _large_products(plan, stats, dtype)
         faults += check_twins(plan.vocabulary, file)
         if faults:
             return _refused(faults, header, plan, stats)
@@ -128,6 +129,19 @@ def _bad_values(stats: Mapping[str, TensorStats], dtype: str) -> Iterator[Fault]
         elif found.max_abs >= _TOO_LARGE[dtype]:
             message = f"{name!r} holds {found.max_abs:.3g}, which is too large for {dtype}"
             yield Fault("value_too_large", message, name)
+
+
+def _large_products(
+    plan: AdapterPlan, stats: Mapping[str, TensorStats], dtype: str
+) -> Iterator[Fault]:
+    """AdaLoRA's singular values go into A when it is loaded."""
+    for own in plan.plain:
+        if own.e_name is None:
+            continue
+        product = stats[own.a_name].max_abs * stats[own.e_name].max_abs
+        if product >= _TOO_LARGE[dtype]:
+            message = f"{own.a_name!r} times {own.e_name!r} may be too large for {dtype}"
+            yield Fault("value_too_large", message, own.e_name)
 
 
 def _base_warnings(config: AdapterConfig, declared_base: str | None) -> Iterator[str]:

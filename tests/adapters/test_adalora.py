@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from peft import PeftModel, get_peft_model
+from safetensors.numpy import load_file, save_file
 from tests.adapters.exports import (
     ATTENTION,
     assert_same,
@@ -22,6 +23,7 @@ from tests.adapters.exports import (
 )
 
 from weft_adapters.sites import BaseSpec, Site
+from weft_adapters.validation import validate
 
 
 def adalora_export(folder: Path, **keys: Any) -> tuple[Any, bytes, Path]:
@@ -58,11 +60,27 @@ def test_adalora(dense: BaseSpec, tmp_path: Path, alpha: int, is_pruned: bool) -
     assert_same(deltas_of(load_adapter(config, path, dense)), theirs)
 
 
+def test_singular_values_that_make_a_too_large_are_refused(dense: BaseSpec, tmp_path: Path) -> None:
+    _, config, path = adalora_export(tmp_path, init_r=5)
+    tensors = load_file(path)
+    name = next(name for name in tensors if name.endswith("lora_E"))
+    for factor, dtype, is_fine in ((3e4, "float32", True), (3e4, "float16", False)):
+        large = {name: tensors[name] * factor + factor}
+        save_file({key: large.get(key, tensor) for key, tensor in tensors.items()}, path)
+        report = validate(config, path, dense, max_rank=16, dtype=dtype)
+        assert report.ok == is_fine
+        assert is_fine or {f.code for f in report.faults} == {"value_too_large"}
+    huge = {key: np.full_like(t, 1e8) for key, t in tensors.items() if "lora_B" not in key}
+    save_file(tensors | huge, path)
+    report = validate(config, path, dense, max_rank=16)
+    assert {(f.code, (f.tensor or "")[-6:]) for f in report.faults} == {
+        ("value_too_large", "lora_E")
+    }
+
+
 def test_adalora_without_its_singular_values(
     dense: BaseSpec, tmp_path: Path, codes_of: Callable[..., set[str]]
 ) -> None:
-    from safetensors.numpy import load_file, save_file
-
     _, config, path = adalora_export(tmp_path, init_r=5)
     tensors = load_file(path)
     name = next(name for name in tensors if name.endswith("lora_E"))

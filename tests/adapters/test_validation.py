@@ -15,6 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from weft_adapters import expressions
 from weft_adapters.sites import BaseSpec
 from weft_adapters.validation import validate
 
@@ -101,6 +102,37 @@ def test_another_name_of_the_base_is_a_warning(
     assert "other-base" in report.warnings[0]
     config, path = write_adapter(tensors, base_model_name_or_path="org/tiny")
     assert not validate(config, path, dense, max_rank=16, declared_base="tiny").warnings
+
+
+def test_where_file_and_config_differ_is_a_warning(
+    dense: BaseSpec, write_adapter: WriteAdapter, factors: Factors
+) -> None:
+    tensors = factors("0.mlp.up_proj", 32, 48) | factors("1.self_attn.k_proj", 32, 32)
+    config, path = write_adapter(tensors, target_modules=["up_proj", "gate_proj"])
+    report = validate(config, path, dense, max_rank=16)
+    assert report.ok
+    missing, unnamed = report.warnings
+    assert "names what its file does not change" in missing
+    assert "gate_proj" in missing
+    assert "layer 1 k_proj" in unnamed
+    assert any("gate_proj" in pattern for pattern in report.missing)
+    assert not any("k_proj" in pattern for pattern in report.missing)
+    named = {"target_modules": r".*(0\.mlp\.up|1\.self_attn\.k)_proj"}
+    config, path = write_adapter(tensors, **named)
+    report = validate(config, path, dense, max_rank=16)
+    assert (report.warnings, report.missing) == ((), ())
+
+
+def test_an_expression_that_takes_too_many_steps_is_refused(
+    dense: BaseSpec,
+    write_adapter: WriteAdapter,
+    factors: Factors,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(expressions, "MAX_WORK", 500)
+    config, path = write_adapter(factors("0.mlp.up_proj", 32, 48), target_modules="(.*up.*)+")
+    (fault,) = validate(config, path, dense, max_rank=16).faults
+    assert (fault.code, fault.tensor) == ("invalid_config", "target_modules")
 
 
 def test_an_adapter_that_changes_nothing_is_a_warning(

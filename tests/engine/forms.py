@@ -7,28 +7,21 @@ says what the answers are: PEFT's reading of those files, unless the form brings
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from benchmarks.models import third_party_warnings_ignored
-from numpy.typing import NDArray
 from peft import AdaLoraConfig, LoraConfig, PeftModel, get_peft_model
-from safetensors.numpy import load_file, save_file
+from tests.engine.expert_forms import merge_experts, modules_per_expert, shared_outer
 from tests.engine.families import ATTENTION, BOTH
 from tests.engine.merges import PeftMerge
 from tests.engine.vocabulary_forms import VOCABULARY_FORMS
 from transformers import PreTrainedModel
 
-from weft_adapters.sites import MLP_PROJECTIONS, ROUTER, BaseSpec, Site
-from weft_adapters.store import CONFIG_NAME, TENSORS_NAME
-
-LAYERS = "base_model.model.model.layers"
-Tensors = dict[str, NDArray[Any]]
+from weft_adapters.store import CONFIG_NAME
 
 Build = Callable[[PreTrainedModel, Path, int], None]
 """(a base of its own, the folder to write to, a seed)"""
@@ -119,86 +112,6 @@ def converted(init: Any, **keys: Any) -> Build:
     return build
 
 
-def modules_per_expert(**keys: Any) -> Build:
-    """Written by hand as PEFT did on transformers 4, where experts and router were modules; on
-    transformers 5 it reads them, but cannot make them."""
-
-    def build(model: PreTrainedModel, folder: Path, seed: int) -> None:
-        base = base_spec(model)
-        names, rank = base.expert_names, keys["r"]
-        tensors: Tensors = {}
-        for site in base.sites():
-            if site.expert is not None:
-                spelled = names.spell(site.projection)
-                module = f"{names.block}.experts.{site.expert}.{spelled}"
-                tensors |= factors(f"{site.layer}.{module}", rank, *base.shape(site), seed)
-            elif site.projection == ROUTER and "gate" in keys["target_modules"]:
-                module = f"{site.layer}.{names.block}.gate"
-                tensors |= factors(module, rank, *base.shape(site), seed)
-        save_by_hand(folder, tensors, **keys)
-
-    return build
-
-
-def shared_outer(num_layers: int, **keys: Any) -> Build:
-    """As SGLang serves them: one A for gate and up of all experts, one B for down of all."""
-
-    def build(model: PreTrainedModel, folder: Path, seed: int) -> None:
-        base, rank = base_spec(model), keys["r"]
-        tensors: Tensors = {}
-        for layer in range(num_layers):
-            for name in MLP_PROJECTIONS:
-                num_in, num_out = base.shape(Site(layer, name, 0))
-                num_a, num_b = (base.num_experts, 1)[:: -1 if name != "down_proj" else 1]
-                module = f"{LAYERS}.{layer}.mlp.experts.{name}"
-                rng = np.random.default_rng([seed, layer, len(name)])
-                a = rng.standard_normal((num_a, rank, num_in)) * 0.4 * num_in**-0.5
-                b = rng.standard_normal((num_b, num_out, rank)) * 0.4 * rank**-0.5
-                tensors[f"{module}.lora_A.weight"] = a.astype(np.float32)
-                tensors[f"{module}.lora_B.weight"] = b.astype(np.float32)
-        save_by_hand(folder, tensors, **keys)
-
-    return build
-
-
-def merge_shared_outer(model: Any, folder: Path) -> Any:
-    """PEFT has no such form: each expert's product is added to its own weights."""
-    config = json.loads((folder / CONFIG_NAME).read_text())
-    tensors = load_file(folder / TENSORS_NAME)
-    for name in [name for name in tensors if "lora_A" in name]:
-        a, b = torch.tensor(tensors[name]), torch.tensor(tensors[name.replace("_A.", "_B.")])
-        delta = config["lora_alpha"] / config["r"] * (b @ a)  # [E, out, in]: either has all E
-        layer, projection = re.findall(r"layers\.(\d+)\..*experts\.(\w+)\.", name)[0]
-        experts = model.get_submodule(f"model.layers.{layer}.mlp.experts")
-        width = delta.shape[1]
-        with torch.no_grad():
-            if projection == "down_proj":
-                experts.down_proj += delta
-            else:
-                first = 0 if projection == "gate_proj" else width
-                experts.gate_up_proj[:, first : first + width] += delta
-    return model
-
-
-def base_spec(model: Any) -> BaseSpec:
-    return BaseSpec.from_config(model.config.to_dict(), "sha256:" + "0" * 64)
-
-
-def factors(module: str, rank: int, num_in: int, num_out: int, seed: int) -> Tensors:
-    rng = np.random.default_rng([seed, *module.encode()])
-    name = f"{LAYERS}.{module}.lora"
-    a = rng.standard_normal((rank, num_in)) * 0.4 * num_in**-0.5
-    b = rng.standard_normal((num_out, rank)) * 0.4 * rank**-0.5
-    return {f"{name}_A.weight": a.astype(np.float32), f"{name}_B.weight": b.astype(np.float32)}
-
-
-def save_by_hand(folder: Path, tensors: Tensors, **keys: Any) -> None:
-    config = LoraConfig(**keys)
-    config.inference_mode = True
-    config.save_pretrained(str(folder))
-    save_file(tensors, folder / TENSORS_NAME, metadata={"format": "pt"})
-
-
 DENSE = "llama, biases, llama3"
 MOE = "qwen3_moe"
 PRUNED = {
@@ -261,7 +174,12 @@ FORMS: dict[str, Form] = {
     "a side that all experts share": Form(
         MOE,
         shared_outer(2, r=4, target_modules=["gate_proj", "up_proj", "down_proj"]),
-        merge_shared_outer,
+        merge_experts,
+    ),
+    "a shared side, and a module per expert": Form(
+        MOE,
+        shared_outer(2, is_split=True, r=2, target_modules=["gate_proj", "up_proj", "down_proj"]),
+        merge_experts,
     ),
     "mixtral, all-linear": Form("mixtral", lora(r=6, target_modules="all-linear")),
     "mixtral, a module per expert": Form(
@@ -274,6 +192,11 @@ FORMS: dict[str, Form] = {
     "qwen2_moe, all-linear": Form("qwen2_moe", lora(r=4, target_modules="all-linear")),
     "qwen2_moe, router": Form(
         "qwen2_moe", lora(r=4, target_modules=["v_proj"], target_parameters=["mlp.gate.weight"])
+    ),
+    "qwen2_moe, a module per expert": Form(
+        "qwen2_moe",
+        modules_per_expert(r=4, target_modules=["gate_proj", "up_proj", "down_proj"]),
+        merge_experts,  # PEFT converts modules of experts for the other families only
     ),
     "qwen2_moe, experts": Form(
         "qwen2_moe", lora(r=3, target_modules=["shared_expert_gate"], target_parameters=BOTH)

@@ -1,0 +1,125 @@
+"""Adapters of experts as PEFT on transformers 5 cannot make them: written by hand.
+
+PEFT reads some of them; for the others their product is merged into the base.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from peft import LoraConfig
+from safetensors.numpy import load_file, save_file
+from transformers import PreTrainedModel
+
+from weft_adapters.sites import MLP_PROJECTIONS, ROUTER, BaseSpec, Site
+from weft_adapters.store import CONFIG_NAME, TENSORS_NAME
+
+LAYERS = "base_model.model.model.layers"
+Tensors = dict[str, NDArray[Any]]
+Build = Callable[[PreTrainedModel, Path, int], None]
+
+
+def modules_per_expert(**keys: Any) -> Build:
+    """Written by hand as PEFT did on transformers 4, where experts and router were modules; on
+    transformers 5 it reads them, but cannot make them."""
+
+    def build(model: PreTrainedModel, folder: Path, seed: int) -> None:
+        base = base_spec(model)
+        names, rank = base.expert_names, keys["r"]
+        tensors: Tensors = {}
+        for site in base.sites():
+            if site.expert is not None:
+                spelled = names.spell(site.projection)
+                module = f"{names.block}.experts.{site.expert}.{spelled}"
+                tensors |= factors(f"{site.layer}.{module}", rank, *base.shape(site), seed)
+            elif site.projection == ROUTER and "gate" in keys["target_modules"]:
+                module = f"{site.layer}.{names.block}.gate"
+                tensors |= factors(module, rank, *base.shape(site), seed)
+        save_by_hand(folder, tensors, **keys)
+
+    return build
+
+
+def shared_outer(num_layers: int, is_split: bool = False, **keys: Any) -> Build:
+    """As SGLang serves them: one A for gate and up of all experts, one B for down of all;
+    `is_split`: what is not shared as a module per expert."""
+
+    def build(model: PreTrainedModel, folder: Path, seed: int) -> None:
+        base, rank = base_spec(model), keys["r"]
+        tensors: Tensors = {}
+        for layer in range(num_layers):
+            for name in MLP_PROJECTIONS:
+                num_in, num_out = base.shape(Site(layer, name, 0))
+                num_a, num_b = (base.num_experts, 1)[:: -1 if name != "down_proj" else 1]
+                module = f"{LAYERS}.{layer}.mlp.experts.{name}"
+                rng = np.random.default_rng([seed, layer, len(name)])
+                a = rng.standard_normal((num_a, rank, num_in)) * 0.4 * num_in**-0.5
+                b = rng.standard_normal((num_b, num_out, rank)) * 0.4 * rank**-0.5
+                tensors[f"{module}.lora_A.weight"] = a.astype(np.float32)
+                tensors[f"{module}.lora_B.weight"] = b.astype(np.float32)
+        save_by_hand(folder, split_experts(tensors) if is_split else tensors, **keys)
+
+    return build
+
+
+def split_experts(tensors: Tensors) -> Tensors:
+    split: Tensors = {}
+    for name, tensor in tensors.items():
+        if len(tensor) == 1:
+            split[name] = tensor
+        for expert, own in enumerate(tensor if len(tensor) > 1 else ()):
+            split[name.replace("experts.", f"experts.{expert}.")] = own
+    return split
+
+
+def stack_experts(tensors: Tensors) -> Tensors:
+    """The other way round."""
+    stacks: dict[str, list[NDArray[Any]]] = {}
+    for name in sorted(tensors, key=lambda name: [int(n) for n in re.findall(r"\d+", name)]):
+        stacks.setdefault(re.sub(r"experts\.\d+", "experts", name), []).append(tensors[name])
+    return {name: np.stack(own) if own[0].ndim == 2 else own[0] for name, own in stacks.items()}
+
+
+def merge_experts(model: Any, folder: Path) -> Any:
+    """Where PEFT cannot read a form of experts: each one's product is added to its weights."""
+    config = json.loads((folder / CONFIG_NAME).read_text())
+    tensors = stack_experts(load_file(folder / TENSORS_NAME))
+    for name in [name for name in tensors if "lora_A" in name]:
+        a, b = torch.tensor(tensors[name]), torch.tensor(tensors[name.replace("_A.", "_B.")])
+        delta = config["lora_alpha"] / config["r"] * (b @ a)  # [E, out, in]: either has all E
+        layer, projection = re.findall(r"layers\.(\d+)\..*experts\.(\w+)\.", name)[0]
+        experts = model.get_submodule(f"model.layers.{layer}.mlp.experts")
+        width = delta.shape[1]
+        with torch.no_grad():
+            if projection == "down_proj":
+                experts.down_proj += delta
+            else:
+                first = 0 if projection == "gate_proj" else width
+                experts.gate_up_proj[:, first : first + width] += delta
+    return model
+
+
+def base_spec(model: Any) -> BaseSpec:
+    return BaseSpec.from_config(model.config.to_dict(), "sha256:" + "0" * 64)
+
+
+def factors(module: str, rank: int, num_in: int, num_out: int, seed: int) -> Tensors:
+    rng = np.random.default_rng([seed, *module.encode()])
+    name = f"{LAYERS}.{module}.lora"
+    a = rng.standard_normal((rank, num_in)) * 0.4 * num_in**-0.5
+    b = rng.standard_normal((num_out, rank)) * 0.4 * rank**-0.5
+    return {f"{name}_A.weight": a.astype(np.float32), f"{name}_B.weight": b.astype(np.float32)}
+
+
+def save_by_hand(folder: Path, tensors: Tensors, **keys: Any) -> None:
+    config = LoraConfig(**keys)
+    config.inference_mode = True
+    config.save_pretrained(str(folder))
+    save_file(tensors, folder / TENSORS_NAME, metadata={"format": "pt"})
