@@ -23,6 +23,7 @@ from weft.registry.names import MERGED_NAME
 from weft.registry.repository import RegistryRepository
 from weft_adapters.merge import MergeJob, MergeRecipe
 from weft_adapters.merge_worker import run_job
+from weft_adapters.store import StoredAdapter, StoreUnavailableError
 
 LINEAR = WantedMerge(("one", "two@v1"), (0.5, 0.5))
 
@@ -241,6 +242,22 @@ async def test_what_cannot_be_merged_is_refused_and_leaves_nothing(mill: Mill) -
     assert mill.works.jobs == []
     async with mill.shelf.database.reading() as session:
         assert await RegistryRepository(session, mill.owner).find_adapter(MERGED_NAME) is None
+
+
+async def test_a_store_that_does_not_answer_is_no_refusal(mill: Mill) -> None:
+    merger = mill.merger()
+    available = mill.shelf.store.open
+
+    def refuse(digest: str) -> StoredAdapter:
+        raise StoreUnavailableError("connection reset by 10.0.0.7")
+
+    mill.shelf.store.open = refuse  # type: ignore[method-assign]
+    with pytest.raises(OverloadedError) as caught:
+        await merger.resolve(mill.owner, LINEAR)
+    assert (caught.value.status_code, caught.value.code) == (503, "adapter_loading")
+    assert "10.0.0.7" not in caught.value.message
+    mill.shelf.store.open = available  # type: ignore[method-assign]
+    assert (await merger.resolve(mill.owner, LINEAR)).name == "~merged@v1"
 
 
 async def test_closing_ends_what_is_being_merged(mill: Mill) -> None:

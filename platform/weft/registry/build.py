@@ -79,7 +79,7 @@ def create_registry(settings: ServerSettings, engine: EngineClient, database: Da
             store,
             settings.uploads_dir,
             dict(info.hf_config),
-            MergeLimits(settings.max_upload_bytes),
+            MergeLimits(settings.max_upload_bytes, wait_s=settings.adapter_timeout_s),
         ),
         purger=Purger(database, store, digests_in_use, on_purged=engine.unload_adapter),
         fetcher=fetcher,

@@ -38,7 +38,12 @@ from weft_adapters.merge import (
     read_parent,
 )
 from weft_adapters.sites import BaseSpec
-from weft_adapters.store import AdapterNotStoredError, LocalStore, StoredAdapter
+from weft_adapters.store import (
+    AdapterNotStoredError,
+    LocalStore,
+    StoredAdapter,
+    StoreUnavailableError,
+)
 
 logger = logging.getLogger("weft.registry")
 
@@ -68,11 +73,11 @@ class WantedMerge:
 @dataclass(frozen=True, slots=True)
 class MergeLimits:
     """A tenant keeps `max_kept` merged adapters, those used last, each of at most `max_bytes`. A
-    request waits for `wait_s`, a merge is given up after `timeout_s`."""
+    request waits for `wait_s` (None: to the end), a merge is given up after `timeout_s`."""
 
     max_bytes: int
     max_kept: int = 64
-    wait_s: float = 30.0
+    wait_s: float | None = 30.0
     timeout_s: float = 240.0
 
 
@@ -246,6 +251,13 @@ class Merger:
             stored = [self._store.open(digest) for digest in recipe.parents]
         except AdapterNotStoredError:
             raise MergeRefusedError("an adapter's files are not in the store") from None
+        except StoreUnavailableError as error:
+            logger.warning("adapters that are to be merged could not be fetched: %s", error)
+            raise OverloadedError(
+                "The adapters to be merged could not be fetched; try again.",
+                retry_after_s=5,
+                code="adapter_loading",
+            ) from error
         merges = plan_merge(
             [
                 read_parent(name, digest, files, self._spec)
