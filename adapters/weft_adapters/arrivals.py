@@ -12,6 +12,7 @@ from collections.abc import Callable
 from weft_adapters.base_weights import BaseWeights
 from weft_adapters.fetch import DownloadFailedError, Source
 from weft_adapters.host import Weights
+from weft_adapters.row_scales import RowScales
 from weft_adapters.site_weights import num_bytes
 from weft_adapters.sites import BaseSpec
 from weft_adapters.source import load_verified
@@ -42,9 +43,11 @@ class Arrivals:
         num_downloads: int,
         num_readers: int,
         tell: Callable[[], None],
+        row_scales: RowScales | None = None,
     ) -> None:
         self._source, self._tell = source, tell
         self._base, self._base_weights = base, base_weights
+        self._row_scales = row_scales
         self._downloads = FairWorkers("weft-adapter-download", num_downloads, self._download)
         self._readers = FairWorkers("weft-adapter-reader", num_readers, self._read)
         self._table: TierTable
@@ -125,7 +128,9 @@ class Arrivals:
         is wrong and has to be fetched again."""
         try:
             with self._source.reading(digest) as stored:
-                weights = load_verified(stored, digest, self._base, self._base_weights)
+                weights = load_verified(
+                    stored, digest, self._base, self._base_weights, self._row_scales
+                )
         except (ValueError, OSError, AdapterNotStoredError) as error:
             with self._table.lock:
                 entry = self._table.entries[digest]

@@ -23,9 +23,6 @@ class BaseWeights(Protocol):
     def weight_format(self) -> str:
         """How the weights are rounded; it and the base's digest determine every value."""
 
-    def weight(self, site: Site) -> Float32:
-        """W `[out, in]`, dequantized; a copy."""
-
     def bias(self, site: Site) -> Float32 | None:
         """`[out]`; None where the base has none."""
 

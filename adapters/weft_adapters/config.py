@@ -44,6 +44,8 @@ _HARMLESS = frozenset(
 _PLAIN_INITS = (None, True, False, "gaussian", "orthogonal", "eva", "mica")
 # PEFT takes what these begin with out of the base's weights, then and whenever it loads the adapter
 _CHANGE_BASE = ("pissa", "olora", "corda", "lora_ga", "loftq")
+# whose biases were trained: nobody's, those of the adapted modules, those of all
+_BIASES = ("none", "lora_only", "all")
 _SERVED = frozenset(
     {
         "peft_type",
@@ -52,6 +54,7 @@ _SERVED = frozenset(
         "rank_pattern",
         "alpha_pattern",
         "use_rslora",
+        "use_dora",
         "bias",
         "fan_in_fan_out",
         "init_lora_weights",
@@ -71,7 +74,8 @@ class AdapterConfig:
     """What of the file decides the result. Scales: `alpha / r`, or `alpha / sqrt(r)` (rsLoRA).
 
     `is_adalora`: `rank_pattern` has whole names of modules, and scales are as in `adalora.py`;
-    `targets`: what should be adapted, which decides nothing. `warnings` are sentences.
+    `targets`: what should be adapted, which decides nothing. `warnings` are sentences. `use_dora`
+    and `bias`: what the file holds beside factors, see `vectors.py`.
     """
 
     rank: int
@@ -87,6 +91,8 @@ class AdapterConfig:
     warnings: tuple[str, ...] = ()
     modules_to_save: tuple[str, ...] = ()
     ensure_weight_tying: bool = False
+    use_dora: bool = False
+    bias: str = "none"
     _rank_keys: PatternSet = field(init=False, repr=False, compare=False)
     _alpha_keys: PatternSet = field(init=False, repr=False, compare=False)
 
@@ -120,6 +126,8 @@ class AdapterConfig:
             "rank_pattern": [[key, rank] for key, rank in self.rank_pattern.items()],
             "alpha_pattern": [[key, alpha] for key, alpha in self.alpha_pattern.items()],
             "use_rslora": self.use_rslora,
+            **({"use_dora": True} if self.use_dora else {}),
+            **({"bias": self.bias} if self.bias != "none" else {}),
         }
 
 
@@ -177,7 +185,25 @@ class _Checker:
             warnings=self._warnings(),
             modules_to_save=self._saved_modules(),
             ensure_weight_tying=self._flag("ensure_weight_tying"),
+            use_dora=self._use_dora(is_adalora),
+            bias=self._bias(),
         )
+
+    def _use_dora(self, is_adalora: bool) -> bool:
+        use_dora = self._flag("use_dora")
+        if use_dora and (is_adalora or self.raw.get("target_parameters")):
+            what = "AdaLoRA" if is_adalora else "target_parameters"
+            self._refuse("use_dora", f"use_dora=true does not go with {what}",
+                         "unsupported_config")  # fmt: skip
+        return use_dora
+
+    def _bias(self) -> str:
+        bias = "none" if self.raw.get("bias") is None else self.raw["bias"]
+        if not isinstance(bias, str) or bias not in _BIASES:
+            self._refuse("bias", f"bias must be one of {', '.join(_BIASES)}, not "
+                         f"{str(bias)[:40]!r}")  # fmt: skip
+            return "none"
+        return bias
 
     def _ranks(self) -> dict[str, int]:
         return {key: self._rank(key, rank) for key, rank in self._pattern("rank_pattern").items()}
@@ -216,9 +242,6 @@ class _Checker:
         return names
 
     def _check_unserved(self, more_keys: frozenset[str]) -> None:
-        if self.raw.get("bias", "none") != "none":
-            self._refuse("bias", f"bias={self.raw['bias']!r} is not served; only 'none' is",
-                         "unsupported_config")  # fmt: skip
         if self._flag("fan_in_fan_out") and self.raw.get("target_parameters"):
             self._refuse("fan_in_fan_out", "fan_in_fan_out=true does not go with "
                          "target_parameters", "unsupported_config")  # fmt: skip

@@ -1,6 +1,6 @@
 """From tensor names to sites: what each tensor of a PEFT export is for.
 
-`resolve` reads no tensor data and reports every fault it finds; `load` then reads the factors.
+`resolve` reads no tensor data and reports every fault it finds; `load` then reads the tensors.
 Every tensor must be used: one that maps to nothing is a fault, never ignored.
 
     W_served = W + scale * B A        per site, A [rank, in], B [out, rank]
@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 
 from weft_adapters.base_weights import BaseWeights
 from weft_adapters.config import AdapterConfig
+from weft_adapters.dora import add_vectors
 from weft_adapters.expressions import ExpressionError
 from weft_adapters.faults import Fault, FaultList
 from weft_adapters.fused import FusedFactors, load_fused, resolve_fused
@@ -24,8 +25,9 @@ from weft_adapters.names import FUSED, site_of
 from weft_adapters.site_weights import SiteWeights
 from weft_adapters.sites import ROUTER, BaseSpec, Site
 from weft_adapters.stacked import Modules, StackedFactors, load_stacked, take_stacked
-from weft_adapters.tensors import TensorFile
+from weft_adapters.tensors import Float32, TensorFile
 from weft_adapters.uses import Pair, TensorUse
+from weft_adapters.vectors import VectorNames, is_vector, resolve_vectors
 from weft_adapters.vocabulary import (
     VocabularyPlan,
     is_vocabulary_tensor,
@@ -78,6 +80,7 @@ class AdapterPlan:
     faults: tuple[Fault, ...] = ()
     num_more_faults: int = 0
     vocabulary: VocabularyPlan | None = None
+    vectors: VectorNames = VectorNames()
 
     @property
     def factors(self) -> tuple[PlainFactors | FusedFactors | StackedFactors, ...]:
@@ -99,15 +102,21 @@ class AdapterPlan:
     def uses(self) -> dict[str, TensorUse]:
         """What each tensor is for, by name; in a plan without faults, every tensor of the file."""
         parts = (*self.factors, *([self.vocabulary] if self.vocabulary is not None else ()))
-        return {name: use for part in parts for name, use in part.uses()}
+        own = {name: use for part in parts for name, use in part.uses()}
+        return own | dict(self.vectors.uses())
 
     def sites(self, base: BaseSpec) -> dict[Site, int]:
-        """The rank at every site that is touched."""
-        ranks = {site: factors.rank for factors in self.factors for site in factors.sites(base)}
+        """The rank at every site that is touched; 0 where there is only a bias, or a matrix."""
+        ranks = dict.fromkeys(self.vectors.biases, 0)
+        ranks |= {site: factors.rank for factors in self.factors for site in factors.sites(base)}
         if self.vocabulary is not None:
             ends = {site.projection: site for site in (base.embedding, base.head)}
             ranks |= {ends[name]: rank for name, rank in self.vocabulary.ranks.items()}
         return ranks
+
+    def module_sites(self, base: BaseSpec) -> set[Site]:
+        """Those of modules with factors of their own, which alone can have DoRA."""
+        return {site for factors in self.plain for site in factors.sites(base)}
 
     def duplicates(self, base: BaseSpec) -> Iterator[Fault]:
         """A site may be adapted by itself or together with others, not both."""
@@ -127,6 +136,9 @@ def resolve(config: AdapterConfig, header: Header, base: BaseSpec) -> AdapterPla
         plan = _resolve(config, header, base, faults)
         vocabulary = resolve_vocabulary(config, header, base, faults)
         plan = replace(plan, vocabulary=vocabulary)
+        if config.use_dora and vocabulary is not None and vocabulary.factors:
+            message = "use_dora=true is not served on embed_tokens and lm_head"
+            faults.append(Fault("unsupported_config", message, "use_dora"))
     except ExpressionError as error:
         plan = AdapterPlan((), (), ())
         message = f"adapter_config.json: rank_pattern or alpha_pattern is refused. {error}"
@@ -140,7 +152,7 @@ def resolve(config: AdapterConfig, header: Header, base: BaseSpec) -> AdapterPla
 def _resolve(
     config: AdapterConfig, header: Header, base: BaseSpec, faults: list[Fault]
 ) -> AdapterPlan:
-    modules = _group_by_module(config, header, faults)
+    modules, vectors = _group_by_module(config, header, faults)
     stacked = take_stacked(modules, config, header, base, faults)
     _drop_incomplete(config, modules, faults)
     plain: list[PlainFactors] = []
@@ -158,23 +170,34 @@ def _resolve(
         for layer, wrappers in experts.items()
         for factors in resolve_fused(layer, wrappers, config, header, base, faults)
     ]
-    return AdapterPlan(tuple(plain), tuple(fused), tuple(stacked))
+    plan = AdapterPlan(tuple(plain), tuple(fused), tuple(stacked))
+    if config.use_dora and (fused or stacked):
+        message = "use_dora=true does not go with factors of several experts in one tensor"
+        faults.append(Fault("unsupported_config", message, "use_dora"))
+    resolved = resolve_vectors(vectors, plan.module_sites(base), config, header, base, faults)
+    return replace(plan, vectors=resolved)
 
 
-def _group_by_module(config: AdapterConfig, header: Header, faults: list[Fault]) -> Modules:
-    """Module name -> role ("A", "B") -> tensor name."""
+def _group_by_module(
+    config: AdapterConfig, header: Header, faults: list[Fault]
+) -> tuple[Modules, dict[str, str]]:
+    """Module name -> role ("A", "B") -> tensor name; the `[out]` tensors by name below the
+    model."""
     modules: Modules = {}
+    vectors: dict[str, str] = {}
     pattern = _ADALORA if config.is_adalora else _LORA
     for name in header.tensors:
         if is_vocabulary_tensor(name):
             continue
         match = pattern.match(name.removeprefix(_PREFIX))
-        if match is None or not name.startswith(_PREFIX):
+        if name.startswith(_PREFIX) and is_vector(short := name.removeprefix(_PREFIX)):
+            vectors[short] = name
+        elif match is None or not name.startswith(_PREFIX):
             message = f"the tensor {name[:200]!r} maps to no site of the base"
             faults.append(Fault("unmapped_tensor", message, name[:200]))
         else:
             modules.setdefault(match["module"], {})[match["role"]] = name
-    return modules
+    return modules, vectors
 
 
 def _drop_incomplete(config: AdapterConfig, modules: Modules, faults: list[Fault]) -> None:
@@ -228,10 +251,29 @@ def _name_for_patterns(module: str, site: Site, config: AdapterConfig) -> str:
 
 
 def load(
-    plan: AdapterPlan, file: TensorFile, base: BaseSpec, base_weights: BaseWeights | None = None
+    plan: AdapterPlan,
+    file: TensorFile,
+    base: BaseSpec,
+    base_weights: BaseWeights | None = None,
+    row_scales: Mapping[Site, Float32] | None = None,
 ) -> dict[Site, SiteWeights]:
-    """Read the factors of every site that is touched, as float32; `base_weights`:
-    see `load_vocabulary`."""
+    """Read what is at every site that is touched, as float32.
+
+    `base_weights`: see `load_vocabulary`; magnitudes and biases cannot be read without them,
+    ValueError. `row_scales`: what is known of DoRA's already. ValueError as `add_vectors`, too.
+    """
+    weights = _load_factors(plan, file, base)
+    if plan.vocabulary is not None:
+        for m in load_vocabulary(plan.vocabulary, file, base, base_weights):
+            weights[m.site] = SiteWeights(m.a, m.b, m.scale, rows=m.rows)
+    if not plan.vectors:
+        return weights
+    if base_weights is None:
+        raise ValueError("DoRA's magnitudes and saved biases need the base's own weights")
+    return add_vectors(weights, plan.vectors, file, base, base_weights, row_scales)
+
+
+def _load_factors(plan: AdapterPlan, file: TensorFile, base: BaseSpec) -> dict[Site, SiteWeights]:
     assert not plan.faults, "a plan with faults is not loaded"
     weights = {}
     for f in plan.plain:
@@ -247,7 +289,4 @@ def load(
     for stacked in plan.stacked:
         for site, a, b in load_stacked(stacked, file, base):
             weights[site] = SiteWeights(a, b, stacked.scale)
-    if plan.vocabulary is not None:
-        for m in load_vocabulary(plan.vocabulary, file, base, base_weights):
-            weights[m.site] = SiteWeights(m.a, m.b, m.scale, rows=m.rows)
     return weights

@@ -22,6 +22,7 @@ from weft_adapters.base_weights import BaseWeights
 from weft_adapters.fetch import DownloadedSource, as_source
 from weft_adapters.loader import AdapterTooLargeError, Loader
 from weft_adapters.pool import PagePool, PooledAdapter
+from weft_adapters.row_scales import RowScales
 from weft_adapters.sites import BaseSpec
 from weft_adapters.states import AdapterState, Entry, Placement
 from weft_adapters.store import LocalStore
@@ -37,7 +38,7 @@ class AdapterTiers:
     has reached the device or failed. A source of downloads is closed with the tiers.
 
     base_weights: of the base as it is served, which adapters are read against; None where nobody
-    serves it.
+    serves it. row_scales: what was computed with them before.
     """
 
     def __init__(
@@ -51,12 +52,14 @@ class AdapterTiers:
         base_weights: BaseWeights | None = None,
         num_downloads: int = 8,
         num_readers: int = 1,
+        row_scales: RowScales | None = None,
     ) -> None:
         self._pool, self._on_change = pool, on_change
         self._source = as_source(store)
         self._arrivals = Arrivals(
             self._source, base, base_weights, tell=self._tell, num_readers=num_readers,
             num_downloads=num_downloads if isinstance(store, DownloadedSource) else 0,
+            row_scales=row_scales,
         )  # fmt: skip
         self._table = TierTable(self._source, pool, host_budget_bytes, self._arrivals.add)
         self._arrivals.serve(self._table)

@@ -18,7 +18,7 @@ from weft_adapters.judgement import warnings_of
 from weft_adapters.pages import padded_rank
 from weft_adapters.patterned import patterns_of
 from weft_adapters.report import ValidationReport, listed, tensor_rows
-from weft_adapters.sites import BaseSpec
+from weft_adapters.sites import BaseSpec, Site
 from weft_adapters.targets import Differences, compare
 from weft_adapters.tensors import TensorFile, TensorStats
 from weft_adapters.vocabulary import check_twins
@@ -62,7 +62,7 @@ def validate(
     differences = Differences()
     if not plan.faults:
         try:
-            differences = compare(config.targets, plan.sites(base), base)
+            differences = compare(config.targets, _with_factors(plan, base), base)
         except ExpressionError as error:
             message = f"adapter_config.json: target_modules or exclude_modules is refused. {error}"
             faults.append(Fault("invalid_config", message, "target_modules"))
@@ -94,6 +94,11 @@ def _ranks_too_large(plan: AdapterPlan, max_rank: int) -> Iterator[Fault]:
         if rank > max_rank:
             message = f"the adapter has rank {rank}; this server takes at most {max_rank}"
             yield Fault("rank_too_large", message)
+
+
+def _with_factors(plan: AdapterPlan, base: BaseSpec) -> Iterator[Site]:
+    """A bias may have been trained anywhere."""
+    return (site for site, rank in plan.sites(base).items() if rank)
 
 
 def _unused(plan: AdapterPlan, header: Header) -> Iterator[Fault]:
@@ -196,6 +201,7 @@ def _accepted(
         sites[site.projection] = sites.get(site.projection, 0) + 1
     vocabulary = plan.vocabulary
     own = 0 if vocabulary is None else vocabulary.num_matrix_rows * base.hidden_size
+    own += plan.vectors.num_elements(base)
     rows, num_left_out = tensor_rows(header, plan.uses(), stats)
     return ValidationReport(
         ok=True,

@@ -121,6 +121,7 @@ def build_engine(
         base_dir=settings.base_dir,
         adapters_dir=settings.adapters_dir,
         disk_dir=settings.adapter_cache_dir,
+        derived_dir=settings.data_dir / "derived",
         **chosen,
     )
     return start_engine(config, on_progress, create_remote_store(settings))

@@ -46,10 +46,10 @@ def test_scales() -> None:
 @pytest.mark.parametrize(
     ("key", "value"),
     [
-        ("use_dora", True),
+        ("use_dora", "yes"),
         ("lora_bias", True),
-        ("bias", "all"),
-        ("bias", "lora_only"),
+        ("bias", "some"),
+        ("bias", True),
         ("trainable_token_indices", [1, 2]),
         ("layer_replication", [[0, 2]]),
         ("modules_to_save", ["lm_head", "norm"]),
@@ -96,7 +96,7 @@ def test_what_is_not_served_is_refused_by_name(key: str, value: object) -> None:
     assert key in refused(json.dumps({**PLAIN, key: value}).encode()) or key == "alpha_pattern"
 
 
-@pytest.mark.parametrize("key", ["a_key_of_tomorrow", "use_dora", "modules_to_save"])
+@pytest.mark.parametrize("key", ["a_key_of_tomorrow", "layer_replication", "modules_to_save"])
 @pytest.mark.parametrize("value", [None, False, [], {}])
 def test_a_key_that_is_off_is_no_matter(key: str, value: object) -> None:
     parse(**{key: value})
@@ -136,7 +136,7 @@ def test_hostile_json_is_refused(data: bytes) -> None:
 
 
 def test_every_fault_is_listed() -> None:
-    message = refused(json.dumps({"peft_type": "IA3", "r": 0, "use_dora": True}).encode())
+    message = refused(json.dumps({"peft_type": "IA3", "r": 0, "use_dora": 1}).encode())
     assert all(word in message for word in ("peft_type", "rank", "use_dora", "lora_alpha"))
 
 
@@ -205,3 +205,16 @@ def test_the_ranks_and_scales_of_adalora() -> None:
 )
 def test_a_bad_config_of_adalora_is_refused(keys: dict[str, object]) -> None:
     assert next(iter(keys)) in refused(json.dumps({**ADALORA, **keys}).encode())
+
+
+def test_dora_does_not_go_with_parameters_of_several_experts() -> None:
+    keys = {"use_dora": True, "target_parameters": ["mlp.experts.down_proj"]}
+    assert "does not go with target_parameters" in refused(json.dumps({**PLAIN, **keys}).encode())
+
+
+def test_what_is_beside_factors_is_in_the_canonical_form_only_where_it_is_on() -> None:
+    plain = parse().canonical()
+    assert parse(use_dora=False, bias="none").canonical() == plain
+    assert parse(bias=None).canonical() == plain
+    assert parse(use_dora=True).canonical() == {**plain, "use_dora": True}
+    assert parse(bias="all").canonical() == {**plain, "bias": "all"}

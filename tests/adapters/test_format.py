@@ -104,7 +104,6 @@ def test_a_wrong_rank(
         "model.layers.0.self_attn.q_proj.lora_A.weight",
         "base_model.model.base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight",
         f"{PREFIX}.0.self_attn.q_proj.lora_A.default.weight",
-        f"{PREFIX}.0.self_attn.q_proj.lora_magnitude_vector",
         f"{PREFIX}.0.self_attn.q_proj.lora_A.bias",
         f"{PREFIX}.0.self_attn.q_proj.weight",
         "base_model.model.lm_head.bias",

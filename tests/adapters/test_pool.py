@@ -82,7 +82,7 @@ def test_row_scales_and_biases_lie_side_by_side(moe: BaseSpec, dtype: torch.dtyp
     assert_holds(pool, "a", weights)
     assert (adapter.sites[k].rank, adapter.sites[k].runs) == (0, ())
     (block,) = adapter.placement.blocks
-    assert block.num_units == -(-(64 + 64 + 32 + 24) // (8 * 8)), "the widths have 8 in common"
+    assert block.num_units == -(-(64 + 64 + 32 + 24) // (8 * 4)), "the widths have 4 in common"
     assert adapter.num_bytes == pool.num_bytes_needed(weights)
     bias = pool.read_vectors("a", k)[1]
     assert bias is not None

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -104,6 +104,47 @@ def merge_experts(model: Any, folder: Path) -> Any:
                 first = 0 if projection == "gate_proj" else width
                 experts.gate_up_proj[:, first : first + width] += delta
     return model
+
+
+def with_magnitudes(build_factors: Build) -> Build:
+    """DoRA on factors of experts by module, around the lengths of the base's rows."""
+
+    def build(model: PreTrainedModel, folder: Path, seed: int) -> None:
+        build_factors(model, folder, seed)
+        tensors, generator = load_file(folder / TENSORS_NAME), torch.Generator().manual_seed(seed)
+        for module, rows in expert_rows(model, tensors):
+            lengths = rows.norm(dim=1)
+            magnitude = lengths * (torch.rand(lengths.shape, generator=generator) + 0.5)
+            tensors[f"{module}.lora_magnitude_vector"] = magnitude.numpy()
+        save_file(tensors, folder / TENSORS_NAME, metadata={"format": "pt"})
+
+    return build
+
+
+def merge_dora_experts(model: Any, folder: Path) -> Any:
+    """PEFT does it on modules, which transformers 5 has none of: each expert's rows are adapted and
+    brought to their magnitudes."""
+    config = json.loads((folder / CONFIG_NAME).read_text())
+    tensors = load_file(folder / TENSORS_NAME)
+    for module, rows in expert_rows(model, tensors):
+        a, b, magnitude = (
+            torch.tensor(tensors[f"{module}.{role}"])
+            for role in ("lora_A.weight", "lora_B.weight", "lora_magnitude_vector")
+        )
+        rows += config["lora_alpha"] / config["r"] * (b @ a)
+        rows *= (magnitude / rows.norm(dim=1))[:, None]
+    return model
+
+
+def expert_rows(model: Any, tensors: Tensors) -> Iterator[tuple[str, torch.Tensor]]:
+    """The modules of experts that have factors, and views of the base's weights `[out, in]`."""
+    for name in [name for name in tensors if ".experts." in name and "lora_A" in name]:
+        layer, expert, projection = re.findall(r"layers\.(\d+)\..*experts\.(\d+)\.(\w+)\.", name)[0]
+        experts = model.get_submodule(f"model.layers.{layer}.mlp.experts")
+        both = experts.gate_up_proj.detach()[int(expert)].chunk(2)
+        down = experts.down_proj.detach()[int(expert)]
+        rows = {"gate_proj": both[0], "up_proj": both[1], "down_proj": down}[projection]
+        yield name.removesuffix(".lora_A.weight"), rows
 
 
 def base_spec(model: Any) -> BaseSpec:

@@ -15,7 +15,13 @@ from typing import Any
 import torch
 from benchmarks.models import third_party_warnings_ignored
 from peft import AdaLoraConfig, LoraConfig, PeftModel, get_peft_model
-from tests.engine.expert_forms import merge_experts, modules_per_expert, shared_outer
+from tests.engine.expert_forms import (
+    merge_dora_experts,
+    merge_experts,
+    modules_per_expert,
+    shared_outer,
+    with_magnitudes,
+)
 from tests.engine.families import ATTENTION, BOTH
 from tests.engine.merges import PeftMerge
 from tests.engine.vocabulary_forms import VOCABULARY_FORMS
@@ -55,11 +61,16 @@ def lora(**keys: Any) -> Build:
 
 
 def randomize(peft_model: Any, seed: int) -> None:
-    """Factors so large that an adapter changes most tokens."""
+    """Factors so large that an adapter changes most tokens; magnitudes around those of the base,
+    and the biases that are trained around its own."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in peft_model.named_parameters():
-            if "lora_" in name:
+            if "lora_magnitude_vector" in name:
+                parameter.mul_(torch.rand(parameter.shape, generator=generator) + 0.5)
+            elif name.endswith(".bias") and parameter.requires_grad:
+                parameter.add_(torch.randn(parameter.shape, generator=generator), alpha=0.3)
+            elif "lora_" in name:
                 parameter.normal_(0.0, 0.4 * parameter.shape[-1] ** -0.5, generator=generator)
 
 
@@ -159,6 +170,25 @@ FORMS: dict[str, Form] = {
     "olora as plain lora": Form(
         DENSE, converted("olora", r=4, target_modules=["v_proj", "up_proj"], use_rslora=True)
     ),
+    "dora": Form(DENSE, lora(r=4, target_modules="all-linear", use_dora=True)),
+    "dora, patterns, rslora": Form(
+        DENSE,
+        lora(
+            r=9,
+            target_modules=[*ATTENTION, "up_proj"],
+            use_dora=True,
+            use_rslora=True,
+            rank_pattern={"layers.1.self_attn.q_proj": 17, "up_proj": 3},
+            alpha_pattern={"v_proj": 2},
+        ),
+    ),
+    "biases of adapted modules": Form(
+        DENSE, lora(r=4, target_modules=["q_proj", "o_proj", "down_proj"], bias="lora_only")
+    ),
+    "all biases": Form(DENSE, lora(r=3, target_modules=["k_proj"], bias="all")),
+    "dora and all biases": Form(
+        DENSE, lora(r=5, target_modules=[*ATTENTION, "gate_proj"], bias="all", use_dora=True)
+    ),
     "one matrix of experts": Form(
         MOE, lora(r=4, target_modules=["o_proj"], target_parameters=BOTH[1:])
     ),
@@ -181,6 +211,15 @@ FORMS: dict[str, Form] = {
         shared_outer(2, is_split=True, r=2, target_modules=["gate_proj", "up_proj", "down_proj"]),
         merge_experts,
     ),
+    "dora on a module per expert": Form(
+        MOE,
+        with_magnitudes(
+            modules_per_expert(
+                r=3, target_modules=["gate_proj", "up_proj", "down_proj"], use_dora=True
+            )
+        ),
+        merge_dora_experts,
+    ),
     "mixtral, all-linear": Form("mixtral", lora(r=6, target_modules="all-linear")),
     "mixtral, a module per expert": Form(
         "mixtral", modules_per_expert(r=2, target_modules=["w1", "w2", "w3", "gate"], lora_alpha=4)
@@ -197,6 +236,15 @@ FORMS: dict[str, Form] = {
         "qwen2_moe",
         modules_per_expert(r=4, target_modules=["gate_proj", "up_proj", "down_proj"]),
         merge_experts,  # PEFT converts modules of experts for the other families only
+    ),
+    "qwen2_moe, dora on attention and the shared expert": Form(
+        "qwen2_moe",
+        lora(
+            r=4,
+            target_modules=r".*(q_proj|v_proj|shared_expert\.\w+_proj|shared_expert_gate)",
+            use_dora=True,
+            bias="lora_only",
+        ),
     ),
     "qwen2_moe, experts": Form(
         "qwen2_moe", lora(r=3, target_modules=["shared_expert_gate"], target_parameters=BOTH)

@@ -28,6 +28,7 @@ from tests.engine.families import CASES, create_model
 from tests.engine.forms import FORMS, write
 
 from weft.engine.build import BuiltEngine
+from weft.engine.model.served_weights import ServedWeights
 from weft.engine.offline import run_requests
 from weft.messages import EngineRequest, SamplingParams
 from weft_adapters.config import parse_config
@@ -60,6 +61,10 @@ class Target:
     waiting: dict[str, tuple[str, ValidationReport]] = field(default_factory=dict)
     num_served: int = 0
     refusals: Counter[str] = field(default_factory=Counter)
+    base_weights: ServedWeights = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.base_weights = ServedWeights(self.built.decoder.weights, self.built.base, None)
 
     def take(self, upload: Upload, what: str) -> None:
         """Have it judged; AssertionError says which mutant broke a rule."""
@@ -72,9 +77,8 @@ class Target:
             report = validate(config, path, self.built.base, max_rank=MAX_RANK)
             if report.digest is not None:
                 self.store.put(report.digest, config, path)
-                weights = load_verified(
-                    self.store.open(report.digest), report.digest, self.built.base
-                )
+                stored = self.store.open(report.digest)
+                weights = load_verified(stored, report.digest, self.built.base, self.base_weights)
             taken_s = time.process_time() - start_s
             peak = tracemalloc.get_traced_memory()[1]
         except Exception as error:

@@ -32,6 +32,7 @@ from weft_adapters.digest import base_digest
 from weft_adapters.disk import DiskTier
 from weft_adapters.fetch import DownloadedSource
 from weft_adapters.pool import PagePool
+from weft_adapters.row_scales import RowScales
 from weft_adapters.sites import BaseSpec
 from weft_adapters.store import FolderStore, RemoteStore
 from weft_adapters.tiers import AdapterTiers
@@ -89,11 +90,13 @@ def build_engine(
     pool = PagePool(
         base, config.adapter_bytes, dtype, device, keep_checksums=config.check_integrity
     )
+    served = ServedWeights(weights, base, config.quantization)
     tiers = AdapterTiers(
         _adapter_source(config, remote_store), base, pool, config.host_adapter_bytes,
         on_change=on_adapter_change,
         num_downloads=config.num_downloads,
-        base_weights=ServedWeights(weights, base, config.quantization),
+        base_weights=served,
+        row_scales=RowScales(base.digest, served.weight_format, config.derived_dir),
     )  # fmt: skip
     kv_dtype = resolve_kv_dtype(config.kv_dtype, dtype)
     kv, host_kv = _create_caches(config, model, memory, kv_dtype, device)

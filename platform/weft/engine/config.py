@@ -42,6 +42,8 @@ class EngineConfig:
 
     `adapters_dir` is the store of adapters, unless the engine is given a remote one: then
     `disk_dir` keeps up to `disk_adapter_bytes` of it at hand, and so many are downloaded at a time.
+    `derived_dir`: where what is computed of adapters and the base together is kept from one run to
+    the next; None: nowhere.
     `adapter_load_cost`: what a tenant is charged for bringing 1 MiB of adapter to the device, in
     prompt tokens; the default is about what a 2-core CPU computes in the time of the copy.
     `check_integrity` verifies every invariant after each step (tests).
@@ -49,6 +51,7 @@ class EngineConfig:
 
     base_dir: Path
     adapters_dir: Path
+    derived_dir: Path | None = None
     base_name: str | None = None
     dtype: str = "auto"
     device: str = "auto"

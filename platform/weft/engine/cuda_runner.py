@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -87,8 +88,8 @@ class CudaRunner(Runner):
 
     def warm_up(self) -> None:
         """Capture the steps that decode: for powers of two up to all that may run, by what the
-        adapters reach. Compile what prompts need: kernels
-        differ by the size of a step, and by whether 16 divides it."""
+        adapters reach. Compile what prompts need: kernels differ by the size of a step, by whether
+        16 divides it, and with row scales and biases."""
         with self._on_stream():
             for num_rows in reversed(buckets(self._max_running)):
                 for reach in self._slots.reaches:
@@ -98,14 +99,14 @@ class CudaRunner(Runner):
             if self._stream is None:
                 return  # the interpreter compiles nothing
             for num_rows in buckets(self._max_rows)[4:]:
-                for odd in (0, 1):
-                    self._run_padding(num_rows - odd)
+                for odd, reach in product((0, 1), self._slots.widest_reaches):
+                    self._run_padding(num_rows - odd, reach)
                     self._stream.synchronize()
 
-    def _run_padding(self, num_rows: int) -> StepOutput:
-        """A step with all the kernels of prompts and no request."""
+    def _run_padding(self, num_rows: int, reach: int) -> StepOutput:
+        """A step with the kernels of prompts and no request."""
         limits = self._planner.limits(num_rows, 1, self._max_len, has_prefill=True)
-        layout = StepLayout(num_rows, 1, limits, self._slots.reaches[-1])
+        layout = StepLayout(num_rows, 1, limits, reach)
         self._send([], self._create_rows([]), [], layout)
         return self._compute(layout)
 

@@ -12,10 +12,11 @@ a kernel finds an expert's as `first + expert`.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from weft_adapters.placement import PooledSite
@@ -30,8 +31,9 @@ from weft_kernels.cuda.segments import Segments, create_segments
 from weft_kernels.cuda.slot_pages import create_page_table
 from weft_kernels.linear import LinearWeight
 
-# what the adapters of a batch reach: a step launches nothing for sites beyond that
-NOTHING, ATTENTION, MLP, EVERYTHING = range(4)
+# what the adapters of a batch reach: a step launches nothing for sites beyond that. The last is all
+# sites with row scales and biases, which kernels look for only there.
+NOTHING, ATTENTION, MLP, EVERYTHING, VECTORS = range(5)
 
 
 def _reach_of(projection: str) -> int:
@@ -108,6 +110,11 @@ class SlotBatch:
         return ExpertLora(self._table, *self._sites.experts[layer], self.slots_T)
 
 
+def _starts(offsets: Iterable[int | None]) -> NDArray[np.int64]:
+    found = [ABSENT if offset is None else offset for offset in offsets]
+    return np.array(found, dtype=np.int64)
+
+
 @dataclass(frozen=True, slots=True)
 class _Prepared:
     """What a load leaves for the step that first uses the adapter."""
@@ -122,11 +129,17 @@ class SlotAdapters:
     def __init__(self, base: BaseSpec, pool: PagePool, num_slots: int, max_rank: int) -> None:
         self._pool = pool
         # all that a batch of this base can have
-        self.reaches = range((EVERYTHING if base.moe_layers else MLP) + 1)
+        widest = EVERYTHING if base.moe_layers else MLP
+        self.reaches = (*range(widest + 1), VECTORS)
+        # those that launch every kernel between them
+        self.widest_reaches = (widest, VECTORS)
         self._sites = _create_sites(base, pool.device)
         self._pages = create_page_table(
-            pool.memory, self._sites.shapes, [None] * num_slots, max_rank=max_rank
-        )
+            pool.memory, self._sites.shapes, [None] * num_slots, max_rank=max_rank,
+            has_row_scales=True, has_biases=True,
+        )  # fmt: skip
+        # the same memory, without what a batch below VECTORS has none of
+        self._plain_table = replace(self._pages.table, row_scales=None, biases=None)
         pool.prepare_with(self._prepare)
         self._holders: list[PooledAdapter | None] = [None] * num_slots
         self._reaches = [NOTHING] * num_slots
@@ -193,17 +206,18 @@ class SlotAdapters:
         # lists of numbers: thousands of objects would have the garbage collector stop all threads
         offsets = [run.offset for own in pooled for run in own.runs]
         num_rows = [run.num_rows for own in pooled for run in own.runs]
-        nothing = np.full(len(sites), ABSENT)
         lists = PageLists(
             sites=np.array([index[site] for site in sites], dtype=np.int64),
             ranks=np.array([own.rank for own in pooled], dtype=np.int64),
             scales=np.array([own.scale for own in pooled], dtype=np.float32),
             num_runs=np.array([len(own.runs) for own in pooled], dtype=np.int64),
             runs=np.array([offsets, num_rows], dtype=np.int64).T,
-            row_scales=nothing,
-            biases=nothing,
+            row_scales=_starts(own.row_scale for own in pooled),
+            biases=_starts(own.bias for own in pooled),
         )
         reach = max((_reach_of(site.projection) for site in sites), default=NOTHING)
+        if (lists.row_scales != ABSENT).any() or (lists.biases != ABSENT).any():
+            reach = VECTORS
         return _Prepared(self._pages.form.pack(lists), reach)
 
     def _write(self, slot: int, adapter: PooledAdapter | None) -> None:
@@ -228,7 +242,7 @@ class SlotAdapters:
 
     def create_device_batch(self, slots_T: Tensor, reach: int) -> SlotBatch:
         """For slots on the device, int32 `[T]`. Nothing here waits for the device."""
-        table = self._pages.table
+        table = self._pages.table if reach == VECTORS else self._plain_table
         segments = create_segments(slots_T, table.num_slots) if reach != NOTHING else None
         return SlotBatch(reach, slots_T, segments, table, self._sites)
 

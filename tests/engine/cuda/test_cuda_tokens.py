@@ -48,6 +48,7 @@ ADAPTERS: dict[str, dict[str, Any]] = {
     "dense": {
         "attention": {"r": 8, "target_modules": ATTENTION},
         "all": {"r": 12, "target_modules": "all-linear"},
+        "dora": {"r": 4, "target_modules": ["q_proj", "up_proj"], "use_dora": True},
     },
     "moe": {
         "attention": {"r": 8, "target_modules": ATTENTION},
@@ -167,7 +168,7 @@ def test_a_step_of_padding_changes_nothing(benches: Mapping[str, Bench], kind: s
         tensor.fill_(3)
     for num_rows in (1, 21):
         with runner._on_stream():
-            output = runner._run_padding(num_rows)
+            output = runner._run_padding(num_rows, runner._slots.reaches[-1])
             assert bool(output.logits_NV.isfinite().all())
     assert all(bool((tensor == 3).all()) for tensor in runner._kv.tensors())
     built.tiers.close()

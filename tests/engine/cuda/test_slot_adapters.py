@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from tests.engine.pooled_adapters import BASE, DOWN0, Q0, UP1, V0, PoolOfAdapters
+from tests.engine.pooled_adapters import BASE, DOWN0, Q0, UP1, V0, VECTORS, PoolOfAdapters
 from tests.engine.pooled_adapters import RANKS as ALL_RANKS
 
 from weft.engine.slot_adapters import (
@@ -19,6 +19,7 @@ from weft.engine.slot_adapters import (
     SlotAdapters,
     SlotBatch,
 )
+from weft.engine.slot_adapters import VECTORS as VECTOR_SITES
 from weft_adapters.pool import PooledAdapter
 from weft_adapters.sites import Site
 from weft_kernels.cuda.expert_lora_expand import expand_
@@ -68,13 +69,14 @@ class Adapters(PoolOfAdapters):
                     np.testing.assert_allclose(part, want, rtol=1e-4, atol=1e-4)
 
 
-RANKS = {**ALL_RANKS, "d": {Q0: 8, V0: 8}}
+RANKS = {**ALL_RANKS, "d": {Q0: 8, V0: 8}, "v": ALL_RANKS["b"]}
+OWN_VECTORS = {"v": VECTORS["b"], "only biases": VECTORS["only biases"]}
 
 
 @pytest.fixture
 def adapters(device: torch.device) -> Adapters:
     adapters = Adapters(device)
-    adapters.load_all(RANKS)
+    adapters.load_all(RANKS, OWN_VECTORS)
     return adapters
 
 
@@ -86,6 +88,8 @@ def adapters(device: torch.device) -> Adapters:
         ["a", "a", None, "b"],
         ["b", "c", "b", None, "c", "a", "a"],
         [None, "d", None, "d"],
+        ["v"],
+        ["only biases", None, "a", "v", "v"],
     ],
 )
 def test_each_row_gets_its_own_adapter(adapters: Adapters, rows: list[str | None]) -> None:
@@ -97,6 +101,8 @@ def test_adapters_that_come_and_go_leave_nothing(adapters: Adapters) -> None:
     adapters.assert_used(["d", "c", None])  # in a slot of one that left
     adapters.assert_used(["a"])
     adapters.assert_used(["c", "a", "b"])
+    adapters.assert_used(["v", "only biases", "b"])
+    adapters.assert_used(["c", "a", "only biases"])
 
 
 def test_who_left_cannot_be_named(adapters: Adapters) -> None:
@@ -180,9 +186,16 @@ def test_a_batch_reaches_no_further_than_its_rows_adapters(adapters: Adapters) -
     for rows, reach in (
         (["a", None], MLP), (["d"], ATTENTION), ([None], NOTHING), (["d", "b"], EVERYTHING)
     ):  # fmt: skip
-        assert adapters.slots.create_batch(rows).reach == reach
+        batch = adapters.slots.create_batch(rows)
+        assert batch.reach == reach
+        assert batch._table.row_scales is batch._table.biases is None
     assert adapters.slots.create_batch(["d"]).experts(1) is None
     assert adapters.slots.create_batch([None]).segments is None
+    adapters.hold("d", "v", "only biases")
+    for rows in (["v", "d"], ["only biases"]):
+        batch = adapters.slots.create_batch(rows)
+        assert batch.reach == VECTOR_SITES
+        assert batch._table.row_scales is not None
 
 
 def test_rows_of_an_adapter_stand_together(adapters: Adapters) -> None:

@@ -37,12 +37,6 @@ class ServedWeights:
         return self._weight_format
 
     @torch.inference_mode()
-    def weight(self, site: Site) -> Float32:
-        with on_this_thread_alone(), self._on_stream():
-            found: Float32 = self._matrix(site).t().float().cpu().contiguous().numpy()
-        return found
-
-    @torch.inference_mode()
     def bias(self, site: Site) -> Float32 | None:
         self._base.shape(site)
         if site.expert is not None:
