@@ -25,6 +25,7 @@ from weft.gateway.middleware import RequestContextMiddleware
 from weft.gateway.runtime import Gateway
 from weft.messages import EngineClient
 from weft.registry import endpoints as adapters
+from weft.registry import placement_endpoints as placements
 from weft.registry import upload_endpoints as uploads
 from weft.registry import version_endpoints as versions
 from weft.registry.build import create_registry
@@ -91,6 +92,7 @@ def create_app(settings: ServerSettings, engine: EngineClient, tokenizer: BaseTo
         vllm_compat,
         adapters,
         versions,
+        placements,
         uploads,
         usage,
         tenants,

@@ -31,8 +31,9 @@ class ServerSettings:
     `version_retention_s`. `adapters_dir`, `database_file` and `uploads_dir` follow from
     `data_dir`.
     Imports come from `hub_host`, which may lead on to `import_hosts` ("*.name": all below it) at
-    public addresses, or at those in `import_networks`. `lorax_status_codes`: LoRAX's routes answer
-    424 where no text came of a valid request, an unknown adapter included, as LoRAX does.
+    public addresses, or at those in `import_networks`, and from `import_buckets`: "bucket" or
+    "bucket/folder", where "{tenant}" is the tenant's id. `lorax_status_codes`: LoRAX's routes
+    answer 424 where no text came of a valid request, an unknown adapter included, as LoRAX does.
     """
 
     base_dir: Path
@@ -71,6 +72,7 @@ class ServerSettings:
     hub_host: str = "huggingface.co"
     import_hosts: tuple[str, ...] = ("huggingface.co", "*.huggingface.co", "*.hf.co")
     import_networks: tuple[str, ...] = ()
+    import_buckets: tuple[str, ...] = ()
     sweep_interval_s: float = 600.0
     max_body_bytes: int = 4 * MIB
     max_prompts_per_request: int = 64

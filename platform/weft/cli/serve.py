@@ -107,6 +107,10 @@ def serve(
         list[str] | None,
         typer.Option(help="A network that is not public and may be imported from, as 10.1.0.0/16."),
     ] = None,
+    import_bucket: Annotated[
+        list[str] | None,
+        typer.Option(help="bucket or bucket/folder; '{tenant}' in it: the tenant's id."),
+    ] = None,
     retention_days: Annotated[
         float, typer.Option(help="Days for which the files of deleted versions are kept.")
     ] = _D.version_retention_s / 86400,
@@ -162,6 +166,7 @@ def serve(
             hub_host=hub,
             import_hosts=_D.import_hosts if import_host is None else tuple(import_host),
             import_networks=tuple(import_network or ()),
+            import_buckets=tuple(import_bucket or ()),
             version_retention_s=retention_days * 86400,
             queue_timeout_s=queue_timeout,
             adapter_timeout_s=adapter_timeout,

@@ -7,19 +7,22 @@ import ipaddress
 from weft.db.database import Database
 from weft.messages import EngineClient
 from weft.registry.addresses import HostRules
+from weft.registry.buckets import S3Reader
 from weft.registry.fetcher import Fetcher
 from weft.registry.imports import Importer
 from weft.registry.merging import MergeLimits, Merger
-from weft.registry.parts import FolderPartStore
+from weft.registry.parts import FolderPartStore, PartStore
 from weft.registry.publishing import Publisher
 from weft.registry.purging import Purger
 from weft.registry.quota import Quota
 from weft.registry.reading import BucketRules, Reading
 from weft.registry.runtime import Registry
+from weft.registry.s3_parts import S3PartStore
 from weft.registry.service import ServedBase
 from weft.registry.uploads import Uploads
 from weft.settings import ServerSettings
-from weft.storage.build import create_store
+from weft.storage.build import create_remote_store, create_store
+from weft.storage.s3 import S3Location
 from weft_adapters.sites import BaseSpec
 
 
@@ -40,7 +43,7 @@ def create_registry(settings: ServerSettings, engine: EngineClient, database: Da
         quota,
         info.dtype,
     )
-    parts = FolderPartStore(settings.uploads_dir / "parts")
+    parts = _create_part_store(settings)
     uploads = Uploads(
         database,
         parts,
@@ -51,12 +54,13 @@ def create_registry(settings: ServerSettings, engine: EngineClient, database: Da
     )
     networks = tuple(ipaddress.ip_network(network) for network in settings.import_networks)
     fetcher = Fetcher(HostRules(settings.import_hosts, networks))
+    buckets = S3Reader(settings.s3_endpoint_url) if settings.import_buckets else None
     reading = Reading(
         database,
         fetcher,
         settings.hub_host,
-        BucketRules(()),
-        None,
+        BucketRules(settings.import_buckets),
+        buckets,
         uploads,
         parts,
         settings.max_upload_bytes,
@@ -83,9 +87,16 @@ def create_registry(settings: ServerSettings, engine: EngineClient, database: Da
         ),
         purger=Purger(database, store, digests_in_use, on_purged=engine.unload_adapter),
         fetcher=fetcher,
+        remote_store=create_remote_store(settings),
         uploads_dir=settings.uploads_dir,
         max_upload_bytes=settings.max_upload_bytes,
         retention_s=settings.version_retention_s,
         sweep_interval_s=settings.sweep_interval_s,
-        prefetch=engine.prefetch_adapter,
+        engine=engine,
     )
+
+
+def _create_part_store(settings: ServerSettings) -> PartStore:
+    if settings.adapter_store is None:
+        return FolderPartStore(settings.uploads_dir / "parts")
+    return S3PartStore(S3Location.parse(settings.adapter_store), settings.s3_endpoint_url)

@@ -6,7 +6,7 @@ from typing import Annotated
 
 from fastapi import APIRouter, Depends, Query
 
-from weft.db.dependencies import PageDep, ReadSession, WriteSession
+from weft.db.dependencies import DatabaseDep, PageDep, ReadSession, WriteSession
 from weft.registry import aliases, service
 from weft.registry.repository import RegistryRepository
 from weft.registry.runtime import RegistryDep
@@ -53,8 +53,11 @@ async def get_adapter(principal: Reader, name: str, session: ReadSession) -> dic
 
 
 @router.delete("/{name}")
-async def delete_adapter(principal: Writer, name: str, session: WriteSession) -> dict[str, object]:
-    adapter = await service.delete_adapter(session, principal, name)
+async def delete_adapter(
+    principal: Writer, name: str, database: DatabaseDep, registry: RegistryDep
+) -> dict[str, object]:
+    async with database.writing() as session:
+        adapter = await service.delete_adapter(session, principal, name)
     return {"id": adapter.id, "object": "adapter.deleted", "name": name, "deleted": True}
 
 

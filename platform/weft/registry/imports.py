@@ -71,6 +71,10 @@ class Importer:
         self._wake = asyncio.Event()
         self._running: dict[str, AdapterVersion] = {}
 
+    @property
+    def num_running(self) -> int:
+        return len(self._running)
+
     async def submit(
         self, owner: Owner, name: str, source: Source, request: KeyedRequest | None = None
     ) -> Published:

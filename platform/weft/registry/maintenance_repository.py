@@ -49,15 +49,6 @@ class MaintenanceRepository:
         found = (await self._session.scalars(unscoped(statement, _UPKEEP))).all()
         return sorted({digest for digest in found if digest is not None})
 
-    async def is_pinned(self, digest: str) -> bool:
-        statement = select(AdapterVersion.id).where(
-            AdapterVersion.digest == digest,
-            AdapterVersion.is_pinned.is_(True),
-            AdapterVersion.state == VersionState.READY,
-        )
-        found = await self._session.scalar(unscoped(statement, _FILES_ARE_SHARED).limit(1))
-        return found is not None
-
     async def is_shared(self, version: AdapterVersion) -> bool:
         """Another tenant has the same bytes."""
         statement = select(AdapterVersion.id).where(

@@ -30,7 +30,8 @@ class PurgeResult:
 
 
 class Purger:
-    """`digests_in_use` are those that the engine runs or waits for."""
+    """`digests_in_use` are those that the engine runs or waits for; `on_purged` has them leave its
+    tiers, and is called in a thread."""
 
     def __init__(
         self,
@@ -48,6 +49,10 @@ class Purger:
         """Purge what was archived at least `retention_s` ago. Idempotent; one process may do so."""
         async with self._lock:
             return await self._purge(retention_s)
+
+    def _remove(self, digest: str) -> None:
+        self._store.delete(digest)
+        self._on_purged(digest)
 
     async def _purge(self, retention_s: float) -> PurgeResult:
         before = now() - int(retention_s)
@@ -68,8 +73,7 @@ class Purger:
                     num_deferred += 1
                     continue
                 await repository.begin_purge(digest, now())
-            await asyncio.to_thread(self._store.delete, digest)
-            self._on_purged(digest)
+            await asyncio.to_thread(self._remove, digest)
             async with self._database.writing() as session:
                 num_versions += await MaintenanceRepository(session).end_purge(digest, before)
             num_digests += 1

@@ -6,13 +6,14 @@ import asyncio
 import contextlib
 import logging
 import pathlib
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Annotated
 
 from fastapi import Depends, Request
 
 from weft.db.database import Database
+from weft.messages import EngineClient
 from weft.registry.fetcher import Fetcher
 from weft.registry.imports import Importer
 from weft.registry.intake import sweep_uploads
@@ -21,13 +22,16 @@ from weft.registry.publishing import Publisher
 from weft.registry.purging import Purger
 from weft.registry.recovery import recover
 from weft.registry.uploads import Uploads
+from weft.storage.s3 import S3Store
 
+# nobody takes that long to store an adapter
+_HALF_UPLOAD_S = 24 * 3600.0
 logger = logging.getLogger("weft.registry")
 
 
 @dataclass(frozen=True, slots=True)
 class Registry:
-    """`prefetch` hints the engine. Times are seconds."""
+    """Times are seconds."""
 
     database: Database
     publisher: Publisher
@@ -36,11 +40,16 @@ class Registry:
     uploads: Uploads
     purger: Purger
     fetcher: Fetcher
+    remote_store: S3Store | None
     uploads_dir: pathlib.Path
     max_upload_bytes: int
     retention_s: float
     sweep_interval_s: float
-    prefetch: Callable[[str], None]
+    engine: EngineClient
+
+    def prefetch(self, digest: str) -> None:
+        """Hint the engine that a request is near."""
+        self.engine.prefetch_adapter(digest)
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
@@ -73,6 +82,8 @@ class Registry:
         """Remove what nobody can ask for any more."""
         await self.purger.purge(self.retention_s)
         await self.uploads.sweep()
+        if self.remote_store is not None:  # what a purge does not know: halves of uploads
+            await asyncio.to_thread(self.remote_store.sweep, _HALF_UPLOAD_S)
 
 
 def get_registry(request: Request) -> Registry:

@@ -23,7 +23,7 @@ from weft.registry.multipart import PartRule, write_parts
 from weft.registry.parts import PartStore
 from weft.registry.quota import Quota, check_room
 from weft.registry.repository import RegistryRepository
-from weft.registry.upload_repository import UploadMaintenanceRepository, UploadRepository
+from weft.registry.upload_repository import OPEN, UploadMaintenanceRepository, UploadRepository
 
 MAX_PART_BYTES = 64 * 2**20
 MAX_PARTS = 10_000
@@ -181,12 +181,8 @@ class Uploads:
 
     async def cancel(self, owner: Owner, upload_id: str) -> Upload:
         """Its parts are gone; no version can be made of it. Idempotent."""
-        async with self._database.writing() as session:
-            upload = await self._find(UploadRepository(session, owner), upload_id)
-            if upload.status in ("completed", "pending"):
-                upload.status = "cancelled"
-        await self._discard(upload, "cancelled")
-        return upload
+        upload, _ = await self.get(owner, upload_id)
+        return await self._discard(upload, "cancelled")
 
     async def end(self, owner: Owner, upload_ids: Sequence[str]) -> None:
         """A version was made of them."""
@@ -210,15 +206,16 @@ class Uploads:
             if upload_id not in known:
                 await asyncio.to_thread(self._parts.discard, upload_id, remote_id)
 
-    async def _discard(self, upload: Upload, status: str) -> None:
-        """The row first: what is then left of the parts is swept."""
-        owner = TenantOwner(upload.tenant_id)
+    async def _discard(self, upload: Upload, status: str) -> Upload:
+        """The rows first: what is then left of the parts is swept."""
         async with self._database.writing() as session:
-            repository = UploadRepository(session, owner)
+            repository = UploadRepository(session, TenantOwner(upload.tenant_id))
             found = await self._find(repository, upload.id)
-            found.status = status
-            await repository.delete_parts(found)
+            if found.status in OPEN:
+                found.status = status
+                await repository.delete_parts(found)
         await asyncio.to_thread(self._parts.discard, upload.id, upload.remote_id)
+        return found
 
     async def _find(self, repository: UploadRepository, upload_id: str) -> Upload:
         upload = await repository.find(upload_id)

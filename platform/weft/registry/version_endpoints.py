@@ -7,7 +7,7 @@ from typing import Annotated
 from fastapi import APIRouter, Depends, Header, Path, Query, Request, Response
 from pydantic import BaseModel, ConfigDict, Field
 
-from weft.db.dependencies import DatabaseDep, PageDep, ReadSession, WriteSession
+from weft.db.dependencies import DatabaseDep, PageDep, ReadSession
 from weft.errors import PayloadTooLargeError
 from weft.registry import service
 from weft.registry.card import MAX_README_BYTES
@@ -106,10 +106,11 @@ async def get_version(
 
 @router.delete(_VERSIONS + "/{number}")
 async def delete_version(
-    principal: Writer, name: str, number: Number, session: WriteSession
+    principal: Writer, name: str, number: Number, database: DatabaseDep, registry: RegistryDep
 ) -> dict[str, object]:
     """409 while an alias points at it. Requests in flight finish; the files are purged later."""
-    version = await service.delete_version(session, principal, name, number)
+    async with database.writing() as session:
+        version = await service.delete_version(session, principal, name, number)
     return {"id": version.id, "object": "adapter.version.deleted", "deleted": True}
 
 

@@ -61,8 +61,8 @@ class S3Store:
 
     def __init__(self, location: S3Location, endpoint_url: str | None = None) -> None:
         self._bucket, self._prefix = location.bucket, location.prefix
-        self._downloads = _create_client(endpoint_url, num_attempts=1)
-        self._uploads = _create_client(endpoint_url, _NUM_UPLOAD_ATTEMPTS)
+        self._downloads = create_client(endpoint_url, num_attempts=1)
+        self._uploads = create_client(endpoint_url, _NUM_UPLOAD_ATTEMPTS)
 
     def _key(self, digest: str, name: str = "") -> str:
         if not is_digest(digest):
@@ -73,7 +73,7 @@ class S3Store:
 
     def sizes(self, digest: str) -> Mapping[str, int]:
         prefix = self._key(digest)
-        with _translated():
+        with translated():
             page = self._downloads.list_objects_v2(
                 Bucket=self._bucket, Prefix=prefix, MaxKeys=_MAX_FILES
             )
@@ -85,7 +85,7 @@ class S3Store:
     @contextmanager
     def download(self, digest: str, name: str, start: int) -> Iterator[Iterator[bytes]]:
         asked = {"Range": f"bytes={start}-"} if start else {}
-        with _translated():
+        with translated():
             answer = self._downloads.get_object(
                 Bucket=self._bucket, Key=self._key(digest, name), **asked
             )
@@ -100,7 +100,7 @@ class S3Store:
         return self._head(digest) is not None
 
     def _head(self, digest: str) -> Mapping[str, Any] | None:
-        with _translated():
+        with translated():
             try:
                 head: Mapping[str, Any] = self._uploads.head_object(
                     Bucket=self._bucket, Key=self._key(digest, CONFIG_NAME)
@@ -118,11 +118,15 @@ class S3Store:
     def _digest_of(self, key: str) -> str:
         return f"sha256:{key.removeprefix(self._prefix).partition('/')[0]}"
 
+    def _is_ours(self, key: str) -> bool:
+        """Below the same prefix there may be other things, such as parts of uploads."""
+        return is_digest(self._digest_of(key))
+
     def _objects(self, digest: str | None = None) -> Iterator[tuple[str, datetime]]:
         """Key and time of all objects, or of one version's."""
         prefix = self._prefix if digest is None else self._key(digest)
         pages = self._uploads.get_paginator("list_objects_v2")
-        with _translated():
+        with translated():
             for page in pages.paginate(Bucket=self._bucket, Prefix=prefix):
                 for found in page.get("Contents", ()):
                     yield found["Key"], found["LastModified"]
@@ -134,7 +138,7 @@ class S3Store:
             tensors_sha256 = hashlib.file_digest(file, "sha256").hexdigest()
         if self._holds(digest, config_bytes, tensors_sha256):
             return
-        with _translated():
+        with translated():
             self._uploads.upload_file(
                 str(tensors_path), self._bucket, self._key(digest, TENSORS_NAME)
             )
@@ -149,17 +153,17 @@ class S3Store:
         head = self._head(digest)
         if head is None or head["Metadata"].get(_TENSORS_SHA256) != tensors_sha256:
             return False
-        with _translated():
+        with translated():
             stored = self._uploads.get_object(
                 Bucket=self._bucket, Key=self._key(digest, CONFIG_NAME)
             )
             return bool(stored["Body"].read(len(config_bytes) + 1) == config_bytes)
 
     def delete(self, digest: str) -> None:
-        with _translated():
+        with translated():
             self._uploads.delete_object(Bucket=self._bucket, Key=self._key(digest, CONFIG_NAME))
         for key, _ in self._objects(digest):
-            with _translated():
+            with translated():
                 self._uploads.delete_object(Bucket=self._bucket, Key=key)
 
     def sweep(self, older_than_s: float) -> int:
@@ -170,9 +174,9 @@ class S3Store:
         whole = {self._digest_of(key) for key, _ in objects if _is_config(key)}
         orphans = [
             key for key, changed in objects
-            if changed < before and self._digest_of(key) not in whole
+            if changed < before and self._is_ours(key) and self._digest_of(key) not in whole
         ]  # fmt: skip
-        with _translated():
+        with translated():
             for key in orphans:
                 self._uploads.delete_object(Bucket=self._bucket, Key=key)
         return len(orphans) + self._sweep_parts(before)
@@ -180,10 +184,10 @@ class S3Store:
     def _sweep_parts(self, before: datetime) -> int:
         num_aborted = 0
         pages = self._uploads.get_paginator("list_multipart_uploads")
-        with _translated():
+        with translated():
             for page in pages.paginate(Bucket=self._bucket, Prefix=self._prefix):
                 for upload in page.get("Uploads", ()):
-                    if upload["Initiated"] < before:
+                    if upload["Initiated"] < before and self._is_ours(upload["Key"]):
                         self._uploads.abort_multipart_upload(
                             Bucket=self._bucket, Key=upload["Key"], UploadId=upload["UploadId"]
                         )
@@ -191,7 +195,8 @@ class S3Store:
         return num_aborted
 
 
-def _create_client(endpoint_url: str | None, num_attempts: int) -> Any:
+def create_client(endpoint_url: str | None, num_attempts: int) -> Any:
+    """A client for several threads."""
     import boto3
     from botocore.config import Config
 
@@ -216,7 +221,7 @@ def _is_config(key: str) -> bool:
 
 def _chunks(body: Any, num_skipped: int) -> Iterator[bytes]:
     """`num_skipped` bytes are left out where a server knows no ranges."""
-    with _translated():
+    with translated():
         for chunk in body.iter_chunks(_CHUNK):
             if num_skipped >= len(chunk):
                 num_skipped -= len(chunk)
@@ -230,7 +235,7 @@ def _status(error: Any) -> int:
 
 
 @contextmanager
-def _translated() -> Iterator[None]:
+def translated() -> Iterator[None]:
     """botocore's errors as the store's: those that may pass, and those that will not."""
     from botocore.exceptions import BotoCoreError, ClientError
     from urllib3.exceptions import HTTPError

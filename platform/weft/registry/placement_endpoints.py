@@ -1,0 +1,86 @@
+"""A tenant's routes for where its versions are: and hints to load and unload them."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Annotated
+
+from fastapi import APIRouter, Depends, Path
+
+from weft.db.dependencies import DatabaseDep
+from weft.registry import service
+from weft.registry.maintenance_repository import MaintenanceRepository
+from weft.registry.models import Adapter, AdapterVersion
+from weft.registry.runtime import Registry, RegistryDep
+from weft.tenancy.auth import require
+from weft.tenancy.principal import Principal
+
+Reader = Annotated[Principal, Depends(require("adapters:read"))]
+Writer = Annotated[Principal, Depends(require("adapters:write"))]
+Number = Annotated[int, Path(ge=1, le=2**31)]
+
+# of one server, which has one engine
+_REPLICA = "0"
+
+router = APIRouter(prefix="/v1/adapters/{name}/versions/{number}", tags=["adapters"])
+
+
+@router.get("/placements")
+async def get_placements(
+    principal: Reader, name: str, number: Number, database: DatabaseDep, registry: RegistryDep
+) -> dict[str, object]:
+    """The tier that the version is on, on each replica."""
+    async with database.reading() as session:
+        adapter, version = await service.get_ready_version(session, principal, name, number)
+    return await _placements(registry, adapter, version)
+
+
+@router.post(":load", status_code=202)
+async def load(
+    principal: Writer, name: str, number: Number, database: DatabaseDep, registry: RegistryDep
+) -> dict[str, object]:
+    """Have it brought to the device. A hint: others may need the room more."""
+    async with database.reading() as session:
+        adapter, version = await service.get_ready_version(session, principal, name, number)
+    assert version.digest is not None, "it is ready"
+    registry.prefetch(version.digest)
+    return await _placements(registry, adapter, version)
+
+
+@router.post(":unload", status_code=202)
+async def unload(
+    principal: Writer, name: str, number: Number, database: DatabaseDep, registry: RegistryDep
+) -> dict[str, object]:
+    """Have it leave device and host memory. A hint: requests that use it keep it there, and so
+    does another tenant that has the same bytes."""
+    async with database.reading() as session:
+        adapter, version = await service.get_ready_version(session, principal, name, number)
+        is_shared = await MaintenanceRepository(session).is_shared(version)
+    if not is_shared:
+        assert version.digest is not None, "it is ready"
+        await asyncio.to_thread(registry.engine.unload_adapter, version.digest)
+    return await _placements(registry, adapter, version)
+
+
+async def _placements(
+    registry: Registry, adapter: Adapter, version: AdapterVersion
+) -> dict[str, object]:
+    assert version.digest is not None, "it is ready"
+    found = await asyncio.to_thread(registry.engine.placements, version.digest)
+    return {
+        "object": "adapter.placements",
+        "model": f"{adapter.name}@v{version.number}",
+        "digest": version.digest,
+        "pinned": version.is_pinned,
+        "data": [
+            {
+                "object": "adapter.placement",
+                "replica": _REPLICA,
+                "tier": placement.level,
+                "state": placement.state,
+                "num_running": placement.num_references,
+                "num_bytes": placement.num_bytes,
+            }
+            for placement in found
+        ],
+    }
