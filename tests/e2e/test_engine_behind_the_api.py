@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -129,3 +130,31 @@ def test_the_queue_is_bounded(server: Server, tmp_path_factory: pytest.TempPathF
         assert [r.json()["usage"]["completion_tokens"] for r in served] == [300] * len(served)
     finally:
         small.send(signal.SIGTERM)
+
+
+def test_loraxs_routes_and_merges_give_the_engines_answers(server: Server, acme: str) -> None:
+    prompt, length = "wolf apple tiger", 20
+    with server.client(acme) as http:
+        body = {"model": "shout", "prompt": prompt, "max_tokens": length, "temperature": 0}
+        text = http.post("/v1/completions", json=body).json()["choices"][0]["text"]
+
+        def generate(path: str, **parameters: object) -> httpx2.Response:
+            given = {"max_new_tokens": length, "details": True, **parameters}
+            return http.post(path, json={"inputs": prompt, "parameters": given})
+
+        whole = generate("/generate", adapter_id="shout").json()
+        assert whole["generated_text"] == text
+        assert "".join(token["text"] for token in whole["details"]["tokens"]) == text
+        stop = text[7:10]
+        stopped = generate("/generate", adapter_id="shout", stop=[stop]).json()
+        assert stopped["generated_text"] == text[: text.index(stop) + 3]
+        assert stopped["details"]["finish_reason"] == "stop_sequence"
+        lines = generate("/generate_stream", adapter_id="shout", stop=[stop]).text.splitlines()
+        events = [json.loads(line.removeprefix("data: ")) for line in lines if line]
+        assert events[-1]["generated_text"] == stopped["generated_text"]
+        shown = "".join(event["token"]["text"] for event in events)
+        assert shown == stopped["generated_text"]
+        # of one adapter with its full weight, PEFT's merge is the adapter
+        merged = {"ids": ["shout"], "weights": [1.0]}
+        again = generate("/generate", merged_adapters=merged).json()
+        assert again["generated_text"] == text
