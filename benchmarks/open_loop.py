@@ -79,6 +79,10 @@ class Outcome:
     def mean_distinct(self) -> float:
         return sum(self.num_distinct) / len(self.num_distinct)
 
+    @property
+    def ttft_s(self) -> dict[str, float]:
+        return percentiles([s.ttft_s for s in self.served.values()])
+
     def figures(self) -> dict[str, object]:
         served = list(self.served.values())
         return {
@@ -87,7 +91,7 @@ class Outcome:
             "output_tokens_per_s": self.output_tokens_per_s,
             "backlogged_tokens_per_s": self.backlogged_tokens_per_s,
             "requests_per_s": len(served) / self.wall_s,
-            "ttft_s": percentiles([s.ttft_s for s in served]),
+            "ttft_s": self.ttft_s,
             "normalised_latency_s": percentiles([s.normalised_latency_s for s in served]),
             "distinct_adapters_per_step": percentiles(self.num_distinct),
             "running_per_step": percentiles(self.num_running),

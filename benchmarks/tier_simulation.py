@@ -20,14 +20,12 @@ from weft_adapters.policy import EvictionPolicy, Resident, choose_victims
 @dataclass(frozen=True, slots=True)
 class Level:
     """A tier: its room, what each adapter takes of it, and the seconds to bring each from the one
-    below. `may_refuse`: a newcomer that is worth least is passed on and not kept; the device has to
-    keep whom it runs."""
+    below."""
 
     name: str
     budget_bytes: int
     num_bytes: Sequence[int]
     load_s: Sequence[float]
-    may_refuse: bool = True
 
 
 class Tier:
@@ -47,7 +45,7 @@ class Tier:
         return resident is not None
 
     def insert(self, adapter: int, now: float) -> None:
-        """Keep it at the cost of others, or pass it on where it is worth less than they."""
+        """Keep it, at the cost of others."""
         num_bytes = self.level.num_bytes[adapter]
         if num_bytes > self.level.budget_bytes:
             return
@@ -57,8 +55,8 @@ class Tier:
         excess = self._used_bytes - self.level.budget_bytes
         if excess <= 0:
             return
-        may_go = [r for r in self.residents.values() if self.level.may_refuse or r is not new]
-        for victim in choose_victims(self.policy, may_go, excess, now):
+        others = [resident for resident in self.residents.values() if resident is not new]
+        for victim in choose_victims(self.policy.rank(others, now), excess):
             del self.residents[int(victim.digest)]
             self._used_bytes -= victim.num_bytes
 
@@ -105,9 +103,8 @@ class OfflinePolicy:
         self._uses[digest].pop()
         self._position += 1
 
-    def order(self, residents: Sequence[Resident], now: float) -> NDArray[np.intp]:
-        waits = np.array([self._wait(r.digest) for r in residents])
-        return np.argsort(-waits * [float(r.num_bytes) for r in residents], kind="stable")
+    def rank(self, residents: Sequence[Resident], now: float) -> list[Resident]:
+        return sorted(residents, key=lambda r: -self._wait(r.digest) * r.num_bytes)
 
     def _wait(self, digest: str) -> float:
         uses = self._uses[digest]

@@ -76,14 +76,12 @@ def create_sizes(kind: str, num_adapters: int, seed: int) -> tuple[NDArray[Any],
     return chosen[:, 0], chosen[:, 1]
 
 
-def create_level(
-    name: str, count: int, num_bytes: NDArray[Any], *, may_refuse: bool = True
-) -> Level:
+def create_level(name: str, count: int, num_bytes: NDArray[Any]) -> Level:
     """A tier with room for `count` adapters of mean size."""
     latency_s, bytes_per_s = LINKS[name]
     load_s = latency_s + num_bytes / bytes_per_s
     budget_bytes = int(count * num_bytes.mean())
-    return Level(name, budget_bytes, num_bytes.tolist(), load_s.tolist(), may_refuse)
+    return Level(name, budget_bytes, num_bytes.tolist(), load_s.tolist())
 
 
 class Setting:
@@ -92,7 +90,7 @@ class Setting:
     def __init__(self, options: argparse.Namespace, sizes: str) -> None:
         device_bytes, host_bytes = create_sizes(sizes, options.adapters, options.seed)
         self.levels = [
-            create_level("device", options.device, device_bytes, may_refuse=False),
+            create_level("device", options.device, device_bytes),
             create_level("host", options.host, host_bytes),
             create_level("disk", options.disk, host_bytes),
         ]

@@ -7,6 +7,7 @@ What was read is handed to the loader, and no more is read than it takes.
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable
 
 from weft_adapters.base_weights import BaseWeights
@@ -78,6 +79,7 @@ class Arrivals:
         if entry.workers.cancel(digest) or entry.workers is self._downloads:
             entry.workers = None
             self._table.blocked.end(digest)
+            self._table.update_draining()
             self._table.rest(digest, entry)
 
     # ---- the threads ----
@@ -126,6 +128,7 @@ class Arrivals:
     def try_read(self, digest: str) -> Weights | None:
         """Verified, and kept on the host as long as there is room; None when the copy on the disk
         is wrong and has to be fetched again."""
+        started_s = time.monotonic()
         try:
             with self._source.reading(digest) as stored:
                 weights = load_verified(
@@ -145,7 +148,7 @@ class Arrivals:
         with self._table.lock:
             entry = self._table.entries[digest]
             entry.rank, entry.num_bytes = rank, size
-            self._table.keep_on_host(digest, weights)
+            self._table.keep_on_host(digest, weights, time.monotonic() - started_s)
         return weights
 
     def fail(self, digest: str, error: Exception, cancellation: Cancellation | None = None) -> None:

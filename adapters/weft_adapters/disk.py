@@ -20,6 +20,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from weft_adapters.digest import is_digest
+from weft_adapters.load_times import LoadTimes
+from weft_adapters.policy import EvictionPolicy, LruPolicy, Pins, Resident, choose_victims
 from weft_adapters.store import AdapterNotStoredError, StoredAdapter, stored_in
 
 _TEMPORARY = ".incoming-"
@@ -49,13 +51,16 @@ class _Held:
 
 
 class DiskTier:
-    """At most `budget_bytes` of versions below `root`, the least recently used out first.
+    """At most `budget_bytes` of versions below `root`; who makes room is the policy's choice.
 
     Thread-safe. One process has the folder at a time: DiskInUseError otherwise.
     """
 
-    def __init__(self, root: Path, budget_bytes: int) -> None:
+    def __init__(self, root: Path, budget_bytes: int, policy: EvictionPolicy | None = None) -> None:
         self._root, self._budget_bytes = root, budget_bytes
+        self.policy = LruPolicy() if policy is None else policy
+        self.pins = Pins()
+        self._loads = LoadTimes(latency_s=0.02, bytes_per_s=1e9)
         root.mkdir(parents=True, exist_ok=True)
         self._lock_file = (root / _LOCK_NAME).open("a")
         try:
@@ -171,14 +176,25 @@ class DiskTier:
                 f"the adapter has {num_bytes} bytes, the disk tier {self._budget_bytes}"
             )
         excess = self._num_bytes() + num_bytes - self._budget_bytes
-        idle = {digest: v for digest, v in self._versions.items() if v.num_readers == 0}
-        if excess > sum(version.num_bytes for version in idle.values()):
+        if excess <= 0:
+            return
+        residents = [
+            Resident(digest, held.num_bytes, held.used_s, self._loads.estimate(held.num_bytes))
+            for digest, held in self._versions.items()
+        ]
+        may_go = self.pins.free_to_go(residents, self._budget_bytes)
+        idle = [r for r in may_go if self._versions[r.digest].num_readers == 0]
+        victims = choose_victims(self.policy.rank(idle, time.monotonic()), excess)
+        if not victims:
             raise DiskFullError(f"{num_bytes} bytes do not fit beside what is in use")
-        for digest in sorted(idle, key=lambda d: idle[d].used_s):
-            if excess <= 0:
-                return
-            excess -= self._versions.pop(digest).num_bytes
-            self._remove_version(digest)
+        for victim in victims:
+            del self._versions[victim.digest]
+            self._remove_version(victim.digest)
+
+    def note_load(self, num_bytes: int, seconds: float) -> None:
+        """What a download took."""
+        with self._lock:
+            self._loads.record(num_bytes, seconds)
 
     def _remove_version(self, digest: str) -> None:
         """Renamed first: a process that is killed half-way leaves nothing that looks whole."""

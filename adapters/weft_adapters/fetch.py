@@ -61,6 +61,12 @@ class Source(Protocol):
     def discard(self, digest: str) -> bool:
         """Its bytes are wrong: False when there are no better ones to be fetched."""
 
+    def note_request(self, digest: str) -> None:
+        """A request for it found it neither on the device nor in host memory. Never waits."""
+
+    def pin(self, digest: str, is_pinned: bool) -> None:
+        """Whether the disk tier may let it go. Never waits."""
+
     def close(self) -> None: ...
 
 
@@ -87,6 +93,12 @@ class LocalSource:
 
     def discard(self, digest: str) -> bool:
         return False
+
+    def note_request(self, digest: str) -> None:
+        """Nothing to do."""
+
+    def pin(self, digest: str, is_pinned: bool) -> None:
+        """Nothing to do."""
 
     def close(self) -> None:
         """Nothing to do."""
@@ -134,18 +146,26 @@ class DownloadedSource:
         self.disk.discard(digest)
         return True
 
+    def note_request(self, digest: str) -> None:
+        self.disk.policy.record(digest, time.monotonic())
+
+    def pin(self, digest: str, is_pinned: bool) -> None:
+        self.disk.pins.set(digest, is_pinned)
+
     def close(self) -> None:
         self.disk.close()
 
     def fetch(self, digest: str, cancellation: Cancellation) -> None:
         failures = _Failures(self._rules, cancellation)
         while True:
+            started_s = time.monotonic()
             try:
                 sizes = self._store.sizes(digest)
                 _check_names(sizes)
                 with self.disk.writing(digest, sum(sizes.values())) as folder:
                     for name, size in sizes.items():
                         self._download(digest, folder / name, size, failures, cancellation)
+                self.disk.note_load(sum(sizes.values()), time.monotonic() - started_s)
                 return
             except DownloadFailedError:
                 raise

@@ -16,6 +16,8 @@ from weft_adapters.table import TierTable
 # an adapter that was just loaded for a waiting request is not evicted before that request can run
 _GRACE_S = 5.0
 _RETRY_S = 0.25
+# so often is looked, when there is nothing to do, for who may be asked for next
+_LOOK_AHEAD_S = 1.0
 
 
 # that nobody has asked for yet
@@ -66,11 +68,27 @@ class Loader:
                     entry.state = AdapterState.LOADING if is_at_hand else AdapterState.FETCHING
                     entry.is_queued = False
                     return digest
-                # where some wait for room, a release or the clock will make it
-                table.lock.wait(_RETRY_S if table.blocked else None)
-                if table.blocked and not table.queue:
-                    table.retry()
+                self._wait()
             return None
+
+    def _wait(self) -> None:
+        """For something to do; where some wait for room, a release or the clock will make it. The
+        caller holds the lock."""
+        table = self._table
+        if table.blocked:
+            until_due_s = table.blocked.seconds_until_due(time.monotonic())
+            retry_s = min(_RETRY_S, table.blocked.turn_s)
+            table.lock.wait(retry_s if until_due_s is None else min(_RETRY_S, until_due_s))
+            if table.blocked and not table.queue:
+                table.retry()
+            return
+        table.lock.wait(_LOOK_AHEAD_S)
+        if not table.queue and not table.blocked:
+            digest = table.look_ahead(self._pool.num_bytes_needed)
+            if digest is not None:
+                entry = table.entries[digest]
+                entry.began_s = time.monotonic()
+                table.enqueue(digest, entry)
 
     def _bring(self, digest: str) -> bool:
         """Host to device; False when the device has no room yet, or it has to be fetched again."""
@@ -110,7 +128,8 @@ class Loader:
             entry.loaded_s = entry.last_used_s = time.monotonic()
             self.load_times_s.append(entry.loaded_s - entry.began_s)
             entry.began_s = 0.0
-            entry.awaited_until_s = entry.last_used_s + _GRACE_S
+            if table.is_wanted(entry):
+                entry.awaited_until_s = entry.last_used_s + _GRACE_S
             table.update_draining()
         return True
 
@@ -120,12 +139,14 @@ class Loader:
         table = self._table
         with table.lock:
             if not self._arrivals.is_here(digest):
+                table.blocked.set_aside(digest)
                 self._arrivals.add(digest, table.entries[digest])
                 return None
         weights = self._arrivals.try_read(digest)
         with table.lock:
             entry = table.entries[digest]
             if weights is None:
+                table.blocked.set_aside(digest)
                 self._arrivals.add(digest, entry)
             else:
                 entry.state = AdapterState.LOADING
@@ -135,7 +156,12 @@ class Loader:
         """To try in vain is dear: each site is given its place first."""
         if self._pool.num_free_bytes < num_bytes:
             return None
-        return self._pool.try_load(digest, weights)
+        started_s = time.monotonic()
+        pooled = self._pool.try_load(digest, weights)
+        if pooled is not None:
+            with self._table.lock:
+                self._table.device.loads.record(num_bytes, time.monotonic() - started_s)
+        return pooled
 
     def _block(self, digest: str, num_bytes: int) -> bool:
         with self._table.lock:

@@ -45,8 +45,8 @@ class EvictionPolicy(Protocol):
     def record(self, digest: str, now: float) -> None:
         """A request for the adapter has come to the tier, whether or not it has it."""
 
-    def order(self, residents: Sequence[Resident], now: float) -> NDArray[np.intp]:
-        """Their indexes, the first to go first."""
+    def rank(self, residents: Sequence[Resident], now: float) -> list[Resident]:
+        """The first to go first."""
 
 
 class LruPolicy:
@@ -55,8 +55,8 @@ class LruPolicy:
     def record(self, digest: str, now: float) -> None:
         """The tiers know when an adapter was used last."""
 
-    def order(self, residents: Sequence[Resident], now: float) -> NDArray[np.intp]:
-        return np.argsort([r.last_used_s for r in residents], kind="stable")
+    def rank(self, residents: Sequence[Resident], now: float) -> list[Resident]:
+        return sorted(residents, key=lambda resident: resident.last_used_s)
 
 
 class LfuPolicy:
@@ -68,9 +68,9 @@ class LfuPolicy:
     def record(self, digest: str, now: float) -> None:
         self._popularity.record(digest, now)
 
-    def order(self, residents: Sequence[Resident], now: float) -> NDArray[np.intp]:
+    def rank(self, residents: Sequence[Resident], now: float) -> list[Resident]:
         counts = self._popularity.counts([r.digest for r in residents])
-        return _order(counts, residents)
+        return _rank(counts, residents)
 
 
 class CostPolicy:
@@ -83,17 +83,17 @@ class CostPolicy:
     def record(self, digest: str, now: float) -> None:
         self._popularity.record(digest, now)
 
-    def order(self, residents: Sequence[Resident], now: float) -> NDArray[np.intp]:
+    def rank(self, residents: Sequence[Resident], now: float) -> list[Resident]:
         popularity = self._popularity.of([r.digest for r in residents], now)
         worth = popularity * [r.reload_s / max(1, r.num_bytes) for r in residents]
-        return _order(worth, residents)
+        return _rank(worth, residents)
 
 
-def _order(worth: NDArray[Any], residents: Sequence[Resident]) -> NDArray[np.intp]:
-    """The least first; of equals the least recently used."""
+def _rank(worth: NDArray[Any], residents: Sequence[Resident]) -> list[Resident]:
+    """The least worth first; of equals the least recently used."""
     last_used_s = np.array([r.last_used_s for r in residents])
-    order: NDArray[np.intp] = np.lexsort(np.stack([last_used_s, worth]))
-    return order
+    order = np.lexsort(np.stack([last_used_s, worth]))
+    return [residents[i] for i in order]
 
 
 def create_policy(name: str, popularity: Popularity | None = None) -> EvictionPolicy:
@@ -102,26 +102,24 @@ def create_policy(name: str, popularity: Popularity | None = None) -> EvictionPo
     if name == "lru":
         return LruPolicy()
     if name == "lfu":
-        return LfuPolicy(popularity or Popularity())
+        return LfuPolicy(Popularity() if popularity is None else popularity)
     if name == "cost":
-        return CostPolicy(popularity or Popularity())
+        return CostPolicy(Popularity() if popularity is None else popularity)
     raise ValueError(f"the eviction policy must be one of {', '.join(POLICIES)}, not {name!r}")
 
 
-def choose_victims(
-    policy: EvictionPolicy, residents: Sequence[Resident], num_bytes: int, now: float
-) -> list[Resident]:
+def choose_victims(ranked: Sequence[Resident], num_bytes: int) -> list[Resident]:
     """Who has to go for `num_bytes` to become free, the first to go first; empty where all of them
     would not suffice. Nobody goes in vain: without any one of them it would be too little."""
-    if num_bytes <= 0 or sum(r.num_bytes for r in residents) < num_bytes:
+    if num_bytes <= 0 or sum(r.num_bytes for r in ranked) < num_bytes:
         return []
     chosen: list[Resident] = []
     surplus = -num_bytes
-    for i in policy.order(residents, now):
+    for resident in ranked:
         if surplus >= 0:
             break
-        chosen.append(residents[i])
-        surplus += residents[i].num_bytes
+        chosen.append(resident)
+        surplus += resident.num_bytes
     # a large one that came last may have made some before it needless
     needed = []
     for resident in reversed(chosen):
@@ -130,3 +128,36 @@ def choose_victims(
         else:
             needed.append(resident)
     return needed[::-1]
+
+
+class Pins:
+    """Adapters that stay where they are. They hold half of a tier at most, those that were pinned
+    first; the others are as all others there, or pins could leave no room for anybody else."""
+
+    def __init__(self) -> None:
+        self._pinned: dict[str, None] = {}
+
+    def __contains__(self, digest: object) -> bool:
+        return digest in self._pinned
+
+    def set(self, digest: str, is_pinned: bool) -> None:
+        """Idempotent."""
+        if is_pinned:
+            self._pinned = {**self._pinned, digest: None}  # whoever reads it sees one or the other
+        else:
+            self._pinned = {d: None for d in self._pinned if d != digest}
+
+    def free_to_go(self, residents: Sequence[Resident], budget_bytes: int) -> list[Resident]:
+        """Those of a tier that are not held by a pin."""
+        if not self._pinned:
+            return list(residents)
+        by_digest = {resident.digest: resident for resident in residents}
+        held: set[str] = set()
+        num_bytes = 0
+        for digest in self._pinned:
+            if digest in by_digest:
+                num_bytes += by_digest[digest].num_bytes
+                if num_bytes > budget_bytes // 2:
+                    break
+                held.add(digest)
+        return [resident for resident in residents if resident.digest not in held]

@@ -14,12 +14,16 @@ from collections.abc import Callable
 from weft_adapters.device import DeviceTier
 from weft_adapters.fetch import Source
 from weft_adapters.host import HostTier, Weights
+from weft_adapters.policy import Pins, create_policy
 from weft_adapters.pool import PagePool
+from weft_adapters.popularity import Popularity
 from weft_adapters.states import AdapterState, Entry
 from weft_adapters.waitlist import Waitlist
 
 # who found no room is tried again for so long after the last request for it
 _WANTED_S = 5.0
+# the most popular adapters, of which one may be brought before it is asked for
+MAX_LOOKED_AT = 256
 
 
 class TierTable:
@@ -32,13 +36,17 @@ class TierTable:
         pool: PagePool,
         host_budget_bytes: int,
         arrive: Callable[[str, Entry], None],
+        policy: str = "lru",
     ) -> None:
         self.lock = threading.Condition()
         self.entries: dict[str, Entry] = {}
-        self.device = DeviceTier(pool)
-        self.host = HostTier(host_budget_bytes)
+        self.pins = Pins()
+        self.popularity = Popularity()
+        self.device = DeviceTier(pool, create_policy(policy, self.popularity), self.pins)
+        self.host = HostTier(host_budget_bytes, create_policy(policy), self.pins)
         self.queue: deque[str] = deque()
         self.blocked = Waitlist()
+        self.leaving: frozenset[str] = frozenset()
         self.is_closing = False
         self._source, self._arrive = source, arrive
 
@@ -67,8 +75,8 @@ class TierTable:
         else:
             self._arrive(digest, entry)
 
-    def keep_on_host(self, digest: str, weights: Weights) -> None:
-        for evicted in self.host.put(digest, weights):
+    def keep_on_host(self, digest: str, weights: Weights, load_s: float) -> None:
+        for evicted in self.host.put(digest, weights, load_s):
             entry = self.entries.get(evicted)
             if entry is not None and entry.state is AdapterState.HOST:
                 self.rest(evicted, entry)
@@ -81,32 +89,50 @@ class TierTable:
         self.blocked.end(digest)
         self.update_draining()
 
+    def note_request(self, digest: str) -> None:
+        """Tell the tiers that it comes down to."""
+        now = time.monotonic()
+        self.device.policy.record(digest, now)
+        if digest not in self.device:
+            self.host.policy.record(digest, now)
+            if digest not in self.host:
+                self._source.note_request(digest)
+
     # ---- room on the device ----
 
     def block(self, digest: str, num_bytes: int) -> None:
         """Have it tried again when there may be room, as long as anybody asks for it."""
-        now, entry = time.monotonic(), self.entries[digest]
-        if now - entry.requested_s <= _WANTED_S:
+        entry = self.entries[digest]
+        if self.is_wanted(entry):
             entry.state = self.place_at_rest(digest)
-            self.blocked.add(digest, num_bytes, now)
+            self.blocked.add(digest, num_bytes, time.monotonic())
+            self.blocked.slowest_load_s = self.device.loads.estimate(num_bytes)
         else:
             self.blocked.end(digest)
             self.rest(digest, entry)
         self.update_draining()
 
+    @staticmethod
+    def is_wanted(entry: Entry) -> bool:
+        """Somebody has just asked for it."""
+        return time.monotonic() - entry.requested_s <= _WANTED_S
+
     def update_draining(self) -> None:
         """Have others drained for who is due for room."""
         now = time.monotonic()
-        self.device.drain(self.blocked.num_bytes_due(now), now)
+        self.device.drain(self.blocked.num_bytes_due(now), self.blocked.turn_s, now)
+        self.leaving = self.device.draining
 
     def has_to_wait(self, digest: str) -> bool:
         """The next room is for another one, that has waited for longer."""
         return self.blocked.is_before(digest, time.monotonic())
 
     def has_room_due(self) -> bool:
-        """Who is due for the next room would find it."""
+        """Who is due for the next room would find it, and is not being tried already: it must not
+        be overtaken by the one that is due after it."""
         now = time.monotonic()
-        return 0 < self.blocked.num_bytes_due(now) <= self.device.room(now)
+        has_room = 0 < self.blocked.num_bytes_due(now) <= self.device.room(now)
+        return has_room and self.blocked.due(now) in self.blocked
 
     def retry(self) -> None:
         """Put those that may find room now before the newcomers."""
@@ -114,6 +140,24 @@ class TierTable:
         for digest in digests:
             self.entries[digest].is_queued = True
         self.queue.extendleft(reversed(digests))
+
+    def look_ahead(self, num_bytes_of: Callable[[Weights], int]) -> str | None:
+        """Of the adapters that are asked for most, one in host memory that has room on the device,
+        or is asked for more than twice as much as each that would have to go; None without one."""
+        now = time.monotonic()
+        digests = self.popularity.top(MAX_LOOKED_AT, now)
+        popularity = dict(zip(digests, self.popularity.of(digests, now), strict=True))
+        for digest in digests:
+            weights, entry = self.host.get(digest), self.entries.get(digest)
+            if weights is None or entry is None or not entry.is_idle or digest in self.blocked:
+                continue
+            num_bytes = num_bytes_of(weights)
+            if num_bytes <= self.device.num_free_bytes:
+                return digest
+            victims = self.device.victims(num_bytes, now)
+            worth = [popularity.get(victim, 0.0) for victim in victims]
+            return digest if worth and popularity[digest] > 2 * max(worth) else None
+        return None
 
     def evict_one(self, num_bytes: int) -> bool:
         """Make some room on the device; False where all that is idle would not make enough."""

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from weft_adapters.arrivals import AdapterUnreadableError, Arrivals
 from weft_adapters.base_weights import BaseWeights
@@ -50,6 +50,7 @@ class AdapterTiers:
         on_change: Callable[[], None] = lambda: None,
         *,
         base_weights: BaseWeights | None = None,
+        policy: str = "cost",
         num_downloads: int = 8,
         num_readers: int = 1,
         row_scales: RowScales | None = None,
@@ -61,7 +62,7 @@ class AdapterTiers:
             num_downloads=num_downloads if isinstance(store, DownloadedSource) else 0,
             row_scales=row_scales,
         )  # fmt: skip
-        self._table = TierTable(self._source, pool, host_budget_bytes, self._arrivals.add)
+        self._table = TierTable(self._source, pool, host_budget_bytes, self._arrivals.add, policy)
         self._arrivals.serve(self._table)
         self._loader = Loader(self._table, self._arrivals, pool, self._tell)
 
@@ -80,6 +81,31 @@ class AdapterTiers:
             if entry.is_idle and digest not in table.blocked:
                 entry.began_s = entry.began_s or entry.requested_s
                 table.enqueue(digest, entry)
+
+    def note_request(self, digest: str) -> None:
+        """A request for it has come: what the policies go by. `request` may be called again and
+        again for one."""
+        with self._table.lock:
+            self._table.note_request(digest)
+
+    def expect(self, digests: Sequence[str]) -> None:
+        """Requests wait for these, the first one's first: what is on the device for them is let go
+        last."""
+        with self._table.lock:
+            self._table.device.expect(digests)
+
+    def pin(self, digest: str, is_pinned: bool = True) -> None:
+        """Whether it stays on each tier that it is on, or reaches. Pins hold half of a tier at
+        most."""
+        with self._table.lock:
+            self._table.pins.set(digest, is_pinned)
+        self._source.pin(digest, is_pinned)
+
+    @property
+    def leaving(self) -> frozenset[str]:
+        """Those in use that have to make room for one that has waited its time: the sooner their
+        references are given back, the sooner they can come again. Takes no lock."""
+        return self._table.leaving
 
     def withdraw(self, digest: str) -> None:
         """Nobody waits for the adapter any more: what has not been fetched yet is not."""

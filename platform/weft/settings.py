@@ -58,6 +58,7 @@ class ServerSettings:
     adapter_bytes: int | None = None
     host_adapter_bytes: int | None = None
     disk_adapter_bytes: int | None = None
+    eviction_policy: str = "cost"
     adapter_store: str | None = None
     s3_endpoint_url: str | None = None
     swap_bytes: int | None = None
@@ -171,6 +172,7 @@ ENGINE_KEYS = (
     "kv_dtype",
     "kernels",
     "async_scheduling",
+    "eviction_policy",
     "num_threads",
     "prefix_cache",
     "share_base_prefix",

@@ -18,11 +18,11 @@ def create_weights(num_bytes: int) -> Weights:
 
 def test_the_least_recently_used_goes_first() -> None:
     tier = HostTier(budget_bytes=240)
-    assert tier.put("a", create_weights(80)) == []
-    assert tier.put("b", create_weights(80)) == []
-    assert tier.put("c", create_weights(80)) == []
+    assert tier.put("a", create_weights(80), 0.1) == []
+    assert tier.put("b", create_weights(80), 0.1) == []
+    assert tier.put("c", create_weights(80), 0.1) == []
     assert tier.use("a") is not None
-    assert tier.put("d", create_weights(160)) == ["b", "c"]
+    assert tier.put("d", create_weights(160), 0.1) == ["b", "c"]
     assert "a" in tier
     assert tier.use("b") is None
     assert tier.num_bytes == 240
@@ -30,8 +30,8 @@ def test_the_least_recently_used_goes_first() -> None:
 
 def test_one_that_is_larger_than_the_budget_is_kept_alone() -> None:
     tier = HostTier(budget_bytes=100)
-    tier.put("a", create_weights(80))
-    assert tier.put("large", create_weights(800)) == ["a"]
+    tier.put("a", create_weights(80), 0.1)
+    assert tier.put("large", create_weights(800), 0.1) == ["a"]
     assert tier.use("large") is not None
 
 
@@ -41,7 +41,7 @@ def test_the_budget_holds_after_any_sequence(steps: list[tuple[int, int]]) -> No
     for name, size in steps:
         digest = str(name)
         if tier.use(digest) is None:
-            tier.put(digest, create_weights(8 * size))
+            tier.put(digest, create_weights(8 * size), 0.1)
             assert tier.use(digest) is not None
         tier.integrity()
         assert tier.num_bytes <= 400

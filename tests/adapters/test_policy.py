@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from weft_adapters.policy import POLICIES, Resident, choose_victims, create_policy
+from weft_adapters.policy import POLICIES, Pins, Resident, choose_victims, create_policy
 
 
 def resident(
@@ -22,7 +22,7 @@ def digests(victims: list[Resident]) -> list[str]:
 def test_lru_lets_the_least_recently_used_go() -> None:
     policy = create_policy("lru")
     residents = [resident("new", last_used_s=9.0), resident("old", last_used_s=1.0)]
-    assert digests(choose_victims(policy, residents, 100, 10.0)) == ["old"]
+    assert digests(choose_victims(policy.rank(residents, 10.0), 100)) == ["old"]
 
 
 def test_lfu_lets_the_least_often_requested_go_and_the_older_of_equals() -> None:
@@ -34,7 +34,7 @@ def test_lfu_lets_the_least_often_requested_go_and_the_older_of_equals() -> None
         resident("often", last_used_s=1.0),
         resident("once more", last_used_s=4.0),
     ]
-    assert digests(choose_victims(policy, residents, 200, 10.0)) == ["once more", "once"]
+    assert digests(choose_victims(policy.rank(residents, 10.0), 200)) == ["once more", "once"]
 
 
 @pytest.mark.parametrize(
@@ -51,7 +51,7 @@ def test_cost_keeps_what_is_worth_more_per_byte(kept: Resident, evicted: Residen
     for digest, count in {"popular": 5, "rare": 1, "rare too": 1}.items():
         for _ in range(count):
             policy.record(digest, 0.0)
-    assert choose_victims(policy, [kept, evicted], 1, 1.0) == [evicted]
+    assert choose_victims(policy.rank([kept, evicted], 1.0), 1) == [evicted]
 
 
 def test_cost_is_not_fooled_by_a_sweep_over_all_adapters() -> None:
@@ -63,9 +63,9 @@ def test_cost_is_not_fooled_by_a_sweep_over_all_adapters() -> None:
     residents = [resident("regular", last_used_s=190.0)]
     residents += [resident(f"scan-{i}", last_used_s=200.0 + i) for i in range(20)]
     now = 225.0
-    assert "regular" not in digests(choose_victims(policy, residents, 2000, now))
+    assert "regular" not in digests(choose_victims(policy.rank(residents, now), 2000))
     lru = create_policy("lru")
-    assert digests(choose_victims(lru, residents, 100, now)) == ["regular"]
+    assert digests(choose_victims(lru.rank(residents, now), 100)) == ["regular"]
 
 
 def test_a_large_one_makes_small_ones_before_it_needless() -> None:
@@ -75,8 +75,8 @@ def test_a_large_one_makes_small_ones_before_it_needless() -> None:
         resident("large", 1000, last_used_s=2.0),
         resident("last", 1000, last_used_s=3.0),
     ]
-    assert digests(choose_victims(policy, residents, 1000, 10.0)) == ["large"]
-    assert digests(choose_victims(policy, residents, 1005, 10.0)) == ["small", "large"]
+    assert digests(choose_victims(policy.rank(residents, 10.0), 1000)) == ["large"]
+    assert digests(choose_victims(policy.rank(residents, 10.0), 1005)) == ["small", "large"]
 
 
 @given(
@@ -92,7 +92,7 @@ def test_victims_suffice_and_each_is_needed(
     for now, i in enumerate(requests):
         policy.record(str(i), float(now))
     residents = [resident(str(i), size, last_used_s=i % 3) for i, size in enumerate(sizes)]
-    victims = choose_victims(policy, residents, num_bytes, 40.0)
+    victims = choose_victims(policy.rank(residents, 40.0), num_bytes)
     if num_bytes == 0 or num_bytes > sum(sizes):
         assert victims == []
         return
@@ -105,3 +105,20 @@ def test_victims_suffice_and_each_is_needed(
 def test_an_unknown_policy_is_refused_by_name() -> None:
     with pytest.raises(ValueError, match="cost, lru, lfu, not 'fifo'"):
         create_policy("fifo")
+
+
+def test_what_is_pinned_stays() -> None:
+    pins, residents = Pins(), [resident("a"), resident("b"), resident("c")]
+    pins.set("b", True)
+    assert digests(pins.free_to_go(residents, 300)) == ["a", "c"]
+    pins.set("b", False)
+    assert pins.free_to_go(residents, 300) == residents
+
+
+def test_pins_hold_half_of_a_tier_at_most() -> None:
+    pins, residents = Pins(), [resident("a"), resident("b"), resident("c")]
+    for digest in ("c", "b", "a"):
+        pins.set(digest, True)
+    assert digests(pins.free_to_go(residents, 399)) == ["a", "b"]
+    assert digests(pins.free_to_go(residents, 400)) == ["a"]
+    assert "a" in pins

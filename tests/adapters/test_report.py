@@ -104,7 +104,7 @@ def test_the_bytes_of_each_tier_are_those_that_the_tiers_take(
     weights = load_verified(store.open(report.digest), report.digest, moe)
     pool = PagePool(moe, 2**20, getattr(torch, dtype), "cpu")
     host = HostTier(2**20)
-    host.put(report.digest, weights)
+    host.put(report.digest, weights, 0.1)
     assert report.tier_bytes == {
         "store": path.stat().st_size,
         "disk": path.stat().st_size,

@@ -178,8 +178,11 @@ def test_adapters_in_use_without_a_pause_starve_no_other(create: Create, put_ada
             tiers.release(digest)
 
 
-def test_newcomers_do_not_put_off_who_has_waited_longest(create: Create, put_adapter: Put) -> None:
+def test_newcomers_do_not_put_off_who_has_waited_longest(
+    create: Create, put_adapter: Put, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Small ones arrive all the time, and each of them could have what one that ends gives back."""
+    monkeypatch.setattr("weft_adapters.loader._GRACE_S", 5.0)  # the small ones are due right after
     tiers = create(num_pages=2)
     large, *small = (put_adapter(seed, rank=8 if seed else 16) for seed in range(8))
     on_device(tiers, *small[:2])

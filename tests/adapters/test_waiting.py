@@ -17,6 +17,7 @@ from weft_adapters.sites import BaseSpec
 from weft_adapters.states import AdapterState
 from weft_adapters.store import FolderStore, StoredAdapter
 from weft_adapters.tiers import AdapterTiers
+from weft_adapters.waitlist import Waitlist
 
 PAGE_BYTES = 8 * (32 + 64) * 4  # of q_proj
 Put = Callable[..., str]
@@ -218,3 +219,25 @@ def test_what_nobody_asks_for_any_more_is_not_read_again_and_again(
     assert slow.num_opened == num_opened
     tiers.release(first)
     tiers.release(second)
+
+
+def test_who_is_being_tried_again_is_not_overtaken_by_the_one_after_it() -> None:
+    waiting = Waitlist()
+    waiting.add("first", 100, now=0.0)
+    waiting.add("second", 100, now=1.0)
+    assert waiting.take(room=100) == ["first"]
+    assert waiting.due(now=60.0) == "first"
+    assert waiting.is_before("second", now=60.0)
+    assert waiting.is_before("newcomer", now=60.0)
+    assert not waiting.is_before("first", now=60.0)
+
+
+def test_who_has_to_be_fetched_again_keeps_its_place_and_nobody_waiting() -> None:
+    waiting = Waitlist()
+    waiting.add("first", 100, now=0.0)
+    waiting.add("second", 100, now=1.0)
+    waiting.take(room=100)
+    waiting.set_aside("first")
+    assert waiting.due(now=60.0) == "second"
+    waiting.add("first", 100, now=60.0)
+    assert waiting.due(now=60.0) == "first"

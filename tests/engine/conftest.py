@@ -26,26 +26,60 @@ BLOCK_SIZE = 4
 
 @dataclass
 class FakeResidency:
-    """Adapters arrive `load_steps` steps after they were asked for."""
+    """Adapters arrive `load_steps` steps after they were asked for. Where there is `room` for fewer
+    than are asked for, one that has had `turn_steps` steps has to leave for the next."""
 
     load_steps: int = 0
+    room: int = 1000
+    turn_steps: int = 1
     now: int = 0
     asked_at: dict[str, int] = field(default_factory=dict)
+    arrived_at: dict[str, int] = field(default_factory=dict)
+    leaving: set[str] = field(default_factory=set)
     references: Counter[str] = field(default_factory=Counter)
     load_cost: float = 0.0
 
     def try_acquire(self, digest: str) -> bool:
-        if self.now < self.asked_at.setdefault(digest, self.now) + self.load_steps:
+        if digest in self.leaving:
             return False
+        if digest not in self.arrived_at:
+            self.asked_at.setdefault(digest, self.now)
+            self._make_room()
+            if not self._has_arrived(digest):
+                return False
         self.references[digest] += 1
         return True
+
+    def _make_room(self) -> None:
+        for digest in [d for d in self.leaving if not self.references[d]]:
+            self.leaving.remove(digest)
+            del self.arrived_at[digest]
+        due = [d for d in self.asked_at if self.now >= self.asked_at[d] + self.load_steps]
+        lack = len(self.arrived_at) - len(self.leaving) + len(due) - self.room
+        for digest in sorted(self.arrived_at, key=self.arrived_at.__getitem__)[: max(0, lack)]:
+            if self.now >= self.arrived_at[digest] + self.turn_steps:
+                self.leaving.add(digest)
+
+    def _has_arrived(self, digest: str) -> bool:
+        is_due = self.now >= self.asked_at[digest] + self.load_steps
+        if is_due and len(self.arrived_at) < self.room:
+            del self.asked_at[digest]
+            self.arrived_at[digest] = self.now
+            return True
+        return False
 
     def release(self, digest: str) -> None:
         self.references[digest] -= 1
         assert self.references[digest] >= 0
 
     def is_loaded(self, digest: str) -> bool:
-        return self.now >= self.asked_at.get(digest, self.now + 1) + self.load_steps
+        if digest in self.arrived_at:
+            return digest not in self.leaving
+        asked_at = self.asked_at.get(digest, self.now + 1)
+        return self.now >= asked_at + self.load_steps and len(self.arrived_at) < self.room
+
+    def is_leaving(self, digest: str) -> bool:
+        return digest in self.leaving
 
     def failure(self, digest: str) -> str | None:
         return None

@@ -20,6 +20,9 @@ class Resident:
     def is_loaded(self, digest: str) -> bool:
         return True
 
+    def is_leaving(self, digest: str) -> bool:
+        return False
+
     def failure(self, digest: str) -> str | None:
         return None
 

@@ -41,6 +41,9 @@ class Residency:
     def is_loaded(self, digest: str) -> bool:
         return digest in self.resident
 
+    def is_leaving(self, digest: str) -> bool:
+        return False
+
     def failure(self, digest: str) -> str | None:
         return self.broken.get(digest)
 

@@ -47,6 +47,7 @@ machines = st.fixed_dictionaries(
         "num_host_blocks": st.sampled_from([0, 3, 30]),
         "has_prefix_cache": st.booleans(),
         "load_steps": st.integers(0, 3),
+        "room": st.sampled_from([1, 2, 3, 3]),
         "depth": st.integers(0, 1),
     }
 )

@@ -74,6 +74,10 @@ def serve(
     disk_adapter_mib: Annotated[
         int | None, typer.Option(help=f"MiB on disk for adapters of a remote store. {_AUTO}")
     ] = None,
+    eviction_policy: Annotated[
+        str,
+        typer.Option(help="Which adapters leave device, memory and disk first: cost, lru, lfu."),
+    ] = _D.eviction_policy,
     adapter_store: Annotated[
         str | None, typer.Option(help="s3://bucket/prefix. Default: a folder below --data.")
     ] = _D.adapter_store,
@@ -156,6 +160,7 @@ def serve(
             adapter_bytes=_bytes(adapter_mib),
             host_adapter_bytes=_bytes(host_adapter_mib),
             disk_adapter_bytes=_bytes(disk_adapter_mib),
+            eviction_policy=eviction_policy,
             adapter_store=adapter_store,
             s3_endpoint_url=s3_endpoint,
             swap_bytes=_bytes(swap_mib),

@@ -78,6 +78,7 @@ class Admission:
             return True
         if not is_held:
             self._memory.free(req)
+        step.lacks_blocks |= lack is not None and lack.num_blocks > 0
         if victim is not None:
             step.lacks_yield = True  # and is asked again when nothing is in flight
         elif lack is not None and lack.is_passed_over:
@@ -94,7 +95,7 @@ class Admission:
         self._memory.grow(req, num_new)
         if req.index > 0:
             req.num_charged = req.num_prompt_tokens  # the first choice has paid for the prompt
-        elif req.num_preemptions == 0:
+        elif req.num_preemptions == 0 and req.num_pauses == 0:
             req.num_charged = req.num_cached_tokens = req.num_computed
         step.take(req, num_new)
         step.budget -= num_new

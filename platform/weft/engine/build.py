@@ -31,6 +31,7 @@ from weft.tokenizer import BaseTokenizer
 from weft_adapters.digest import base_digest
 from weft_adapters.disk import DiskTier
 from weft_adapters.fetch import DownloadedSource
+from weft_adapters.policy import create_policy
 from weft_adapters.pool import PagePool
 from weft_adapters.row_scales import RowScales
 from weft_adapters.sites import BaseSpec
@@ -93,7 +94,7 @@ def build_engine(
     served = ServedWeights(weights, base, config.quantization)
     tiers = AdapterTiers(
         _adapter_source(config, remote_store), base, pool, config.host_adapter_bytes,
-        on_change=on_adapter_change,
+        on_change=on_adapter_change, policy=config.eviction_policy,
         num_downloads=config.num_downloads,
         base_weights=served,
         row_scales=RowScales(base.digest, served.weight_format, config.derived_dir),
@@ -139,7 +140,9 @@ def _adapter_source(
         return FolderStore(config.adapters_dir)
     if config.disk_dir is None:
         raise ValueError("disk_dir must name a folder where the store of adapters is remote")
-    return DownloadedSource(remote_store, DiskTier(config.disk_dir, config.disk_adapter_bytes))
+    policy = create_policy(config.eviction_policy)
+    disk = DiskTier(config.disk_dir, config.disk_adapter_bytes, policy)
+    return DownloadedSource(remote_store, disk)
 
 
 def _create_caches(

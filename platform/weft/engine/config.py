@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 
 from weft.engine.model.config import ModelConfig
+from weft_adapters.policy import POLICIES
 from weft_kernels.backend import BACKENDS
 from weft_kernels.quantized import QUANTIZATIONS, group_size, quantized_bytes
 
@@ -44,6 +45,8 @@ class EngineConfig:
     `disk_dir` keeps up to `disk_adapter_bytes` of it at hand, and so many are downloaded at a time.
     `derived_dir`: where what is computed of adapters and the base together is kept from one run to
     the next; None: nowhere.
+    `eviction_policy`: which adapters device, host memory and disk let go: "cost" by popularity,
+    reload time and bytes, "lru" or "lfu".
     `adapter_load_cost`: what a tenant is charged for bringing 1 MiB of adapter to the device, in
     prompt tokens; the default is about what a 2-core CPU computes in the time of the copy.
     `check_integrity` verifies every invariant after each step (tests).
@@ -72,6 +75,7 @@ class EngineConfig:
     disk_dir: Path | None = None
     disk_adapter_bytes: int = 10 * 1024 * MIB
     num_downloads: int = 8
+    eviction_policy: str = "cost"
     max_running_per_tenant: int | None = None
     prefix_cache: bool = True
     share_base_prefix: bool = False
@@ -93,6 +97,11 @@ class EngineConfig:
         if self.kv_dtype not in KV_DTYPES:
             names = " or ".join(KV_DTYPES)
             raise ValueError(f"kv_dtype must be {names}, not {self.kv_dtype!r}")
+        if self.eviction_policy not in POLICIES:
+            names = ", ".join(POLICIES)
+            raise ValueError(
+                f"eviction_policy must be one of {names}, not {self.eviction_policy!r}"
+            )
         counts = {
             "max_running": self.max_running,
             "max_waiting": self.max_waiting,

@@ -26,6 +26,7 @@ class StepDraft:
     is_closed: bool = False  # a request has waited for blocks too long: nothing may start
     is_closed_to_adapters: bool = False
     lacks_yield: bool = False  # one who is in flight would have to yield
+    lacks_blocks: bool = False  # some could have started if there were more
     tried: set[Req] = field(default_factory=set)
 
     def take(self, req: Req, num_new: int) -> None:

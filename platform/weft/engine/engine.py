@@ -118,6 +118,7 @@ class Engine:
             if sampling.grammar is not None:
                 req.grammar = self.grammars.create_state(sampling.grammar)
         if request.adapter_digest is not None:
+            self._tiers.note_request(request.adapter_digest)
             self._tiers.request(request.adapter_digest, request.tenant_id)
         self.scheduler.add(choices[0])
 
@@ -142,7 +143,9 @@ class Engine:
         had_steps = bool(self._in_flight)
         if had_steps and not self.scheduler.can_look_ahead:
             outputs += self.settle()
-        plan = self.scheduler.schedule(time.monotonic())
+        now = time.monotonic()
+        self.adapters.expect(self.scheduler.waiting, now)
+        plan = self.scheduler.schedule(now)
         outputs += self._refuse(plan)
         is_launched = bool(plan.scheduled or plan.moves)
         if is_launched:

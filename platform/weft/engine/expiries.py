@@ -58,7 +58,8 @@ class Expiries:
         over: dict[Req, Refusal] = {}
         while self._due and self._due[0][0] <= now:
             _, _, refusal, req = heapq.heappop(self._due)
-            has_started = req.state is not ReqState.WAITING or req.num_preemptions > 0
+            has_paused = req.num_preemptions > 0 or req.num_pauses > 0
+            has_started = req.state is not ReqState.WAITING or has_paused
             if refusal is not _DEADLINE and has_started:
                 continue
             if refusal is _LOADING and has_adapter(req.adapter_digest or ""):

@@ -10,6 +10,7 @@ from __future__ import annotations
 from bisect import bisect_left, insort
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import chain, zip_longest
 
 from weft.engine.fairness import VirtualCounters
 from weft.engine.req import Req
@@ -121,6 +122,17 @@ class WaitingQueues:
     def _forget_if_idle(self, queue: TenantQueue) -> None:
         if queue.num_running == 0 and not queue.adapters:
             del self.tenants[queue.tenant_id]
+
+    def next_adapters(self) -> list[str]:
+        """The adapters that are waited for, in about the order in which they have their turns: one
+        of each tenant, the least served first, then the next of each."""
+        queues = sorted(
+            (queue for queue in self.tenants.values() if queue.adapters),
+            key=lambda queue: self.counters[queue.tenant_id],
+        )
+        columns = [sorted(queue.adapters, key=queue.counters.__getitem__) for queue in queues]
+        rounds = chain.from_iterable(zip_longest(*columns))
+        return [digest for digest in dict.fromkeys(rounds) if digest is not None]
 
     def charge(self, req: Req, service: float) -> None:
         """Service that `req` gets, or that was spent to bring its adapter."""

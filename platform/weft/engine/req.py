@@ -61,6 +61,7 @@ class Req:
     grammar: GrammarState | None = None
     counts: TokenCounts | None = None
     num_preemptions: int = 0
+    num_pauses: int = 0
     num_yields: int = 0
     num_passed_over: int = 0
     started_s: float | None = None

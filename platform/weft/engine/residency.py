@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from weft.engine.config import MIB
+from weft.engine.queues import WaitingQueues
 from weft_adapters.pool import PooledAdapter
 from weft_adapters.states import AdapterState
 from weft_adapters.tiers import AdapterTiers
 
+# so often are the tiers told who waits
+EXPECT_EVERY_S = 0.05
 # remembered; a load that was forgotten is charged again to the next who uses the adapter
 MAX_PAID_LOADS = 4096
 
@@ -19,6 +22,8 @@ class TierResidency:
         self._cost_per_mib = cost_per_mib
         self._paid_loads: dict[str, int] = {}
         self._references: dict[str, int] = {}
+        self._expected: list[str] = []
+        self._expected_s = 0.0
         self.held: dict[str, PooledAdapter] = {}
 
     def try_acquire(self, digest: str) -> bool:
@@ -38,6 +43,16 @@ class TierResidency:
 
     def is_loaded(self, digest: str) -> bool:
         return self._tiers.state(digest) is AdapterState.DEVICE
+
+    def expect(self, waiting: WaitingQueues, now: float) -> None:
+        """Tell the tiers whom requests wait for, in the order of their turns."""
+        if now - self._expected_s < EXPECT_EVERY_S or not (len(waiting) or self._expected):
+            return
+        self._expected, self._expected_s = waiting.next_adapters(), now
+        self._tiers.expect(self._expected)
+
+    def is_leaving(self, digest: str) -> bool:
+        return digest in self._tiers.leaving
 
     def take_load_cost(self, digest: str) -> float:
         """Service units for an adapter that is held; 0 when this load of it was charged before."""

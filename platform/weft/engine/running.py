@@ -6,7 +6,7 @@ A place is one running sequence; distinct adapters have places of their own. Pla
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -29,6 +29,10 @@ class AdapterResidency(Protocol):
 
     def is_loaded(self, digest: str) -> bool:
         """The adapter is on the device, and open to those that start."""
+
+    def is_leaving(self, digest: str) -> bool:
+        """The adapter has to make room for another: who uses it gives its reference back soon, and
+        waits for its return."""
 
     def failure(self, digest: str) -> str | None:
         """Why the adapter cannot be loaded, as a sentence; None while it may still come."""
@@ -72,7 +76,7 @@ class RunningSet:
         self.reqs: list[Req] = []
         self.leaving: list[Req] = []
         self._adapter_users: Counter[str] = Counter()
-        self.num_preemptions = 0
+        self.num_preemptions = self.num_pauses = 0
 
     @property
     def is_full(self) -> bool:
@@ -126,23 +130,47 @@ class RunningSet:
     def preempt(self, req: Req) -> None:
         """Have it wait again; what it computed goes to host memory if there is room. It must not
         be in flight: it may have ended there."""
-        assert not req.num_steps_in_flight, "a request in flight is preempted"
+        self._wait_again(req)
+        self.take_blocks(req)
+
+    def pause(self, req: Req) -> None:
+        """Have it wait until its adapter is back; what it computed stays where it is, unless others
+        want the room. It must not be in flight."""
+        self._wait_again(req)
+        req.num_pauses += 1
+        self.num_pauses += 1
+
+    def _wait_again(self, req: Req) -> None:
+        assert not req.num_steps_in_flight, "a request in flight is made to wait"
         self.reqs.remove(req)
         self._release_adapter(req)
+        req.state = ReqState.WAITING
+        self._waiting.add(req)
+        self._waiting.ended(req)
+
+    def take_blocks(self, req: Req) -> None:
+        """Free the blocks of one that waits; what it computed goes to host memory if there is
+        room."""
         if self._memory.can_swap_out(req):
             self._memory.swap_out(req)
         else:
             self._memory.free(req)
         req.num_preemptions += 1
         self.num_preemptions += 1
-        req.state = ReqState.WAITING
-        self._waiting.add(req)
-        self._waiting.ended(req)
+
+    def leaving_adapters(self) -> list[Req]:
+        """Those that run with an adapter which has to make room."""
+        leaving = {d for d in self._adapter_users if self._adapters.is_leaving(d)}
+        return [req for req in self.reqs if req.adapter_digest in leaving]
 
     def victim(self) -> Req | None:
         """Who gives its blocks back: of the most served tenant the one with the least claim; never
         the oldest of all."""
-        return max(self.reqs[1:], key=self._give_way, default=None)
+        return self.least_claim(self.reqs[1:])
+
+    def least_claim(self, reqs: Iterable[Req]) -> Req | None:
+        """Who of them gives way first."""
+        return max(reqs, key=self._give_way, default=None)
 
     def _give_way(self, req: Req) -> tuple[float, tuple[float, float, int]]:
         """The order in which requests give way, the last one first: the same by which they start,

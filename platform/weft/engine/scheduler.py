@@ -12,9 +12,12 @@ row that samples had its token, so that a request which ends with that token has
   for instead.
 - When all places are taken, a tenant below its fair part of them gets one from the tenant that is
   furthest above: that one's request with the least claim yields, to go on later.
+- When an adapter has to make room for one that has waited its time, those who run with it pause,
+  their blocks with them, until it is back.
 - When blocks run out, the request of the most served tenant with the least claim (by its priority,
   then its arrival) gives its own back: to host memory where there is room, else it is computed
-  again. The oldest running request never gives way, so something always finishes.
+  again. Those that pause come first. The oldest running request never gives way, so something
+  always finishes.
 """
 
 from __future__ import annotations
@@ -79,6 +82,10 @@ class Scheduler:
         return self._running.num_preemptions
 
     @property
+    def num_pauses(self) -> int:
+        return self._running.num_pauses
+
+    @property
     def has_work(self) -> bool:
         return bool(len(self.waiting) or self.running)
 
@@ -117,10 +124,10 @@ class Scheduler:
         while True:
             step = self._plan(now, refused)
             if not step.scheduled and not self.has_rows_in_flight:
-                # nothing runs while forks hold blocks that others wait for, or all that run are
-                # prompts that wait for each other's
+                # nothing runs while those that wait hold blocks that others want, or all that run
+                # are prompts that wait for each other's
                 is_idle = all(req in refused for req in self.running)
-                if self._drop_forks() if is_idle else self._reclaim():
+                if self._drop_held(step) if is_idle else self._reclaim():
                     continue
             self._lacks_yield = step.lacks_yield
             for item in step.scheduled:
@@ -130,6 +137,7 @@ class Scheduler:
             return StepPlan(tuple(step.scheduled), self.memory.take_moves(), refused)
 
     def _plan(self, now: float, refused: dict[Req, Refusal]) -> StepDraft:
+        must_land = self._pause(refused)
         self._relieve(refused)
         decoding = {
             req: self.memory.num_missing(req, 1)
@@ -142,6 +150,7 @@ class Scheduler:
             decoding=decoding,
             num_reserved=sum(decoding.values()),
             refused=refused,
+            lacks_yield=must_land,
         )
         oldest = self.running[0] if self.running else None
         if oldest is not None and self._is_prompt(oldest, step):
@@ -154,6 +163,15 @@ class Scheduler:
             step.take(req, 1)
         step.scheduled += prompts
         return step
+
+    def _pause(self, refused: Collection[Req]) -> bool:
+        """Pause who runs with an adapter that has to make room; True when one is in flight, so that
+        it can only be paused when nothing is."""
+        leaving = [req for req in self._running.leaving_adapters() if req not in refused]
+        for req in leaving:
+            if not req.num_steps_in_flight:
+                self._running.pause(req)
+        return any(req.num_steps_in_flight for req in leaving)
 
     def _relieve(self, refused: Collection[Req]) -> None:
         """Preempt until all that decode can have the blocks they need for one more token."""
@@ -171,19 +189,31 @@ class Scheduler:
 
     def _reclaim(self) -> bool:
         """Make some blocks free, at the cost of who has least claim to them; False at the end."""
-        if self._drop_forks():
+        if self._drop_forks() or self._take_from_paused():
             return True
         victim = self._running.victim()
         if victim is not None:
             self._running.preempt(victim)
         return victim is not None
 
+    def _drop_held(self, step: StepDraft) -> bool:
+        """Nobody runs: who waits with blocks gives them up. Those that pause go on when their
+        adapter is back, so only where others, or they, lack blocks."""
+        return self._drop_forks() or (step.lacks_blocks and self._take_from_paused())
+
     def _drop_forks(self) -> bool:
         """Waiting choices give up the prompt they share; they compute or match it again."""
-        forks = [req for req in self.waiting if req.blocks]
+        forks = [req for req in self.waiting if req.blocks and not req.num_pauses]
         for req in forks:
             self.memory.free(req)
         return bool(forks)
+
+    def _take_from_paused(self) -> bool:
+        """Who pauses and has the least claim gives its blocks up."""
+        req = self._running.least_claim(r for r in self.waiting if r.blocks and r.num_pauses)
+        if req is not None:
+            self._running.take_blocks(req)
+        return req is not None
 
     @staticmethod
     def _is_prompt(req: Req, step: StepDraft) -> bool:
