@@ -40,21 +40,19 @@ def model_of(site: Any, key: str, name: str) -> str:
     return str(completion.model)
 
 
-@pytest.mark.parametrize("path", ["bot", "bot@default", "bot@v2", "tiny:bot@v2", "digest"])
-def test_a_registered_version_is_loaded(
-    site: Any, acme: str, digests: list[str], path: str
-) -> None:
-    answer = load(site, acme, "bot", digests[1] if path == "digest" else path)
-    assert (answer.status_code, answer.text) == (
-        200,
-        "Success: LoRA adapter 'bot' added successfully.",
-    )
-    assert answer.headers["content-type"].startswith("text/plain")
-    assert site.engine.prefetched == [digests[1]]
-    again = load(site, acme, "bot", "bot@v2")
-    assert (again.status_code, again.json()["error"]["type"]) == (400, "InvalidUserInput")
-    assert "set 'load_inplace' to True" in again.json()["error"]["message"]
-    assert load(site, acme, "bot", "bot@v2", load_inplace=True).status_code == 200
+def test_a_registered_version_is_loaded(site: Any, acme: str, digests: list[str]) -> None:
+    for path in ("bot", "bot@default", "bot@v2", "tiny:bot@v2", digests[1]):
+        answer = load(site, acme, "bot", path)
+        told = "Success: LoRA adapter 'bot' added successfully."
+        assert (answer.status_code, answer.text) == (200, told), path
+        assert answer.headers["content-type"].startswith("text/plain")
+        assert site.engine.prefetched == [digests[1]]
+        again = load(site, acme, "bot", "bot@v2")
+        assert (again.status_code, again.json()["error"]["type"]) == (400, "InvalidUserInput")
+        assert "set 'load_inplace' to True" in again.json()["error"]["message"]
+        assert load(site, acme, "bot", "bot@v2", load_inplace=True).status_code == 200
+        site.engine.unload_adapter(digests[1])
+        site.engine.prefetched.clear()
 
 
 def test_a_name_is_moved_in_place_or_not_at_all(site: Any, acme: str, digests: list[str]) -> None:
@@ -71,26 +69,23 @@ def test_a_name_is_moved_in_place_or_not_at_all(site: Any, acme: str, digests: l
     assert load(site, acme, "tiny:bot@v2", "bot@v2", load_inplace=True).status_code == 200
 
 
-@pytest.mark.parametrize(
-    "path", ["/etc/passwd", "../bot", "s3://bucket/key", "https://hub/x", "box", "bot@v9", "tiny",
-             "sha256:" + "0" * 64]
-)  # fmt: skip
-def test_no_path_and_no_strange_adapter_is_loaded(
-    site: Any, acme: str, digests: list[str], path: str
-) -> None:
-    answer = load(site, acme, "bot", path, load_inplace=True)
-    error = answer.json()["error"]
-    assert (answer.status_code, error["type"]) == (404, "NotFoundError")
-    assert error["message"] == f"Loading lora bot failed: No adapter found for {path}"
+def test_no_path_and_no_strange_adapter_is_loaded(site: Any, acme: str, digests: list[str]) -> None:
+    unknown = "sha256:" + "0" * 64
+    paths = ("/etc/passwd", "../bot", "s3://bucket/key", "https://hub/x", "box", "bot@v9", "tiny")
+    for path in (*paths, unknown):
+        answer = load(site, acme, "bot", path, load_inplace=True)
+        error = answer.json()["error"]
+        assert (answer.status_code, error["type"]) == (404, "NotFoundError")
+        assert error["message"] == f"Loading lora bot failed: No adapter found for {path}"
     assert site.engine.prefetched == []
 
 
-@pytest.mark.parametrize("name", ["other", "bot@v1", "Bot!", "~merged"])
-def test_a_name_is_the_registrys(site: Any, acme: str, digests: list[str], name: str) -> None:
-    answer = load(site, acme, name, "bot@v2")
-    error = answer.json()["error"]
-    assert (answer.status_code, error["type"]) == (400, "InvalidUserInput")
-    assert error["param"] == "lora_name"
+def test_a_name_is_the_registrys(site: Any, acme: str, digests: list[str]) -> None:
+    for name in ("other", "bot@v1", "Bot!", "~merged"):
+        answer = load(site, acme, name, "bot@v2")
+        error = answer.json()["error"]
+        assert (answer.status_code, error["type"]) == (400, "InvalidUserInput"), name
+        assert error["param"] == "lora_name"
 
 
 def test_both_names_are_needed(site: Any, acme: str) -> None:
