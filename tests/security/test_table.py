@@ -11,11 +11,11 @@ ROW = re.compile(r"\| (\d+) \| .+ \| (.+) \|")
 
 
 def test_every_attack_that_is_tested_here_has_tests_and_every_file_exists() -> None:
-    rows = dict(
-        match.groups()
+    rows = {
+        match[1]: match[2]
         for line in (HERE / "README.md").read_text(encoding="utf-8").splitlines()
         if (match := ROW.fullmatch(line))
-    )
+    }
     assert [int(number) for number in rows] == list(range(1, 55))
     tested = {
         match[1]
