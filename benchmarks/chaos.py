@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import http.client
+import logging
 import random
 import socket
 import struct
@@ -196,6 +197,7 @@ def s3_server() -> Iterator[str]:
     """moto's S3 in this process: the real API over HTTP, on loopback; gives its address."""
     from moto.server import ThreadedMotoServer
 
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)  # it tells of each request
     server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
     server.start()
     try:

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from weft_adapters.base_weights import BaseWeights
 from weft_adapters.fetch import DownloadFailedError, Source
 from weft_adapters.host import Weights
+from weft_adapters.pace import Pace
 from weft_adapters.row_scales import RowScales
 from weft_adapters.site_weights import num_bytes
 from weft_adapters.sites import BaseSpec
@@ -33,7 +34,8 @@ class AdapterUnreadableError(ValueError):
 
 
 class Arrivals:
-    """`add` a version that has to come to host memory; `tell` is called when one has failed."""
+    """`add` a version that has to come to host memory; `tell` is called when one has failed.
+    `keep` moves factors to memory from which the device likes to read."""
 
     def __init__(
         self,
@@ -43,10 +45,13 @@ class Arrivals:
         *,
         num_downloads: int,
         num_readers: int,
+        pace: Pace,
+        keep: Callable[[Weights], Weights],
         tell: Callable[[], None],
         row_scales: RowScales | None = None,
     ) -> None:
         self._source, self._tell = source, tell
+        self._pace, self._keep = pace, keep
         self._base, self._base_weights = base, base_weights
         self._row_scales = row_scales
         self._downloads = FairWorkers("weft-adapter-download", num_downloads, self._download)
@@ -90,7 +95,8 @@ class Arrivals:
                 return
             self._table.entries[digest].state = AdapterState.FETCHING
         try:
-            self._source.fetch(digest, cancellation)
+            with self._pace.span("download", digest):
+                self._source.fetch(digest, cancellation)
         except CancelledError:
             return
         except Exception as error:  # whatever is wrong with one adapter is its own failure
@@ -130,9 +136,16 @@ class Arrivals:
         is wrong and has to be fetched again."""
         started_s = time.monotonic()
         try:
-            with self._source.reading(digest) as stored:
-                weights = load_verified(
-                    stored, digest, self._base, self._base_weights, self._row_scales
+            with self._pace.span("read", digest), self._source.reading(digest) as stored:
+                weights = self._keep(
+                    load_verified(
+                        stored,
+                        digest,
+                        self._base,
+                        self._base_weights,
+                        self._row_scales,
+                        self._pace.pause,
+                    )  # fmt: skip
                 )
         except (ValueError, OSError, AdapterNotStoredError) as error:
             with self._table.lock:

@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 from weft_adapters.arrivals import Arrivals
 from weft_adapters.host import Weights
+from weft_adapters.pace import Pace
 from weft_adapters.pool import PagePool, PooledAdapter
 from weft_adapters.states import AdapterState
 from weft_adapters.table import TierTable
@@ -35,9 +36,15 @@ class Loader:
     """
 
     def __init__(
-        self, table: TierTable, arrivals: Arrivals, pool: PagePool, tell: Callable[[], None]
+        self,
+        table: TierTable,
+        arrivals: Arrivals,
+        pool: PagePool,
+        pace: Pace,
+        tell: Callable[[], None],
     ) -> None:
-        self._table, self._arrivals, self._pool, self._tell = table, arrivals, pool, tell
+        self._table, self._arrivals, self._pool = table, arrivals, pool
+        self._pace, self._tell = pace, tell
         self.load_times_s: deque[float] = deque(maxlen=_MAX_LOAD_TIMES)
         self._thread = threading.Thread(target=self._run, name="weft-adapter-loader", daemon=True)
         self._thread.start()
@@ -157,7 +164,8 @@ class Loader:
         if self._pool.num_free_bytes < num_bytes:
             return None
         started_s = time.monotonic()
-        pooled = self._pool.try_load(digest, weights)
+        with self._pace.span("copy", digest):
+            pooled = self._pool.try_load(digest, weights, self._pace.pause_copy)
         if pooled is not None:
             with self._table.lock:
                 self._table.device.loads.record(num_bytes, time.monotonic() - started_s)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import threading
 import zlib
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import torch
@@ -86,6 +87,11 @@ class PagePool:
         self._being_written: dict[str, Placement] = {}
         self._num_loads = 0
         self._prepare: Prepare | None = None
+        self._copy_stream: torch.cuda.Stream | None = None
+        if self.device.type == "cuda":
+            self._copy_stream = torch.cuda.Stream(self.device)  # type: ignore[no-untyped-call]
+            # the memory is zeroed by the stream of this thread
+            self._copy_stream.wait_stream(torch.cuda.current_stream(self.device))
         self._lock = threading.Lock()
 
     @property
@@ -132,10 +138,16 @@ class PagePool:
                 raise ValueError("the pool's adapters are prepared for somebody else")
             self._prepare = prepare
 
-    def try_load(self, digest: str, weights: Mapping[Site, SiteWeights]) -> PooledAdapter | None:
+    def try_load(
+        self,
+        digest: str,
+        weights: Mapping[Site, SiteWeights],
+        pause: Callable[[], None] = lambda: None,
+    ) -> PooledAdapter | None:
         """Copy an adapter into free pages; None, and nothing changed, when they do not suffice.
 
-        The pages are written before anyone can see them.
+        The pages are written, site by site with a `pause` after each, before anyone can see them;
+        on CUDA by a stream of their own, so that no step waits for a copy.
         """
         with self._lock:
             if digest in self._adapters:
@@ -145,9 +157,11 @@ class PagePool:
                 return None
             self._being_written[digest] = placement
         try:
-            for site, pooled in placement.sites.items():
-                self._write(site, pooled, weights[site])
-            vocabulary = self._write_vocabulary(placement, weights)
+            with self._copying():
+                for site, pooled in placement.sites.items():
+                    self._write(site, pooled, weights[site])
+                    pause()
+                vocabulary = self._write_vocabulary(placement, weights)
             checksum = self._checksum(placement) if self._keep_checksums else None
             prepared = None if self._prepare is None else self._prepare(placement.sites)
         except BaseException:
@@ -164,6 +178,19 @@ class PagePool:
             self._adapters[digest] = adapter
             del self._being_written[digest]
         return adapter
+
+    @contextmanager
+    def _copying(self) -> Iterator[None]:
+        """What is copied within is there at the end."""
+        if self._copy_stream is None:
+            yield
+            return
+        with torch.cuda.stream(self._copy_stream):
+            yield
+        # blocking: the thread sleeps, and keeps no core
+        done = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
+        done.record(self._copy_stream)
+        done.synchronize()
 
     def _views(self, site: Site, run: Run) -> tuple[Tensor, Tensor]:
         bounds = self._placer.bounds(site, run)
@@ -204,7 +231,7 @@ class PagePool:
             return
         target, part = self._memory[filled], torch.from_numpy(source).reshape(-1)
         for piece in _pieces(source.size, self.device):
-            target[piece].copy_(part[piece])
+            target[piece].copy_(part[piece], non_blocking=True)
             if self.dtype != torch.float32 and not torch.isfinite(target[piece]).all():
                 raise ValueError(f"The weights of {site} are too large for {self.dtype}.")
         self._memory[padding].zero_()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from io import BytesIO
 
 from weft_adapters.base_weights import BaseWeights
@@ -27,11 +28,13 @@ def load_verified(
     base: BaseSpec,
     base_weights: BaseWeights | None = None,
     row_scales: RowScales | None = None,
+    pause: Callable[[], None] | None = None,
 ) -> dict[Site, SiteWeights]:
     """Read the weights; DigestMismatchError when the bytes are not those of `digest`, and
     AdapterFaultError when they are no adapter of this base at all.
 
-    `base_weights`: see `load`; `row_scales` were computed with them before.
+    `base_weights`: see `load`; `row_scales` were computed with them before. `pause` is called
+    between small pieces of the work.
     """
     config = parse_config(stored.config_path.read_bytes())
     # read once: a file that changes after its digest was checked must not reach the device
@@ -40,7 +43,7 @@ def load_verified(
     plan = resolve(config, header, base)
     if plan.faults:
         raise AdapterFaultError(plan.faults)
-    with TensorFile.of_bytes(data, header) as file:
+    with TensorFile.of_bytes(data, header, pause) as file:
         found = adapter_digest(config, plan, header, file, base.digest)
         if found != digest:
             raise DigestMismatchError(f"the stored bytes have digest {found}, not {digest}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import mmap
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
@@ -17,6 +17,10 @@ from weft_adapters.header import Header
 
 Float32 = NDArray[np.float32]
 _CHUNK = 1 << 20
+
+
+def _no_pause() -> None:
+    """Go on at once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,13 +44,17 @@ class TensorFile:
             if file.seek(0, 2) != header.num_bytes:
                 raise ValueError(f"{path.name} changed its size since its header was read")
             self._map: mmap.mmap | bytes = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        self._pause: Callable[[], None] = _no_pause
 
     @classmethod
-    def of_bytes(cls, data: bytes, header: Header) -> TensorFile:
-        """A file that was read whole: what was verified is what is used, whatever becomes of it."""
+    def of_bytes(
+        cls, data: bytes, header: Header, pause: Callable[[], None] | None = None
+    ) -> TensorFile:
+        """A file that was read whole: what was verified is what is used, whatever becomes of it.
+        `pause` is called after each piece that was worked on."""
         assert len(data) == header.num_bytes, "the header was read from these bytes"
         file = cls.__new__(cls)
-        file._header, file._map = header, data
+        file._header, file._map, file._pause = header, data, pause or _no_pause
         return file
 
     def __enter__(self) -> TensorFile:
@@ -66,6 +74,7 @@ class TensorFile:
         info = self._header.tensors[name]
         for start in range(info.start, info.stop, _CHUNK):
             yield self._map[start : min(start + _CHUNK, info.stop)]
+            self._pause()
 
     def read(self, name: str) -> Float32:
         """The tensor as float32 of its own shape; half formats are widened exactly."""

@@ -21,6 +21,8 @@ from weft_adapters.arrivals import AdapterUnreadableError, Arrivals
 from weft_adapters.base_weights import BaseWeights
 from weft_adapters.fetch import DownloadedSource, as_source
 from weft_adapters.loader import AdapterTooLargeError, Loader
+from weft_adapters.pace import Pace
+from weft_adapters.pinned import pin
 from weft_adapters.pool import PagePool, PooledAdapter
 from weft_adapters.row_scales import RowScales
 from weft_adapters.sites import BaseSpec
@@ -54,17 +56,21 @@ class AdapterTiers:
         num_downloads: int = 8,
         num_readers: int = 1,
         row_scales: RowScales | None = None,
+        pace: Pace | None = None,
     ) -> None:
         self._pool, self._on_change = pool, on_change
+        self.pace = Pace() if pace is None else pace
         self._source = as_source(store)
         self._arrivals = Arrivals(
-            self._source, base, base_weights, tell=self._tell, num_readers=num_readers,
+            self._source, base, base_weights, tell=self._tell, pace=self.pace,
+            num_readers=num_readers,
+            keep=pin if pool.device.type == "cuda" else lambda weights: weights,
             num_downloads=num_downloads if isinstance(store, DownloadedSource) else 0,
             row_scales=row_scales,
         )  # fmt: skip
         self._table = TierTable(self._source, pool, host_budget_bytes, self._arrivals.add, policy)
         self._arrivals.serve(self._table)
-        self._loader = Loader(self._table, self._arrivals, pool, self._tell)
+        self._loader = Loader(self._table, self._arrivals, pool, self.pace, self._tell)
 
     # ---- for the engine; never blocks on I/O ----
 

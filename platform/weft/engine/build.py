@@ -15,6 +15,7 @@ from weft.engine.config import (
     resolve_device,
     resolve_dtype,
     resolve_kv_dtype,
+    resolve_loader_share,
     resolve_memory,
 )
 from weft.engine.engine import Engine
@@ -31,6 +32,7 @@ from weft.tokenizer import BaseTokenizer
 from weft_adapters.digest import base_digest
 from weft_adapters.disk import DiskTier
 from weft_adapters.fetch import DownloadedSource
+from weft_adapters.pace import Pace
 from weft_adapters.policy import create_policy
 from weft_adapters.pool import PagePool
 from weft_adapters.row_scales import RowScales
@@ -92,10 +94,13 @@ def build_engine(
         base, config.adapter_bytes, dtype, device, keep_checksums=config.check_integrity
     )
     served = ServedWeights(weights, base, config.quantization)
+    pace = Pace(resolve_loader_share(config.loader_cpu_share, device))
     tiers = AdapterTiers(
-        _adapter_source(config, remote_store), base, pool, config.host_adapter_bytes,
+        _adapter_source(config, remote_store, pace), base, pool, config.host_adapter_bytes,
         on_change=on_adapter_change, policy=config.eviction_policy,
         num_downloads=config.num_downloads,
+        num_readers=1 if device.type == "cpu" else 4,
+        pace=pace,
         base_weights=served,
         row_scales=RowScales(base.digest, served.weight_format, config.derived_dir),
     )  # fmt: skip
@@ -134,7 +139,7 @@ def build_engine(
 
 
 def _adapter_source(
-    config: EngineConfig, remote_store: RemoteStore | None
+    config: EngineConfig, remote_store: RemoteStore | None, pace: Pace
 ) -> FolderStore | DownloadedSource:
     if remote_store is None:
         return FolderStore(config.adapters_dir)
@@ -142,7 +147,7 @@ def _adapter_source(
         raise ValueError("disk_dir must name a folder where the store of adapters is remote")
     policy = create_policy(config.eviction_policy)
     disk = DiskTier(config.disk_dir, config.disk_adapter_bytes, policy)
-    return DownloadedSource(remote_store, disk)
+    return DownloadedSource(remote_store, disk, pause=pace.pause)
 
 
 def _create_caches(

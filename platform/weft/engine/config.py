@@ -47,6 +47,8 @@ class EngineConfig:
     the next; None: nowhere.
     `eviction_policy`: which adapters device, host memory and disk let go: "cost" by popularity,
     reload time and bytes, "lru" or "lfu".
+    `loader_cpu_share`: the part of a core that loading may take while the engine steps; None: a
+    tenth where steps run on the same cores, as much as it likes beside a CUDA device.
     `adapter_load_cost`: what a tenant is charged for bringing 1 MiB of adapter to the device, in
     prompt tokens; the default is about what a 2-core CPU computes in the time of the copy.
     `check_integrity` verifies every invariant after each step (tests).
@@ -76,6 +78,7 @@ class EngineConfig:
     disk_adapter_bytes: int = 10 * 1024 * MIB
     num_downloads: int = 8
     eviction_policy: str = "cost"
+    loader_cpu_share: float | None = None
     max_running_per_tenant: int | None = None
     prefix_cache: bool = True
     share_base_prefix: bool = False
@@ -119,6 +122,10 @@ class EngineConfig:
         for key, value in counts.items():
             if value < 1:
                 raise ValueError(f"{key} must be at least 1, not {value}")
+        if self.loader_cpu_share is not None and not 0 < self.loader_cpu_share <= 1:
+            raise ValueError(
+                f"loader_cpu_share must be above 0 and at most 1, not {self.loader_cpu_share}"
+            )
         for key in ("swap_bytes", "adapter_load_cost"):
             if not 0 <= getattr(self, key) < float("inf"):
                 raise ValueError(f"{key} must be 0 or more, not {getattr(self, key)}")
@@ -144,6 +151,13 @@ def resolve_device(name: str) -> torch.device:
 def resolve_async_scheduling(choice: bool | None, device: torch.device) -> bool:
     """None is on where the host has nothing to do while the device runs a step."""
     return device.type == "cuda" if choice is None else choice
+
+
+def resolve_loader_share(choice: float | None, device: torch.device) -> float | None:
+    """The part of a core that loading is held to; None for no limit."""
+    if choice is not None:
+        return choice
+    return None if device.type == "cuda" else 0.1
 
 
 def resolve_dtype(name: str, device: torch.device) -> torch.dtype:

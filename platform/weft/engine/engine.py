@@ -149,6 +149,7 @@ class Engine:
         outputs += self._refuse(plan)
         is_launched = bool(plan.scheduled or plan.moves)
         if is_launched:
+            self._tiers.pace.note_step()
             self._note_starts(plan)
             self._in_flight.append((plan, self._runner.launch(plan, self.adapters.held)))
             self.counters.num_steps += 1
