@@ -164,7 +164,9 @@ def save_peft_adapter(base_dir: Path, folder: Path, seed: int, **lora: Any) -> N
         generator = torch.Generator().manual_seed(seed)
         with torch.no_grad():
             for name, parameter in peft_model.named_parameters():
-                if "lora_" in name:
+                if "lora_magnitude_vector" in name:
+                    parameter.mul_(torch.rand(parameter.shape, generator=generator) + 0.5)
+                elif "lora_" in name:
                     parameter.normal_(0.0, 0.4 * parameter.shape[-1] ** -0.5, generator=generator)
         peft_model.save_pretrained(str(folder))
 

@@ -27,7 +27,7 @@ from weft_adapters.tensors import Float32
 logger = logging.getLogger("weft.adapters")
 
 _MIB = 1024 * 1024
-_SUFFIX = ".row-scales"
+_SUFFIX, _TEMPORARY = ".row-scales", ".tmp"
 _DIGEST_BYTES = 32
 
 Scales = Mapping[Site, Float32]
@@ -53,6 +53,9 @@ class RowScales:
         self._lock = threading.Lock()
         if folder is not None:
             folder.mkdir(parents=True, exist_ok=True)
+            # of a process that was killed; one that still writes computes again
+            for left in folder.glob(f"*{_TEMPORARY}"):
+                left.unlink(missing_ok=True)
 
     def find(self, digest: str, sites: Collection[Site]) -> Scales | None:
         """Of an adapter that has them at `sites`; None where they have to be computed."""
@@ -109,7 +112,7 @@ class RowScales:
 
     def _write(self, path: Path, scales: Scales) -> None:
         data = save({_name(site): np.ascontiguousarray(m) for site, m in scales.items()})
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.stem, suffix=".tmp")
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.stem, suffix=_TEMPORARY)
         try:
             with os.fdopen(handle, "wb") as file:
                 file.write(hashlib.sha256(data).digest() + data)

@@ -93,6 +93,15 @@ def test_those_used_last_are_kept(moe: BaseSpec, tmp_path: Path) -> None:
     assert sum(path.stat().st_size for path in tmp_path.iterdir()) <= 3 * one
 
 
+def test_what_a_killed_process_left_is_swept(moe: BaseSpec, tmp_path: Path) -> None:
+    scales = scales_of(moe)
+    create(tmp_path).keep(DIGEST, scales)
+    (kept,) = tmp_path.iterdir()
+    (tmp_path / "torn.tmp").write_bytes(b"half")
+    assert_found(create(tmp_path), scales)
+    assert list(tmp_path.iterdir()) == [kept]
+
+
 def test_a_folder_that_cannot_be_written_costs_only_time(
     moe: BaseSpec, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

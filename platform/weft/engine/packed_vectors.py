@@ -34,6 +34,8 @@ class PackedVectors:
         self, row_digests: Sequence[str | None], device: torch.device
     ) -> BatchVectors | None:
         """Those of a batch; None where no row has any."""
+        if not self.slot_of:
+            return None
         slots = [self.slot_of.get(digest or "") for digest in row_digests]
         pairs = [(t, slot) for t, slot in enumerate(slots) if slot is not None]
         if not pairs:
