@@ -69,6 +69,47 @@ def shared_outer(num_layers: int, is_split: bool = False, **keys: Any) -> Build:
     return build
 
 
+def layout_of_peft_0_18(**keys: Any) -> Build:
+    """Fused experts with `in` and `out` the other way round, as PEFT wrote them up to 0.18."""
+
+    def build(model: PreTrainedModel, folder: Path, seed: int) -> None:
+        base, rank = base_spec(model), keys["r"]
+        rng = np.random.default_rng(seed)
+        tensors: Tensors = {}
+        for layer in sorted(base.moe_layers):
+            for place, parameter in (("base_layer.", "gate_up_proj"), ("", "down_proj")):
+                shape = getattr(experts_of(model, layer), parameter).shape
+                a = rng.standard_normal((rank * shape[0], shape[1])) * 0.4 * rank**-0.5
+                b = rng.standard_normal((shape[2], rank * shape[0])) * 0.4 * shape[2] ** -0.5
+                name = f"{LAYERS}.{layer}.mlp.experts.{place}lora"
+                tensors[f"{name}_A.weight"] = a.astype(np.float32)
+                tensors[f"{name}_B.weight"] = b.astype(np.float32)
+        save_by_hand(folder, tensors, **keys)
+        path = folder / CONFIG_NAME
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"peft_version": "0.18.1"}))
+
+    return build
+
+
+def merge_layout_of_peft_0_18(model: Any, folder: Path) -> Any:
+    """delta[e] = (B_e A_e)^T, added to the parameters as that PEFT did."""
+    config = json.loads((folder / CONFIG_NAME).read_text())
+    tensors = {key: torch.tensor(t) for key, t in load_file(folder / TENSORS_NAME).items()}
+    for name in [name for name in tensors if "lora_A" in name]:
+        parameter = "gate_up_proj" if "base_layer" in name else "down_proj"
+        weight = getattr(experts_of(model, int(name.split("layers.")[1].split(".")[0])), parameter)
+        a, b = tensors[name], tensors[name.replace("_A.", "_B.")]
+        a = a.reshape(len(weight), -1, a.shape[1])
+        b = b.reshape(b.shape[0], -1, len(weight))
+        with torch.no_grad():
+            weight += config["lora_alpha"] / config["r"] * torch.einsum("ore,eri->eio", b, a)
+    return model
+
+
+def experts_of(model: Any, layer: int) -> Any:
+    return model.get_submodule(f"model.layers.{layer}.mlp.experts")
+
+
 def split_experts(tensors: Tensors) -> Tensors:
     split: Tensors = {}
     for name, tensor in tensors.items():
@@ -95,7 +136,7 @@ def merge_experts(model: Any, folder: Path) -> Any:
         a, b = torch.tensor(tensors[name]), torch.tensor(tensors[name.replace("_A.", "_B.")])
         delta = config["lora_alpha"] / config["r"] * (b @ a)  # [E, out, in]: either has all E
         layer, projection = re.findall(r"layers\.(\d+)\..*experts\.(\w+)\.", name)[0]
-        experts = model.get_submodule(f"model.layers.{layer}.mlp.experts")
+        experts = experts_of(model, layer)
         width = delta.shape[1]
         with torch.no_grad():
             if projection == "down_proj":

@@ -16,8 +16,10 @@ import torch
 from benchmarks.models import third_party_warnings_ignored
 from peft import AdaLoraConfig, LoraConfig, PeftModel, get_peft_model
 from tests.engine.expert_forms import (
+    layout_of_peft_0_18,
     merge_dora_experts,
     merge_experts,
+    merge_layout_of_peft_0_18,
     modules_per_expert,
     shared_outer,
     with_magnitudes,
@@ -194,6 +196,11 @@ FORMS: dict[str, Form] = {
     ),
     "both matrices of experts": Form(
         MOE, lora(r=3, target_modules=[], target_parameters=BOTH, lora_alpha=5)
+    ),
+    "both matrices of experts, as PEFT 0.18 has them": Form(
+        MOE,
+        layout_of_peft_0_18(r=4, target_modules=[], target_parameters=BOTH),
+        merge_layout_of_peft_0_18,
     ),
     "router": Form(MOE, lora(r=2, target_modules=[], target_parameters=["gate.weight"])),
     "router and experts": Form(MOE, lora(r=5, target_modules="all-linear")),
