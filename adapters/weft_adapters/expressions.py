@@ -1,8 +1,9 @@
 """Regular expressions of tenants, matched in bounded time.
 
-Python's `re` can be made to run for years. Expressions here, in the plain language of `expression_grammar`,
-become one automaton for all of them, so that a step is taken per character of the text, and what
-all steps cost together is bounded too. Knows nothing of modules or configs.
+Python's `re` can be made to run for years. Expressions here are in a plain language, see
+`expression_grammar`, and become one automaton for all of them, so that a step is taken per
+character of the text, and what all steps cost together is bounded too. Knows nothing of modules or
+configs.
 """
 
 from __future__ import annotations
