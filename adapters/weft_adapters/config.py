@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 
 from weft_adapters.adalora import ADALORA_KEYS, adalora_scale, read_kept_ranks
 from weft_adapters.faults import AdapterFaultError, Fault
+from weft_adapters.own_tokens import CONFIG_KEY as OWN_TOKENS_KEY
+from weft_adapters.own_tokens import OwnTokens, read_own_tokens
 from weft_adapters.patterns import PatternSet
 from weft_adapters.sites import VOCABULARY_MODULES
 from weft_adapters.strict_json import parse_strict
@@ -65,6 +67,7 @@ _SERVED = frozenset(
         "layers_pattern",
         "modules_to_save",
         "ensure_weight_tying",
+        OWN_TOKENS_KEY,
     }
 )
 
@@ -93,6 +96,7 @@ class AdapterConfig:
     ensure_weight_tying: bool = False
     use_dora: bool = False
     bias: str = "none"
+    own_tokens: OwnTokens | None = None
     _rank_keys: PatternSet = field(init=False, repr=False, compare=False)
     _alpha_keys: PatternSet = field(init=False, repr=False, compare=False)
 
@@ -187,6 +191,7 @@ class _Checker:
             ensure_weight_tying=self._flag("ensure_weight_tying"),
             use_dora=self._use_dora(is_adalora),
             bias=self._bias(),
+            own_tokens=self._own_tokens(),
         )
 
     def _use_dora(self, is_adalora: bool) -> bool:
@@ -204,6 +209,15 @@ class _Checker:
                          f"{str(bias)[:40]!r}")  # fmt: skip
             return "none"
         return bias
+
+    def _own_tokens(self) -> OwnTokens | None:
+        if self.raw.get(OWN_TOKENS_KEY) is None:
+            return None
+        try:
+            return read_own_tokens(self.raw[OWN_TOKENS_KEY])
+        except ValueError as error:
+            self._refuse(OWN_TOKENS_KEY, f"{OWN_TOKENS_KEY} is refused. {error}")
+            return None
 
     def _ranks(self) -> dict[str, int]:
         return {key: self._rank(key, rank) for key, rank in self._pattern("rank_pattern").items()}

@@ -44,6 +44,8 @@ def adapter_digest(
     if plan.vocabulary is not None:
         saved, ties = list(config.modules_to_save), config.ensure_weight_tying
         head["vocabulary"] = {"modules_to_save": saved, "ensure_weight_tying": ties}
+    if config.own_tokens is not None:
+        head["tokenizer"] = config.own_tokens.to_dict()
     sha = hashlib.sha256(b"weft-adapter-v1\n" + _canonical_json(head) + b"\n")
     for name in sorted(header.tensors):
         info = header.tensors[name]

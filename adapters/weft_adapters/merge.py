@@ -128,6 +128,10 @@ def read_parent(name: str, digest: str, stored: StoredAdapter, base: BaseSpec) -
     plan = resolve(config, header, base)
     if plan.faults:
         raise MergeRefusedError(f"'{name}' could not be read. {plan.faults[0].message}")
+    if config.own_tokens is not None:
+        raise MergeRefusedError(
+            f"'{name}' cannot be merged: it has tokens or a template of its own"
+        )
     mergeable = {tensor for f in plan.plain for tensor in (f.a_name, f.b_name)}
     other = next((tensor for tensor in header.tensors if tensor not in mergeable), None)
     if other is not None:

@@ -88,7 +88,8 @@ class ValidationReport:
     `sites` counts the touched sites by projection; `missing` are patterns of what the config says
     is adapted and no tensor is there for; `tier_bytes` is what the adapter takes on each tier, at
     most: rows of a matrix that are the base's need no room. `vocab_size`: the adapter's tokens,
-    where it has an embedding or a head of its own.
+    where it has an embedding or a head of its own; `has_tokenizer`: or tokens, names or a chat
+    template (`own_tokens`).
     """
 
     ok: bool
@@ -107,6 +108,7 @@ class ValidationReport:
     tier_bytes: Mapping[str, int] = field(default_factory=dict)
     smoke: Smoke | None = None
     vocab_size: int | None = None
+    has_tokenizer: bool = False
 
     @property
     def max_rank(self) -> int:
@@ -134,6 +136,7 @@ class ValidationReport:
             "missing": list(self.missing),
             "tier_bytes": dict(self.tier_bytes),
             "vocab_size": self.vocab_size,
+            "has_tokenizer": self.has_tokenizer,
             "smoke": None if self.smoke is None else self.smoke.to_dict(),
         }
 

@@ -148,6 +148,13 @@ class FolderStore:
             raise AdapterNotStoredError(f"the store has no adapter {digest}")
         return stored_in(folder)
 
+    def read_config(self, digest: str) -> bytes:
+        """AdapterNotStoredError when there is none."""
+        try:
+            return self.open(digest).config_path.read_bytes()
+        except FileNotFoundError:
+            raise AdapterNotStoredError(f"the store has no adapter {digest}") from None
+
     def exists(self, digest: str) -> bool:
         return self._folder(digest).is_dir()
 

@@ -66,6 +66,7 @@ def validate(
         except ExpressionError as error:
             message = f"adapter_config.json: target_modules or exclude_modules is refused. {error}"
             faults.append(Fault("invalid_config", message, "target_modules"))
+        faults += _tokens_without_rows(config, plan, base)
         faults += _unused(plan, header)
         faults += _other_reading(tensors_path, header)
     if faults:
@@ -85,6 +86,7 @@ def validate(
         *warnings_of(plan, stats),
     )
     report = _accepted(digest, warnings, plan, header, stats, base, _VALUE_BYTES[dtype])
+    report = replace(report, has_tokenizer=config.own_tokens is not None)
     missing = patterns_of(str(site) for site in differences.missing)
     return replace(report, missing=tuple(map(str, missing)))
 
@@ -99,6 +101,19 @@ def _ranks_too_large(plan: AdapterPlan, max_rank: int) -> Iterator[Fault]:
 def _with_factors(plan: AdapterPlan, base: BaseSpec) -> Iterator[Site]:
     """A bias may have been trained anywhere."""
     return (site for site, rank in plan.sites(base).items() if rank)
+
+
+def _tokens_without_rows(
+    config: AdapterConfig, plan: AdapterPlan, base: BaseSpec
+) -> Iterator[Fault]:
+    num_tokens = base.vocab_size if plan.vocabulary is None else plan.vocabulary.num_tokens
+    for token in () if config.own_tokens is None else config.own_tokens.tokens:
+        if token.token_id >= num_tokens:
+            message = (
+                f"the tokenizer's added token {shown(token.content)} has the id {token.token_id}, "
+                f"and the embedding only {num_tokens} rows"
+            )
+            yield Fault("token_without_row", message)
 
 
 def _unused(plan: AdapterPlan, header: Header) -> Iterator[Fault]:

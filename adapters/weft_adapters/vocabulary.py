@@ -256,6 +256,9 @@ class _Resolver:
             self._refuse("missing_factor", message, names[0])
         if len(names) < 2:
             return None
+        if self._config.use_dora:
+            self._refuse("unsupported_config", f"use_dora=true is not served for {projection}")
+            return None
         module, hidden = VOCABULARY_MODULES[projection], self._base.hidden_size
         rank = self._config.rank_of(module)
         sizes = (num_tokens, hidden) if projection == EMBEDDING else (hidden, num_tokens)

@@ -58,7 +58,7 @@ def create_app(settings: ServerSettings, engine: EngineClient, tokenizer: BaseTo
     secrets = prepare_data(settings)
     database = Database(sqlite_url(settings.database_file))
     registry = create_registry(settings, engine, database)
-    gateway = Gateway(settings, engine, tokenizer, database, registry.merger)
+    gateway = Gateway(settings, engine, tokenizer, database, registry.merger, registry.read_config)
 
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:

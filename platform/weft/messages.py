@@ -117,15 +117,15 @@ class TenantShare:
 
 @dataclass(frozen=True, slots=True)
 class RequestVocabulary:
-    """The vocabulary of an adapter that has added tokens, or files of a tokenizer.
+    """The vocabulary of an adapter that has an embedding, a head or tokens of its own.
 
-    num_tokens: ids are below it. eos_token_ids: what ends an answer besides the base's.
-    has_tokenizer: it came with files of its own, which turn its tokens into text.
+    num_tokens: ids are below it. eos_token_ids: what ends an answer besides the base's. texts: of
+    tokens that the base's tokenizer does not have, by their ids; empty for control tokens.
     """
 
     num_tokens: int
     eos_token_ids: frozenset[int] = frozenset()
-    has_tokenizer: bool = False
+    texts: tuple[tuple[int, str], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,21 +10,48 @@ import json
 import re
 import secrets
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import datetime
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, Protocol
 
 import jinja2
+from jinja2.exceptions import SecurityError
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from tokenizers import Tokenizer
 
 from weft.vocabulary import Vocabulary
 
 ChatMessage = Mapping[str, str]
+SPECIAL_NAMES = ("bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cls_token")
 
 # from here on a thread of its own pays off
 _LONG_CHARS = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class StandIn:
+    """A control token that may stand for others while a text is split; see `own_tokenizer`."""
+
+    token_id: int
+    content: str
+
+
+class ChatTokenizer(Protocol):
+    """What the gateway asks of a base's tokenizer, and of an adapter's."""
+
+    eos_token_ids: frozenset[int]
+
+    @property
+    def vocabulary(self) -> Vocabulary: ...
+
+    @property
+    def has_chat_template(self) -> bool: ...
+
+    def encode(self, text: str) -> list[int]: ...
+
+    def encode_chat(self, messages: Sequence[ChatMessage]) -> list[int]: ...
 
 
 class BaseTokenizer:
@@ -43,10 +70,13 @@ class BaseTokenizer:
         self._literal = Tokenizer.from_str(tokenizer.to_str())
         self._literal.encode_special_tokens = True
         self.eos_token_ids = eos_token_ids
-        self._special_names = dict(special_tokens or {})
-        self._template = None if chat_template is None else _compile(chat_template)
-        added = tokenizer.get_added_tokens_decoder().values()
-        control = sorted({t.content for t in added if t.special}, key=len, reverse=True)
+        self.special_names: Mapping[str, str] = dict(special_tokens or {})
+        self.chat_template = chat_template
+        self._template = None if chat_template is None else compile_template(chat_template)
+        added = tokenizer.get_added_tokens_decoder()
+        self.control_ids = frozenset(i for i, token in added.items() if token.special)
+        control = sorted({added[i].content for i in self.control_ids}, key=len, reverse=True)
+        self.control_contents = tuple(control)
         self._control_pattern = re.compile("|".join(map(re.escape, control))) if control else None
 
     @classmethod
@@ -59,13 +89,12 @@ class BaseTokenizer:
         tokenizer = Tokenizer.from_file(str(file))
         tokenizer.no_truncation()
         tokenizer.no_padding()
-        config = _read_json(folder / "tokenizer_config.json")
-        names = ("bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cls_token")
-        special = {name: _token_text(config[name]) for name in names if config.get(name)}
+        config = read_json(folder / "tokenizer_config.json")
+        special = {name: token_text(config[name]) for name in SPECIAL_NAMES if config.get(name)}
         return cls(
             tokenizer,
             eos_token_ids=_eos_token_ids(folder, tokenizer, special.get("eos_token")),
-            chat_template=_chat_template(folder, config),
+            chat_template=read_chat_template(folder, config),
             special_tokens=special,
         )
 
@@ -73,6 +102,25 @@ class BaseTokenizer:
     def vocab_size(self) -> int:
         """Number of token ids, the added ones included."""
         return self._tokenizer.get_vocab_size(with_added_tokens=True)
+
+    @cached_property
+    def stand_in(self) -> StandIn | None:
+        """One that takes no white space with it and that no prompt begins or ends with by itself;
+        None where there is none."""
+        framing = set(self._tokenizer.encode("").ids)
+        for token_id, token in sorted(self._tokenizer.get_added_tokens_decoder().items()):
+            takes_more = token.lstrip or token.rstrip or token.single_word or token.normalized
+            if token.special and not takes_more and token_id not in framing:
+                return StandIn(token_id, token.content)
+        return None
+
+    def token_to_id(self, token: str) -> int | None:
+        found: int | None = self._tokenizer.token_to_id(token)
+        return found
+
+    def id_to_token(self, token_id: int) -> str | None:
+        found: str | None = self._tokenizer.id_to_token(token_id)
+        return found
 
     @cached_property
     def vocabulary(self) -> Vocabulary:
@@ -83,33 +131,48 @@ class BaseTokenizer:
     def has_chat_template(self) -> bool:
         return self._template is not None
 
-    def encode(self, text: str) -> list[int]:
+    def encode(self, text: str, *, adds_special_tokens: bool = True) -> list[int]:
         """Tokens of a raw prompt: the model's own prefix (BOS) is added where it has one.
 
         Control tokens written in `text` become control tokens: a raw prompt is the caller's whole.
         """
-        return _encode(self._tokenizer, text, add_special_tokens=True)
+        return _encode(self._tokenizer, text, add_special_tokens=adds_special_tokens)
 
-    def decode(self, ids: Sequence[int]) -> str:
+    def encode_literally(self, text: str) -> list[int]:
+        """Control tokens written in `text` stay text."""
+        return _encode(self._literal, text, add_special_tokens=False)
+
+    def decode(self, ids: Sequence[int], *, skips_control: bool = True) -> str:
         """Text of tokens, control tokens left out."""
-        return self._tokenizer.decode(list(ids), skip_special_tokens=True)
+        return self._tokenizer.decode(list(ids), skip_special_tokens=skips_control)
 
     def apply_chat_template(
-        self, messages: Sequence[ChatMessage], add_generation_prompt: bool = True
+        self,
+        messages: Sequence[ChatMessage],
+        add_generation_prompt: bool = True,
+        names: Mapping[str, str] | None = None,
     ) -> str:
-        """The conversation as the base was trained to see it; ValueError if it cannot be shown."""
+        """The conversation as the base was trained to see it, with other `names` of special tokens
+        if any are given; ValueError if it cannot be shown."""
         if self._template is None:
             raise ValueError("The base model has no chat template.")
-        try:
-            return self._template.render(
-                messages=[dict(message) for message in messages],
-                add_generation_prompt=add_generation_prompt,
-                tools=None,
-                documents=None,
-                **self._special_names,
-            )
-        except jinja2.TemplateError as error:
-            raise ValueError(f"The chat template refused the messages: {error}") from error
+        variables = self.template_variables(messages, add_generation_prompt, names)
+        return render_template(self._template, variables)
+
+    def template_variables(
+        self,
+        messages: Sequence[ChatMessage],
+        add_generation_prompt: bool = True,
+        names: Mapping[str, str] | None = None,
+    ) -> dict[str, object]:
+        """What a chat template may refer to."""
+        return {
+            "messages": [dict(message) for message in messages],
+            "add_generation_prompt": add_generation_prompt,
+            "tools": None,
+            "documents": None,
+            **(self.special_names if names is None else names),
+        }
 
     def encode_chat(self, messages: Sequence[ChatMessage]) -> list[int]:
         """Tokens of the rendered conversation, with the prompt for the answer.
@@ -118,7 +181,7 @@ class BaseTokenizer:
         is encoded as ordinary text, so a caller cannot open a turn that is not theirs. Contents
         without such text take the plain path and give exactly the tokens that transformers gives.
         """
-        guard = _ContentGuard(self._control_pattern)
+        guard = ContentGuard(self._control_pattern)
         guarded = [{**m, "content": guard.hide(m["content"])} for m in messages]
         rendered = self.apply_chat_template(guarded)
         ids: list[int] = []
@@ -126,6 +189,16 @@ class BaseTokenizer:
             tokenizer = self._literal if is_literal else self._tokenizer
             ids += _encode(tokenizer, text, add_special_tokens=False)
         return ids
+
+
+def render_template(template: jinja2.Template, variables: Mapping[str, object]) -> str:
+    """ValueError, a sentence, where the template refuses what it is given."""
+    try:
+        return template.render(**variables)
+    except SecurityError as error:
+        raise ValueError(f"The chat template does what none may do: {error}") from error
+    except jinja2.TemplateError as error:
+        raise ValueError(f"The chat template refused the messages: {error}") from error
 
 
 def _encode(tokenizer: Tokenizer, text: str, *, add_special_tokens: bool) -> list[int]:
@@ -136,7 +209,7 @@ def _encode(tokenizer: Tokenizer, text: str, *, add_special_tokens: bool) -> lis
     return list(encoding.ids)
 
 
-class _ContentGuard:
+class ContentGuard:
     """Swaps control-token text in contents for placeholders that no caller can guess."""
 
     def __init__(self, control_pattern: re.Pattern[str] | None) -> None:
@@ -165,7 +238,7 @@ class _ContentGuard:
         return [(text, is_literal) for text, is_literal in pieces if text]
 
 
-def _compile(source: str) -> jinja2.Template:
+def compile_template(source: str) -> jinja2.Template:
     """Hugging Face's template dialect: same whitespace rules, same helpers, sandboxed."""
     env = ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
@@ -189,7 +262,7 @@ def _compile(source: str) -> jinja2.Template:
     return env.from_string(source)
 
 
-def _read_json(file: Path) -> dict[str, Any]:
+def read_json(file: Path) -> dict[str, Any]:
     if not file.is_file():
         return {}
     value = json.loads(file.read_text(encoding="utf-8"))
@@ -198,11 +271,11 @@ def _read_json(file: Path) -> dict[str, Any]:
     return value
 
 
-def _token_text(value: str | Mapping[str, Any]) -> str:
+def token_text(value: str | Mapping[str, Any]) -> str:
     return value if isinstance(value, str) else str(value["content"])
 
 
-def _chat_template(folder: Path, config: Mapping[str, Any]) -> str | None:
+def read_chat_template(folder: Path, config: Mapping[str, Any]) -> str | None:
     file = folder / "chat_template.jinja"
     if file.is_file():
         return file.read_text(encoding="utf-8")
@@ -216,7 +289,7 @@ def _eos_token_ids(folder: Path, tokenizer: Tokenizer, eos_token: str | None) ->
     """Every id that ends an answer: generation_config, else config; and the tokenizer's own."""
     ids: set[int] = set()
     for name in ("generation_config.json", "config.json"):
-        value = _read_json(folder / name).get("eos_token_id")
+        value = read_json(folder / name).get("eos_token_id")
         if value is not None:
             ids.update(value if isinstance(value, list) else [value])
             break

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,6 +25,14 @@ class Vocabulary:
     token_bytes: tuple[bytes, ...]
     control_ids: frozenset[int]
     is_exact: bool
+
+    def extended(self, added: Mapping[int, bytes], control_ids: Collection[int]) -> Vocabulary:
+        """With tokens of an adapter's own; of `added` those in `control_ids` are control tokens."""
+        table = list(self.token_bytes)
+        for token_id, data in added.items():
+            table += [b""] * (token_id + 1 - len(table))
+            table[token_id] = data
+        return Vocabulary(tuple(table), self.control_ids | set(control_ids), self.is_exact)
 
     @classmethod
     def of(cls, tokenizer: Tokenizer) -> Vocabulary:

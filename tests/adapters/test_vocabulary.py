@@ -230,6 +230,7 @@ BAD: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
     "another module saved": (
         {f"{HEAD}weight": MATRIX}, {"modules_to_save": ["norm"]}, "unsupported_config",
     ),
+    "factors with DoRA": (factors(), {"use_dora": True}, "unsupported_config"),
     "tokens trained one by one": (
         {f"{HEAD}weight": MATRIX}, {"trainable_token_indices": [3]}, "unsupported_config",
     ),

@@ -72,6 +72,7 @@ class EchoEngine:
         self.running_adapters: tuple[str, ...] = ()
         self.waiting_adapters: tuple[str, ...] = ()
         self.finished: dict[str, EngineOutput] = {}
+        self.id_offset = 0  # of the tokens it says that it has sampled
         self._running: set[str] = set()
         self._draining = False
         self._num_tokens = 0
@@ -127,7 +128,7 @@ class EchoEngine:
         logprobs: tuple[TokenLogprobs, ...] = ()
         if token is not None and req.sampling.logprobs is not None:
             best = tuple((token + k, -0.5 - k) for k in range(req.sampling.logprobs))
-            logprobs = (TokenLogprobs(token, -0.5, best),)
+            logprobs = (TokenLogprobs(token + self.id_offset, -0.5, best),)
         output = EngineOutput(
             req.request_id,
             "" if token is None else chr(token),

@@ -27,6 +27,17 @@ def test_a_version_is_opened_by_way_of_the_disk(
     opened.close()
 
 
+def test_a_config_is_read_without_the_tensors(
+    store: S3Store, put_adapter: Callable[[int], str], tmp_path: Path
+) -> None:
+    digest = put_adapter(1)
+    opened = OpenedStore(store, tmp_path / "opened")
+    config = opened.read_config(digest)
+    assert not (tmp_path / "opened").exists()
+    assert opened.open(digest).config_path.read_bytes() == config
+    opened.close()
+
+
 def test_the_settings_name_the_store(server: str, location: S3Location, tmp_path: Path) -> None:
     in_folder = ServerSettings(base_dir=tmp_path, data_dir=tmp_path)
     assert create_remote_store(in_folder) is None

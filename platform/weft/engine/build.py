@@ -109,7 +109,7 @@ def build_engine(
     decoder = Decoder(model, weights, memory.max_model_len, backend)
     runner = _create_runner(config, decoder, kv, host_kv, base, pool, tokenizer.eos_token_ids)
     engine = Engine(
-        config, runner, tiers, tokenizer.decode,
+        config, runner, tiers, tokenizer,
         Grammars(lambda: tokenizer.vocabulary, model.vocab_size, tokenizer.eos_token_ids),
         is_async=resolve_async_scheduling(config.async_scheduling, device),
         num_blocks=memory.num_blocks,

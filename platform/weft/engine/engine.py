@@ -26,6 +26,8 @@ from weft.engine.runner import PendingStep, Runner
 from weft.engine.sampler import NO_TOKEN_ALLOWED, Sampled
 from weft.engine.scheduler import Scheduler
 from weft.messages import EngineOutput, EngineRequest, FinishReason, TokenLogprobs
+from weft.own_tokenizer import TokenDecoder
+from weft.tokenizer import BaseTokenizer
 from weft_adapters.tiers import AdapterTiers
 
 
@@ -37,7 +39,7 @@ class Engine:
         config: EngineConfig,
         runner: Runner,
         tiers: AdapterTiers,
-        decode: Callable[[Sequence[int]], str],
+        tokenizer: BaseTokenizer,
         grammars: Grammars,
         *,
         is_async: bool,
@@ -48,7 +50,7 @@ class Engine:
         eos_token_ids: frozenset[int],
         prefix_roots: PrefixRoots | None,
     ) -> None:
-        self._runner, self._tiers, self._decode = runner, tiers, decode
+        self._runner, self._tiers, self._tokenizer = runner, tiers, tokenizer
         self.grammars = grammars
         self._check_integrity = config.check_integrity
         self._max_model_len, self._vocab_size = max_model_len, vocab_size
@@ -114,13 +116,19 @@ class Engine:
         self._reqs[request.request_id] = choices
         for req in choices:
             sampling = request.sampling
-            self._texts[req] = Detokenizer(self._decode, sampling.stop, sampling.min_tokens)
+            decode = self._decoder_of(request)
+            self._texts[req] = Detokenizer(decode, sampling.stop, sampling.min_tokens)
             if sampling.grammar is not None:
                 req.grammar = self.grammars.create_state(sampling.grammar)
         if request.adapter_digest is not None:
             self._tiers.note_request(request.adapter_digest)
             self._tiers.request(request.adapter_digest, request.tenant_id)
         self.scheduler.add(choices[0])
+
+    def _decoder_of(self, request: EngineRequest) -> Callable[[Sequence[int]], str]:
+        if request.vocabulary is None or not request.vocabulary.texts:
+            return self._tokenizer.decode
+        return TokenDecoder(self._tokenizer, dict(request.vocabulary.texts)).decode
 
     def abort(self, request_id: str) -> list[EngineOutput]:
         """End a request now, each choice that has not ended yet; empty when it is not there."""

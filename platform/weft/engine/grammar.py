@@ -32,10 +32,11 @@ _PLACE = re.compile(r"^\[[\d:]+\] \S+:\d+: (?:Check failed: \(.*?\) is false: )?
 
 
 class GrammarState:
-    """One sequence's place in its grammar."""
+    """One sequence's place in its grammar, which is written in the base's tokens: those that an
+    adapter has beyond the `vocab_size` first ones are no part of it."""
 
-    def __init__(self, matcher: GrammarMatcher) -> None:
-        self._matcher = matcher
+    def __init__(self, matcher: GrammarMatcher, vocab_size: int) -> None:
+        self._matcher, self.vocab_size = matcher, vocab_size
 
     def fill(self, mask: Any, row: int) -> None:
         """Write which tokens may come next: bits of `mask[row]`, int32 `[M, ceil(V / 32)]` on the
@@ -92,7 +93,7 @@ class Grammars:
     def create_state(self, grammar: Grammar) -> GrammarState:
         from xgrammar import GrammarMatcher
 
-        return GrammarState(GrammarMatcher(self.compile(grammar)))
+        return GrammarState(GrammarMatcher(self.compile(grammar)), self._vocab_size)
 
     def close(self) -> None:
         """Wait for no compilation any more."""

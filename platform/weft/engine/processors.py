@@ -95,8 +95,11 @@ def _apply_grammars(logits_MV: Tensor, reqs: Sequence[Req]) -> None:
         return
     from xgrammar import allocate_token_bitmask, apply_token_bitmask_inplace
 
-    mask = allocate_token_bitmask(*logits_MV.shape)  # int32, one bit a token
+    rows, num_known = [row for row, _ in chosen], chosen[0][1].vocab_size
+    mask = allocate_token_bitmask(logits_MV.shape[0], num_known)  # int32, one bit a token
     for row, grammar in chosen:
         grammar.fill(mask, row)
-    rows = [row for row, _ in chosen]
-    apply_token_bitmask_inplace(logits_MV, mask.to(logits_MV.device), indices=rows)
+    if num_known < logits_MV.shape[1]:  # by an adapter's tokens, which no grammar knows
+        logits_MV[rows, num_known:] = -torch.inf
+    known_MV = logits_MV[:, :num_known]
+    apply_token_bitmask_inplace(known_MV, mask.to(logits_MV.device), indices=rows)

@@ -14,6 +14,7 @@ from starlette.responses import Response
 
 from weft.errors import InvalidRequestError
 from weft.gateway.logprobs import LogprobsFormat
+from weft.gateway.model_tokens import ModelTokens
 from weft.gateway.responses import AnswerResponse, EventStream
 from weft.gateway.runtime import Gateway, Work
 from weft.gateway.sampling import create_sampling
@@ -36,12 +37,16 @@ async def answer(
     headers: Mapping[str, str] = MappingProxyType({}),
 ) -> Response:
     """Admit the prompts and answer in the format's shapes, whole or as a stream."""
+    tokens = await gateway.tokens_of(model)
     grammar = await _prepare_grammar(gateway, body)
     sampling = create_sampling(
         body, prompts, grammar,
-        max_model_len=gateway.engine.info.max_model_len, vocab_size=gateway.vocab_size,
+        max_model_len=gateway.engine.info.max_model_len, vocab_size=tokens.vocab_size,
     )  # fmt: skip
-    work = Work(request_id, model, prompts, sampling, body.priority or 0, body.cache_salt or "")
+    work = Work(
+        request_id, model, prompts, sampling, body.priority or 0, body.cache_salt or "",
+        tokens.vocabulary,
+    )  # fmt: skip
     generation = await gateway.admit(principal, work)
     headers = dict(headers)
     if model.digest is not None:
@@ -61,12 +66,12 @@ async def answer(
     )
 
 
-async def logprobs_format(gateway: Gateway, is_wanted: bool) -> LogprobsFormat | None:
+async def logprobs_format(tokens: ModelTokens, is_wanted: bool) -> LogprobsFormat | None:
     """How log-probabilities are shown, where they are."""
     if not is_wanted:
         return None
     # the first use reads the whole vocabulary
-    return LogprobsFormat(await asyncio.to_thread(lambda: gateway.tokenizer.vocabulary))
+    return LogprobsFormat(await asyncio.to_thread(lambda: tokens.tokenizer.vocabulary))
 
 
 async def _prepare_grammar(gateway: Gateway, body: InferenceRequest) -> Grammar | None:

@@ -36,9 +36,10 @@ async def create_chat_completion(
     """OpenAI's chat completions, with vLLM's extra fields and `adapter_id`."""
     check_parameters(body)
     model = await gateway.resolve(principal, model_of(body, gateway.base.name))
-    prompts = [await encode_chat(body, gateway.tokenizer)]
+    tokens = await gateway.tokens_of(model)
+    prompts = [await encode_chat(body, tokens.tokenizer)]
     request_id: str = request.state.request_id
-    logprobs = await logprobs_format(gateway, bool(body.logprobs))
+    logprobs = await logprobs_format(tokens, bool(body.logprobs))
     answer_format = ChatFormat(request_id, model.name, logprobs)
     return await answer(gateway, principal, body, request_id, model, prompts, answer_format)
 
@@ -50,11 +51,12 @@ async def create_completion(
     """OpenAI's completions; choice c of prompt p has index `p * n + c`."""
     check_parameters(body)
     model = await gateway.resolve(principal, model_of(body, gateway.base.name))
+    tokens = await gateway.tokens_of(model)
     prompts = await encode_prompts(
-        body, gateway.tokenizer, gateway.vocab_size, gateway.settings.max_prompts_per_request
+        body, tokens.tokenizer, tokens.vocab_size, gateway.settings.max_prompts_per_request
     )
     request_id: str = request.state.request_id
-    logprobs = await logprobs_format(gateway, body.logprobs is not None)
+    logprobs = await logprobs_format(tokens, body.logprobs is not None)
     answer_format = CompletionFormat(request_id, model.name, logprobs)
     return await answer(gateway, principal, body, request_id, model, prompts, answer_format)
 

@@ -113,8 +113,9 @@ async def _generate(
 ) -> Response:
     given = body.parameters or LoraxParameters()
     model = await gateway.resolve(principal, _model_of(given, gateway.base.name))
+    tokens = await gateway.tokens_of(model)
     (prompt,) = await encode_prompts(
-        CompletionRequest(prompt=body.inputs), gateway.tokenizer, gateway.vocab_size, 1
+        CompletionRequest(prompt=body.inputs), tokens.tokenizer, tokens.vocab_size, 1
     )
     if given.truncate is not None:
         prompt = prompt[-given.truncate :]
@@ -126,11 +127,11 @@ async def _generate(
         has_alternatives=given.return_k_alternatives is not None,
         seed=seed if given.is_sampling else None,
         stop=tuple(given.stop),
-        end_ids=gateway.tokenizer.eos_token_ids,
+        end_ids=tokens.tokenizer.eos_token_ids,
         is_listed=is_listed,
     )
     # the first use reads the whole vocabulary
-    vocabulary = await asyncio.to_thread(lambda: gateway.tokenizer.vocabulary)
+    vocabulary = await asyncio.to_thread(lambda: tokens.tokenizer.vocabulary)
     answer_format = LoraxFormat(vocabulary, shape, lambda error: _to_error(gateway, error))
     headers = {"x-model-id": gateway.base.name}
     if model.digest is not None:

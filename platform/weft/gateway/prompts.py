@@ -17,7 +17,7 @@ from weft.gateway.schemas import (
     require_unicode,
 )
 from weft.registry.merging import WantedMerge
-from weft.tokenizer import BaseTokenizer
+from weft.tokenizer import ChatTokenizer
 
 # tokenizing this much takes about as long as a hop to a thread costs
 _THREAD_CHARS = 4096
@@ -78,7 +78,7 @@ def _check_chat(body: ChatRequest) -> None:
                 )
 
 
-async def encode_chat(body: ChatRequest, tokenizer: BaseTokenizer) -> tuple[int, ...]:
+async def encode_chat(body: ChatRequest, tokenizer: ChatTokenizer) -> tuple[int, ...]:
     """The conversation through the base's chat template."""
     messages = [
         {"role": "system" if m.role == "developer" else m.role, "content": m.text}
@@ -92,7 +92,7 @@ async def encode_chat(body: ChatRequest, tokenizer: BaseTokenizer) -> tuple[int,
 
 
 async def encode_prompts(
-    body: CompletionRequest, tokenizer: BaseTokenizer, vocab_size: int, max_prompts: int
+    body: CompletionRequest, tokenizer: ChatTokenizer, vocab_size: int, max_prompts: int
 ) -> list[tuple[int, ...]]:
     """One entry per prompt: a string is one, a list of tokens is one, else each element is."""
     prompt = body.prompt
@@ -110,7 +110,7 @@ async def encode_prompts(
 
 
 async def _encode_prompt(
-    prompt: object, tokenizer: BaseTokenizer, vocab_size: int
+    prompt: object, tokenizer: ChatTokenizer, vocab_size: int
 ) -> tuple[int, ...]:
     if isinstance(prompt, str):
         text = prompt

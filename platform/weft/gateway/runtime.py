@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -18,8 +18,9 @@ from weft.db.ids import now
 from weft.gateway.faults import draining_error
 from weft.gateway.generation import Generation, Generations, Job
 from weft.gateway.metrics import GatewayMetrics
+from weft.gateway.model_tokens import ModelTokenizers, ModelTokens
 from weft.gateway.responses import StreamLimits
-from weft.messages import EngineClient, EngineRequest, SamplingParams
+from weft.messages import EngineClient, EngineRequest, RequestVocabulary, SamplingParams
 from weft.registry.merging import Merger, WantedMerge
 from weft.registry.service import ResolvedModel, ServedBase, resolve_model
 from weft.settings import ServerSettings
@@ -43,6 +44,7 @@ class Work:
     sampling: Sequence[SamplingParams]
     priority: int
     cache_salt: str
+    vocabulary: RequestVocabulary | None = None
 
 
 class Gateway:
@@ -55,6 +57,7 @@ class Gateway:
         tokenizer: BaseTokenizer,
         database: Database,
         merger: Merger,
+        read_config: Callable[[str], bytes],
     ) -> None:
         self.settings = settings
         self.engine = engine
@@ -64,6 +67,7 @@ class Gateway:
         self.recorder = UsageRecorder(database)
         self.limits = StreamLimits(settings.keepalive_s, settings.stall_timeout_s)
         self._database, self._merger = database, merger
+        self._tokenizers = ModelTokenizers(tokenizer, self.vocab_size, read_config)
         self._generations = Generations(
             engine, self.recorder, self.metrics, settings.max_stream_backlog_bytes
         )
@@ -90,6 +94,9 @@ class Gateway:
             return await self._merger.resolve(principal, model)
         async with self._database.reading() as session:
             return await resolve_model(session, principal, self.base, model)
+
+    async def tokens_of(self, model: ResolvedModel) -> ModelTokens:
+        return await self._tokenizers.of(model)
 
     async def admit(self, principal: Principal, work: Work) -> Generation:
         """Write ahead, and hand the prompts to the engine; all or none."""
@@ -120,6 +127,7 @@ class Gateway:
         self.is_draining = True
         await self._merger.close()
         await self._generations.close()
+        await asyncio.to_thread(self._tokenizers.close)
 
     @staticmethod
     def served_base(engine: EngineClient) -> ServedBase:
@@ -141,6 +149,7 @@ class Gateway:
             adapter_timeout_s=self.settings.adapter_timeout_s,
             timeout_s=self.settings.request_timeout_s,
             cache_salt=work.cache_salt,
+            vocabulary=work.vocabulary,
         )  # fmt: skip
         metered = MeteredRequest(
             event_id=request_id,

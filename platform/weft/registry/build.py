@@ -42,6 +42,7 @@ def create_registry(settings: ServerSettings, engine: EngineClient, database: Da
         info.max_adapter_rank,
         quota,
         info.dtype,
+        settings.base_dir,
     )
     parts = _create_part_store(settings)
     uploads = Uploads(
@@ -93,6 +94,7 @@ def create_registry(settings: ServerSettings, engine: EngineClient, database: Da
         retention_s=settings.version_retention_s,
         sweep_interval_s=settings.sweep_interval_s,
         engine=engine,
+        read_config=store.read_config,
     )
 
 

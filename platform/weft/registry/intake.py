@@ -15,6 +15,7 @@ from pathlib import Path
 
 from weft.registry.card import MAX_README_BYTES, README_NAME, Card, parse_card
 from weft.registry.multipart import PartRule, write_parts
+from weft_adapters.own_tokens import TOKENIZER_FILES
 from weft_adapters.store import CONFIG_NAME, TENSORS_NAME
 
 MAX_CONFIG_BYTES = 1024 * 1024
@@ -23,11 +24,13 @@ _TEMPORARY = "upload-"
 
 @dataclass(frozen=True, slots=True)
 class ReceivedAdapter:
-    """The files of an upload; the tensors are gone when the receiving context ends."""
+    """The files of an upload; but for the config they are gone when the receiving context ends.
+    `tokenizer_folder`: where those of a tokenizer are, if any came."""
 
     config_bytes: bytes
     tensors_path: Path
     card: Card = field(default_factory=dict)
+    tokenizer_folder: Path | None = None
 
     @classmethod
     def in_folder(cls, folder: Path) -> ReceivedAdapter:
@@ -37,6 +40,7 @@ class ReceivedAdapter:
             (folder / CONFIG_NAME).read_bytes(),
             folder / TENSORS_NAME,
             parse_card(readme.read_bytes()) if readme.exists() else {},
+            folder if any((folder / name).is_file() for name in TOKENIZER_FILES) else None,
         )
 
 
@@ -46,6 +50,10 @@ def part_rules(max_bytes: int) -> dict[str, PartRule]:
         CONFIG_NAME: PartRule(min(MAX_CONFIG_BYTES, max_bytes)),
         TENSORS_NAME: PartRule(max_bytes),
         README_NAME: PartRule(MAX_README_BYTES, is_required=False),
+        **{
+            name: PartRule(min(num_bytes, max_bytes), is_required=False)
+            for name, num_bytes in TOKENIZER_FILES.items()
+        },
     }
 
 

@@ -15,6 +15,7 @@ import asyncio
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from types import MappingProxyType
 
 from sqlalchemy.ext.asyncio import AsyncSession
@@ -41,6 +42,7 @@ from weft.registry.lifecycle import (
 from weft.registry.maintenance_repository import MaintenanceRepository
 from weft.registry.models import Adapter, AdapterVersion, VersionState
 from weft.registry.names import MERGED_NAME
+from weft.registry.own_tokens import TokenizerRefusedError, take_own_tokens
 from weft.registry.quota import Quota, check_room
 from weft.registry.repository import RegistryRepository
 from weft.registry.service import ServedBase, get_adapter
@@ -77,7 +79,8 @@ class VersionRefusedError(Exception):
 
 
 class Publisher:
-    """Judges, stores and registers adapters for the served base."""
+    """Judges, stores and registers adapters for the served base. `base_dir`: where its tokenizer
+    is, which an adapter's may add to; None where no adapter comes with one."""
 
     def __init__(
         self,
@@ -88,14 +91,22 @@ class Publisher:
         max_rank: int,
         quota: Quota,
         dtype: str = "float32",
+        base_dir: Path | None = None,
     ) -> None:
         self._database, self._store = database, store
         self.base, self._spec, self._max_rank, self.quota = base, spec, max_rank, quota
-        self._dtype = dtype
+        self._dtype, self._base_dir = dtype, base_dir
 
-    async def judge(self, files: ReceivedAdapter) -> ValidationReport:
-        """Without a digest where the files are refused."""
-        return await asyncio.to_thread(
+    async def judge(self, files: ReceivedAdapter) -> tuple[ReceivedAdapter, ValidationReport]:
+        """The files as they are to be stored, and what is said of them: without a digest where they
+        are refused."""
+        if self._base_dir is not None:
+            try:
+                files = await take_own_tokens(files, self._base_dir)
+            except TokenizerRefusedError as error:
+                fault = Fault("invalid_tokenizer", str(error))
+                return files, ValidationReport(ok=False, faults=(fault,))
+        return files, await asyncio.to_thread(
             validate,
             files.config_bytes,
             files.tensors_path,
@@ -114,7 +125,7 @@ class Publisher:
         source: Mapping[str, object] = MappingProxyType({"type": "multipart"}),
     ) -> Published:
         """Make the files the newest version; AdapterInvalidError with every fault."""
-        report = await self.judge(files)
+        files, report = await self.judge(files)
         if report.digest is None:
             raise AdapterInvalidError(
                 f"The adapter cannot be served: {report.faults[0].message}",
@@ -188,7 +199,7 @@ class Publisher:
         VersionRefusedError, or VersionGoneError where it was deleted meanwhile.
         """
         await self._advance(owner, version_id)
-        report = await self.judge(files)
+        files, report = await self.judge(files)
         if report.digest is None:
             raise VersionRefusedError(report)
         deadline_s = time.monotonic() + _MAX_WAIT_S

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import logging
 import pathlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -31,7 +31,7 @@ logger = logging.getLogger("weft.registry")
 
 @dataclass(frozen=True, slots=True)
 class Registry:
-    """Times are seconds."""
+    """`read_config` gives a version's config by its digest, and blocks. Times are seconds."""
 
     database: Database
     publisher: Publisher
@@ -46,6 +46,7 @@ class Registry:
     retention_s: float
     sweep_interval_s: float
     engine: EngineClient
+    read_config: Callable[[str], bytes]
 
     def prefetch(self, digest: str) -> None:
         """Hint the engine that a request is near."""

@@ -37,7 +37,8 @@ class ServedBase:
 class ResolvedModel:
     """What a request will run, fixed at admission. `name` is immutable: `<adapter>@v3`.
 
-    `merged_from`: of what adapters it was merged, by their immutable names.
+    `merged_from`: of what adapters it was merged, by their immutable names. `vocab_size`: how many
+    tokens an adapter has, None for the base's; `has_tokenizer`: it has some of its own.
     """
 
     name: str
@@ -46,6 +47,8 @@ class ResolvedModel:
     version: int | None = None
     digest: str | None = None
     merged_from: tuple[str, ...] = ()
+    vocab_size: int | None = None
+    has_tokenizer: bool = False
 
 
 async def resolve_model(
@@ -70,8 +73,10 @@ async def resolve_model(
             code="base_mismatch",
         )
     return ResolvedModel(
-        f"{adapter.name}@v{version.number}", base.name, adapter.id, version.number, version.digest
-    )
+        f"{adapter.name}@v{version.number}", base.name, adapter.id, version.number, version.digest,
+        vocab_size=version.report.get("vocab_size"),
+        has_tokenizer=bool(version.report.get("has_tokenizer")),
+    )  # fmt: skip
 
 
 async def create_adapter(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from weft.settings import ServerSettings
 from weft.storage.opened import OpenedStore
 from weft.storage.s3 import S3Location, S3Store
-from weft_adapters.store import FolderStore, LocalStore
+from weft_adapters.store import FolderStore
 
 
 def create_remote_store(settings: ServerSettings) -> S3Store | None:
@@ -15,7 +15,7 @@ def create_remote_store(settings: ServerSettings) -> S3Store | None:
     return S3Store(S3Location.parse(settings.adapter_store), settings.s3_endpoint_url)
 
 
-def create_store(settings: ServerSettings) -> LocalStore:
+def create_store(settings: ServerSettings) -> FolderStore | OpenedStore:
     """The store as the registry uses it: it writes to it, and opens the few that it merges."""
     remote = create_remote_store(settings)
     if remote is None:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import threading
 from pathlib import Path
 
+from weft_adapters.config import MAX_CONFIG_BYTES
 from weft_adapters.disk import DiskTier
 from weft_adapters.fetch import DownloadedSource
-from weft_adapters.store import RemoteStore, StoredAdapter
+from weft_adapters.store import CONFIG_NAME, RemoteStore, StoredAdapter
 from weft_adapters.workers import Cancellation
 
 _BUDGET_BYTES = 4 * 1024**3
@@ -32,6 +33,17 @@ class OpenedStore:
                 self._source.fetch(digest, Cancellation())
             with self._source.reading(digest) as stored:
                 return stored
+
+    def read_config(self, digest: str) -> bytes:
+        """Download no more than that. AdapterNotStoredError, StoreUnavailableError, and ValueError
+        where it is larger than any can be."""
+        data = bytearray()
+        with self._store.download(digest, CONFIG_NAME, 0) as chunks:
+            for chunk in chunks:
+                data += chunk
+                if len(data) > MAX_CONFIG_BYTES:
+                    raise ValueError(f"the config of {digest} has over {MAX_CONFIG_BYTES} bytes")
+        return bytes(data)
 
     def close(self) -> None:
         """Let another process have the folder."""
