@@ -37,6 +37,7 @@ class Placement:
     num_references: int = 0
     rank: int = 0
     num_bytes: int = 0
+    is_pinned: bool = False
     failure: str | None = None
 
 
@@ -76,12 +77,12 @@ class Entry:
         is_at_rest = self.state in (AdapterState.ABSENT, AdapterState.DISK, AdapterState.HOST)
         return is_at_rest and self.workers is None and not self.is_queued
 
-    def placement(self, digest: str) -> Placement:
+    def placement(self, digest: str, is_pinned: bool) -> Placement:
         is_here = self.state in (AdapterState.HOST, AdapterState.LOADING)
         num_bytes = self.num_bytes if is_here else 0
         return Placement(
             digest, self.state, self.num_references, self.rank,
-            num_bytes if self.pooled is None else self.pooled.num_bytes,
+            num_bytes if self.pooled is None else self.pooled.num_bytes, is_pinned,
             None if self.failure is None else str(self.failure),
         )  # fmt: skip
 

@@ -163,17 +163,23 @@ class AdapterTiers:
         """Of one, wherever it is."""
         with self._table.lock:
             entry = self._table.entries.get(digest)
+            is_pinned = digest in self._table.pins
             if entry is None:
-                return Placement(digest, self._table.place_at_rest(digest))
-            return entry.placement(digest)
+                state = self._table.place_at_rest(digest)
+                return Placement(digest, state, is_pinned=is_pinned)
+            return entry.placement(digest, is_pinned)
 
     def placements(self) -> list[Placement]:
         """Of all that are on a tier of this replica, or on their way."""
         on_disk = self._source.digests_on_disk()
         with self._table.lock:
-            entries = dict(self._table.entries)
-            here = [entry.placement(digest) for digest, entry in entries.items()]
-        return here + [Placement(d, AdapterState.DISK) for d in on_disk if d not in entries]
+            entries, pins = dict(self._table.entries), self._table.pins
+            here = [entry.placement(d, d in pins) for d, entry in entries.items()]
+            return here + [
+                Placement(d, AdapterState.DISK, is_pinned=d in pins)
+                for d in on_disk
+                if d not in entries
+            ]
 
     def take_load_times(self, *, drain: bool) -> tuple[float, ...]:
         """Seconds from the request that had an adapter brought to its arrival on the device, of all

@@ -257,6 +257,7 @@ class AdapterPlacement:
     num_references: int = 0
     rank: int = 0
     num_bytes: int = 0
+    is_pinned: bool = False
     failure: str | None = None
 
 

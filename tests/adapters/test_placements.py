@@ -46,7 +46,11 @@ def test_a_placement_follows_its_adapter(
     found = wait_for(tiers, first, AdapterState.DEVICE)
     assert found == {first: Placement(first, AdapterState.DEVICE, 0, 4, PAGE_BYTES)}
     assert tiers.acquire(first) is not None
-    assert tiers.placements()[0].num_references == 1
+    tiers.pin(first)
+    (placement,) = tiers.placements()
+    assert (placement.num_references, placement.is_pinned) == (1, True)
+    assert tiers.placement(first) == placement
+    tiers.pin(first, False)
     tiers.release(first)
     tiers.request(second)  # takes the one page
     found = wait_for(tiers, second, AdapterState.DEVICE)

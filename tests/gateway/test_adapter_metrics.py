@@ -34,15 +34,17 @@ def test_routers_see_which_adapters_run_and_wait(site: Any) -> None:
 def test_each_resident_adapter_has_its_level_rank_and_bytes(site: Any) -> None:
     site.engine.adapter_placements = [
         AdapterPlacement(TWO, "host", "cpu", rank=4, num_bytes=100),
-        AdapterPlacement(ONE, "device", "gpu", num_references=3, rank=16, num_bytes=400),
+        AdapterPlacement(
+            ONE, "device", "gpu", num_references=3, rank=16, num_bytes=400, is_pinned=True
+        ),
         AdapterPlacement("sha256:coming", "fetching", "remote"),
         AdapterPlacement("sha256:kept", "disk", "disk"),
     ]
     loaded = [sample.labels for sample in samples(site, "vllm:lora_adapter_loaded")]
     assert loaded == [
-        {"adapter_name": ONE, "level": "gpu", "rank": "16"},
-        {"adapter_name": TWO, "level": "cpu", "rank": "4"},
-        {"adapter_name": "sha256:kept", "level": "disk", "rank": "0"},
+        {"adapter_name": ONE, "level": "gpu", "pinned": "true", "rank": "16"},
+        {"adapter_name": TWO, "level": "cpu", "pinned": "false", "rank": "4"},
+        {"adapter_name": "sha256:kept", "level": "disk", "pinned": "false", "rank": "0"},
     ]
     sizes = samples(site, "weft_adapter_bytes")
     assert [(s.labels["level"], s.value) for s in sizes] == [("gpu", 400), ("cpu", 100)]

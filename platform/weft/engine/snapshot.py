@@ -52,6 +52,7 @@ def list_placements(tiers: AdapterTiers, adapter_digest: str | None) -> list[Ada
             placement.num_references,
             placement.rank,
             placement.num_bytes,
+            placement.is_pinned,
             placement.failure,
         )
         for placement in found

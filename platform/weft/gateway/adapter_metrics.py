@@ -48,7 +48,7 @@ def _residency(placements: Sequence[AdapterPlacement]) -> Iterator[Metric]:
     loaded = GaugeMetricFamily(
         "vllm:lora_adapter_loaded",
         "1 for each adapter that is on a tier of this replica.",
-        labels=("adapter_name", "level", "rank"),
+        labels=("adapter_name", "level", "pinned", "rank"),
     )
     sizes = GaugeMetricFamily(
         "weft_adapter_bytes",
@@ -64,7 +64,8 @@ def _residency(placements: Sequence[AdapterPlacement]) -> Iterator[Metric]:
     here.sort(key=lambda p: (_LEVELS.index(p.level), -p.num_references, p.adapter_digest))
     for placement in here[:MAX_ADAPTERS]:
         name = placement.adapter_digest
-        loaded.add_metric((name, placement.level, str(placement.rank)), 1)
+        pinned = str(placement.is_pinned).lower()
+        loaded.add_metric((name, placement.level, pinned, str(placement.rank)), 1)
         if placement.num_bytes:
             sizes.add_metric((name, placement.level), placement.num_bytes)
         if placement.num_references:

@@ -125,6 +125,10 @@ async def unload_lora_adapter(
         version = await _version_of(session, principal, model)
         if version is None or version.digest is None:
             raise missing
+        if version.is_pinned:
+            raise InvalidUserInputError(
+                f"The lora adapter '{body.lora_name}' is pinned.", param="lora_name"
+            )
         is_shared = await MaintenanceRepository(session).is_shared(version)
     if all(p.level == "remote" for p in gateway.engine.placements(version.digest)):
         raise missing
