@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from tests.engine.exploding import register_exploding_adapter
 
 from weft.engine.build import BuiltEngine, build_engine
 from weft.engine.config import EngineConfig
@@ -20,7 +20,7 @@ from weft.engine.plan import StepPlan
 from weft.engine.runner import PendingStep
 from weft.engine.sampler import NON_FINITE, Sampled
 from weft.messages import EngineOutput, EngineRequest, SamplingParams
-from weft_adapters.store import TENSORS_NAME, FolderStore
+from weft_adapters.store import FolderStore
 
 if TYPE_CHECKING:
     from tests.conftest import Bench
@@ -50,14 +50,6 @@ def create_request(
 ) -> EngineRequest:
     params = {"max_tokens": 8, "temperature": 0, "ignore_eos": True, **sampling}
     return EngineRequest(name, "tenant", prompt, SamplingParams(**params), adapter)
-
-
-def register_exploding_adapter(bench: Bench, built: BuiltEngine, folder: Path) -> str:
-    """Finite weights of an adapter of q and v whose product is not."""
-    shutil.copytree(bench.oracle.adapter_dirs["small"], folder)
-    tensors = load_file(folder / TENSORS_NAME)
-    save_file({name: 1e30 * tensor for name, tensor in tensors.items()}, folder / TENSORS_NAME)
-    return register_folder(built, FolderStore(bench.root / "store"), folder)
 
 
 def assert_cache_is_finite(built: BuiltEngine) -> None:

@@ -11,16 +11,15 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from tests.engine.exploding import register_exploding_adapter
 from transformers import AutoModelForCausalLM, PreTrainedModel, Qwen3Config, Qwen3ForCausalLM
 
 from weft.engine.build import BuiltEngine
 from weft.engine.config import EngineConfig, kv_token_bytes, weight_bytes
 from weft.engine.model.config import create_model_config, read_hf_config
 from weft.engine.model.weights import DenseWeights, LayerWeights, load_weights
-from weft.engine.offline import load_adapters, register_folder, run_requests
+from weft.engine.offline import load_adapters, run_requests
 from weft.messages import EngineRequest, SamplingParams
-from weft_adapters.store import FolderStore
 from weft_kernels.backend import Backend
 from weft_kernels.moe import QuantizedExperts
 
@@ -226,15 +225,7 @@ def test_what_is_not_finite_fails_its_request_and_is_cleaned(
     dense: Bench, tmp_path: Path, quantization: str | None
 ) -> None:
     built, _ = dense.build(kv_dtype="int8", quantization=quantization, max_running=4)
-    folder = tmp_path / "bad"
-    folder.mkdir()
-    source = dense.oracle.adapter_dirs["all-linear"]
-    for file in source.iterdir():
-        (folder / file.name).write_bytes(file.read_bytes())
-    name = "adapter_model.safetensors"
-    tensors = load_file(source / name)
-    save_file({key: 1e30 * tensor for key, tensor in tensors.items()}, folder / name)
-    bad = register_folder(built, FolderStore(dense.root / "store"), folder)
+    bad = register_exploding_adapter(dense, built, tmp_path / "bad")
     good = create_requests(dense, {}, 1)
     want = tokens_of(built, good)
     sampling = SamplingParams(4, temperature=0, ignore_eos=True)
