@@ -15,10 +15,10 @@ from weft_adapters.faults import AdapterFaultError, Fault, FaultList, shown
 from weft_adapters.format import AdapterPlan, resolve
 from weft_adapters.header import Header, read_header_path
 from weft_adapters.judgement import warnings_of
-from weft_adapters.pages import padded_rank
 from weft_adapters.patterned import patterns_of
 from weft_adapters.report import ValidationReport, listed, tensor_rows
 from weft_adapters.sites import BaseSpec, Site
+from weft_adapters.sizes import tier_bytes
 from weft_adapters.targets import Differences, compare
 from weft_adapters.tensors import TensorFile, TensorStats
 from weft_adapters.vocabulary import check_twins
@@ -215,8 +215,6 @@ def _accepted(
     for site in ranks:
         sites[site.projection] = sites.get(site.projection, 0) + 1
     vocabulary = plan.vocabulary
-    own = 0 if vocabulary is None else vocabulary.num_matrix_rows * base.hidden_size
-    own += plan.vectors.num_elements(base)
     rows, num_left_out = tensor_rows(header, plan.uses(), stats)
     return ValidationReport(
         ok=True,
@@ -230,15 +228,6 @@ def _accepted(
         sites=sites,
         tensors=rows,
         num_rows_left_out=num_left_out,
-        tier_bytes={
-            "store": header.num_bytes,
-            "disk": header.num_bytes,
-            "host": 4 * own + sum(rank * sum(base.shape(site)) * 4 for site, rank in ranks.items()),
-            "device": value_bytes * own
-            + sum(
-                padded_rank(rank) * sum(base.shape(site)) * value_bytes
-                for site, rank in ranks.items()
-            ),
-        },
+        tier_bytes=tier_bytes(plan, header, base, value_bytes),
         vocab_size=None if vocabulary is None else vocabulary.num_tokens,
     )

@@ -41,10 +41,6 @@ class VectorNames:
         for site, name in self.biases.items():
             yield name, TensorUse("bias", str(site))
 
-    def num_elements(self, base: BaseSpec) -> int:
-        """Of the vectors that are served."""
-        return sum(base.shape(site)[1] for site in (*self.magnitudes, *self.biases))
-
 
 def is_vector(name: str) -> bool:
     """True for a tensor that `resolve_vectors` sees to."""

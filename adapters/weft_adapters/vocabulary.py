@@ -96,11 +96,6 @@ class VocabularyPlan:
         return list({m.factors: None for m in self.matrices if m.factors is not None})
 
     @property
-    def num_matrix_rows(self) -> int:
-        """Of whole matrices, rows that turn out to be the base's included."""
-        return self.num_tokens * len({m.matrix for m in self.matrices if m.matrix is not None})
-
-    @property
     def pairs(self) -> tuple[Pair, ...]:
         return tuple(Pair(f.a_name, f.b_name, f.rank, f.scale) for f in self.factors)
 

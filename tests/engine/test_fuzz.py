@@ -25,19 +25,19 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 from tests.adapters.mutants import Mutator, Upload
 from tests.engine.families import CASES, create_model
-from tests.engine.forms import FORMS, write
+from tests.engine.forms import DENSE, FORMS, MOE, write
 
 from weft.engine.build import BuiltEngine
 from weft.engine.model.served_weights import ServedWeights
 from weft.engine.offline import run_requests
 from weft.messages import EngineRequest, SamplingParams
 from weft_adapters.config import parse_config
-from weft_adapters.faults import MAX_FAULTS
+from weft_adapters.faults import MAX_FAULTS, AdapterFaultError
 from weft_adapters.format import resolve
 from weft_adapters.header import read_header_path
-from weft_adapters.site_weights import SiteWeights
+from weft_adapters.site_weights import SiteWeights, num_bytes
 from weft_adapters.sites import Site
-from weft_adapters.source import load_verified
+from weft_adapters.source import DigestMismatchError, load_verified
 from weft_adapters.store import FolderStore
 from weft_adapters.validation import ValidationReport, validate
 
@@ -90,11 +90,29 @@ class Target:
         self._assert_sound(report, upload, what)
         if report.digest is None:
             self.refusals.update({fault.code for fault in report.faults})
+        elif weights is None:
+            self.refusals.update(["at load"])
         else:
             self._assert_same_bytes(config, path, weights, what)
             self.waiting[report.digest] = (f"{what}: {upload.changes}", report)
         if len(self.waiting) == NUM_IN_BATCH:
             self.serve()
+
+    def _load(self, report: ValidationReport) -> Mapping[Site, SiteWeights] | None:
+        """As the tiers do; None where the base's own weights, which validation does not have, show
+        that it cannot be served: a clear error, too."""
+        assert report.digest is not None, "only accepted mutants are loaded"
+        base_weights = self.built.tiers._arrivals._base_weights
+        stored = self.store.open(report.digest)
+        try:
+            weights = load_verified(stored, report.digest, self.built.base, base_weights)
+        except (AdapterFaultError, DigestMismatchError):
+            raise
+        except ValueError:
+            return None
+        assert num_bytes(weights) <= report.tier_bytes["host"]
+        assert self.built.pool.num_bytes_needed(weights) <= report.tier_bytes["device"]
+        return weights
 
     def _assert_sound(self, report: ValidationReport, upload: Upload, what: str) -> None:
         text = json.dumps(report.to_dict())
@@ -188,7 +206,7 @@ def fuzz(target: Target, seed: int, numbers: range) -> None:
 
 @pytest.mark.slow
 def test_a_slice_of_the_mutants_is_refused_or_served(get_target: Callable[[str], Target]) -> None:
-    for base in BASES[:2]:
+    for base in (DENSE, MOE):
         target = get_target(base)
         fuzz(target, 0, range(180))
         assert target.num_served >= 20, "too few mutants are served for the test to say something"
@@ -228,7 +246,7 @@ def assert_any_mutant_is_refused_or_served(target: Target, num_examples: int) ->
 
 @pytest.mark.slow
 def test_hypothesis_finds_no_mutant_that_is_neither(get_target: Callable[[str], Target]) -> None:
-    assert_any_mutant_is_refused_or_served(get_target(BASES[0]), 140)
+    assert_any_mutant_is_refused_or_served(get_target(MOE), 140)
 
 
 @pytest.mark.verify
@@ -239,15 +257,34 @@ def test_hypothesis_finds_none_in_five_thousand(
     assert_any_mutant_is_refused_or_served(get_target(base), 5000 // len(BASES) + 1)
 
 
-@pytest.mark.slow
-def test_the_originals_are_served_and_mean_what_the_file_says(
-    get_target: Callable[[str], Target],
-) -> None:
-    """Else the mutants would be refused for nothing, and what is compared would be nothing."""
-    target = get_target(BASES[0])
+def assert_originals_are_served(target: Target) -> None:
+    """Else the mutants would be refused for nothing. Also: what the report says of their sizes,
+    but for whole matrices, whose rows may be the base's, is what they take."""
     for name, (config, tensors) in target.mutator.originals.items():
         upload = Upload(config, dict(tensors))
         path = target.folder / "original.safetensors"
         path.write_bytes(upload.file_bytes())
         report = validate(upload.config_bytes(), path, target.built.base, max_rank=MAX_RANK)
-        assert report.ok, (name, report.faults)
+        assert report.digest is not None, (name, report.faults)
+        target.store.put(report.digest, upload.config_bytes(), path)
+        weights = target._load(report)
+        assert weights is not None, name
+        if not any(site.is_vocabulary for site in weights):
+            assert report.tier_bytes["host"] == num_bytes(weights), name
+            assert report.tier_bytes["device"] == target.built.pool.num_bytes_needed(weights), name
+
+
+@pytest.mark.slow
+def test_the_originals_are_served_and_as_large_as_reported(
+    get_target: Callable[[str], Target],
+) -> None:
+    for base in (DENSE, MOE):
+        assert_originals_are_served(get_target(base))
+
+
+@pytest.mark.verify
+def test_all_originals_are_served_and_as_large_as_reported(
+    get_target: Callable[[str], Target],
+) -> None:
+    for base in BASES:
+        assert_originals_are_served(get_target(base))
