@@ -107,6 +107,7 @@ class _Drive:
         self.pending = deque(sorted(arrivals, key=lambda arrival: arrival.at_s))
         self.held: deque[EngineRequest] = deque()
         self.adapter_of = {a.request.request_id: a.request.adapter_digest for a in arrivals}
+        self.num_finished = 0
         self.outcome = Outcome()
         self.started_s = time.monotonic()
 
@@ -154,6 +155,11 @@ class _Drive:
         served.num_tokens += len(output.token_ids)
         if output.finish_reason is not None:
             served.finished_s = now_s
+            self.num_finished += 1
+
+    def end(self) -> Outcome:
+        self.outcome.wall_s = max(s.finished_s for s in self.outcome.served.values())
+        return self.outcome
 
 
 def drive(engine: Engine, arrivals: Sequence[Arrival], static_batch: int | None = None) -> Outcome:
@@ -172,5 +178,18 @@ def drive(engine: Engine, arrivals: Sequence[Arrival], static_batch: int | None 
             run.step()
         elif run.pending:
             time.sleep(max(0.0, run.pending[0].at_s - run.now_s))
-    run.outcome.wall_s = max(s.finished_s for s in run.outcome.served.values())
-    return run.outcome
+    return run.end()
+
+
+def drive_users(engine: Engine, requests: Sequence[EngineRequest], num_users: int) -> Outcome:
+    """The requests in this order, `num_users` at a time: each comes when one before it has ended
+    (a closed loop)."""
+    run = _Drive(engine, [Arrival(0.0, request) for request in requests])
+    arrivals, run.pending = run.pending, deque()
+    while arrivals or engine.has_work:
+        while arrivals and len(run.outcome.served) - run.num_finished < num_users:
+            request = arrivals.popleft().request
+            run.outcome.served[request.request_id] = Served(run.now_s)
+            engine.add(request)
+        run.step()
+    return run.end()

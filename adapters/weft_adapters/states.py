@@ -49,7 +49,8 @@ class Entry:
     their way from a reader to the loader. `num_damaged` counts its copies that were discarded.
     `rank` is its highest and `num_bytes` are those of its factors, both once they were read.
     `began_s`: since when it is being brought to the device; 0.0 where it is not. `is_unloading`: it
-    leaves the device when nobody uses it, unless a request takes it up before.
+    leaves the device when nobody uses it, unless a request takes it up before. `is_new`: a request
+    for it came since it was taken up last.
     """
 
     state: AdapterState
@@ -70,6 +71,7 @@ class Entry:
     num_bytes: int = 0
     began_s: float = 0.0
     is_unloading: bool = False
+    is_new: bool = False
 
     @property
     def is_idle(self) -> bool:

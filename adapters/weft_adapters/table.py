@@ -105,7 +105,7 @@ class TierTable:
         entry = self.entries[digest]
         if self.is_wanted(entry):
             entry.state = self.place_at_rest(digest)
-            self.blocked.add(digest, num_bytes, time.monotonic())
+            self.blocked.add(digest, num_bytes, time.monotonic(), is_new=entry.is_new)
             self.blocked.slowest_load_s = self.device.loads.estimate(num_bytes)
         else:
             self.blocked.end(digest)

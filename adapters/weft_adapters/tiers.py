@@ -74,9 +74,10 @@ class AdapterTiers:
 
     # ---- for the engine; never blocks on I/O ----
 
-    def request(self, digest: str, tenant_id: str = "") -> None:
+    def request(self, digest: str, tenant_id: str = "", *, is_new: bool = False) -> None:
         """Have the adapter brought to the device, unless it is there, on its way, or has just
-        failed. Those that have to be fetched or read are, fairly between the tenants that ask."""
+        failed. Those that have to be fetched or read are, fairly between the tenants that ask.
+        `is_new`: for a request that has just come; it may be called again and again for one."""
         table = self._table
         with table.lock:
             entry = table.entries.get(digest)
@@ -84,15 +85,12 @@ class AdapterTiers:
                 entry = table.entries[digest] = Entry(table.place_at_rest(digest))
             entry.requested_s = time.monotonic()
             entry.tenant_id = tenant_id or entry.tenant_id
+            if is_new:
+                entry.is_new = True
+                table.note_request(digest)
             if entry.is_idle and digest not in table.blocked:
                 entry.began_s = entry.began_s or entry.requested_s
                 table.enqueue(digest, entry)
-
-    def note_request(self, digest: str) -> None:
-        """A request for it has come: what the policies go by. `request` may be called again and
-        again for one."""
-        with self._table.lock:
-            self._table.note_request(digest)
 
     def expect(self, digests: Sequence[str]) -> None:
         """Requests wait for these, the first one's first: what is on the device for them is let go
@@ -133,7 +131,7 @@ class AdapterTiers:
             if entry is None or entry.state is not AdapterState.DEVICE:
                 return None
             entry.num_references += 1
-            entry.is_unloading = False
+            entry.is_unloading = entry.is_new = False
             entry.last_used_s = time.monotonic()
             entry.awaited_until_s = 0.0
             return entry.pooled

@@ -9,6 +9,8 @@ from __future__ import annotations
 # who has waited so long for room has others drained, and gets the next
 _PATIENCE_S = 0.1
 _LONGEST_TURN_S = 2.0
+# who waits for a first token is taken to have waited so much longer than who goes on with an answer
+_HEAD_START_S = 3.0
 
 
 class Waitlist:
@@ -30,9 +32,10 @@ class Waitlist:
     def __bool__(self) -> bool:
         return len(self._num_bytes) > len(self._tried)
 
-    def add(self, digest: str, num_bytes: int, now: float) -> None:
-        """It needs so many bytes, which were not there; 0 where nobody knows yet."""
-        self._since.setdefault(digest, now)
+    def add(self, digest: str, num_bytes: int, now: float, *, is_new: bool = False) -> None:
+        """It needs so many bytes, which were not there; 0 where nobody knows yet. `is_new`: for a
+        request that has not been started."""
+        self._since.setdefault(digest, now - _HEAD_START_S if is_new else now)
         self._num_bytes[digest] = num_bytes
         self._tried.discard(digest)
 

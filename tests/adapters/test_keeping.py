@@ -46,10 +46,12 @@ def wait_for(tiers: AdapterTiers, digest: str, state: AdapterState) -> None:
         time.sleep(0.002)
 
 
-def on_device(tiers: AdapterTiers, *digests: str) -> None:
+def on_device(tiers: AdapterTiers, *digests: str, num_requests: int = 0) -> None:
     for digest in digests:
         tiers.request(digest)
         wait_for(tiers, digest, AdapterState.DEVICE)
+        for _ in range(num_requests):
+            tiers.request(digest, is_new=True)
 
 
 @pytest.mark.parametrize(("policy", "evicted"), [("cost", 1), ("lfu", 1), ("lru", 0)])
@@ -58,11 +60,9 @@ def test_the_policy_chooses_who_makes_room(
 ) -> None:
     tiers = create(policy=policy)
     popular, once, third = digests = [put_adapter(seed) for seed in range(3)]
-    for _ in range(5):
-        tiers.note_request(popular)
-    for digest in (once, third):
-        tiers.note_request(digest)
-    on_device(tiers, popular, once, third)
+    on_device(tiers, popular, num_requests=5)
+    on_device(tiers, once, num_requests=1)
+    on_device(tiers, third)
     assert tiers.state(digests[evicted]) is AdapterState.HOST
 
 
@@ -95,15 +95,13 @@ def test_the_most_popular_are_brought_before_they_are_asked_for(
     create: Create, put_adapter: Put
 ) -> None:
     tiers = create()
-    popular, first, second = (put_adapter(seed) for seed in range(3))
-    for digest in (popular, first, second):
-        tiers.note_request(digest)
-    on_device(tiers, popular, first, second)
+    popular, large = put_adapter(1), put_adapter(2, rank=16)
+    on_device(tiers, popular, num_requests=5)
+    on_device(tiers, large, num_requests=3)
     assert tiers.state(popular) is AdapterState.HOST
     time.sleep(0.1)
-    assert tiers.state(popular) is AdapterState.HOST, "it is not asked for more than the others"
-    for _ in range(5):
-        tiers.note_request(popular)
+    assert tiers.state(popular) is AdapterState.HOST, "it is not asked for so much more"
+    tiers.unload(large)
     wait_for(tiers, popular, AdapterState.DEVICE)
 
 

@@ -241,3 +241,13 @@ def test_who_has_to_be_fetched_again_keeps_its_place_and_nobody_waiting() -> Non
     assert waiting.due(now=60.0) == "second"
     waiting.add("first", 100, now=60.0)
     assert waiting.due(now=60.0) == "first"
+
+
+def test_who_waits_for_a_first_token_is_before_who_goes_on_but_not_for_ever() -> None:
+    waiting = Waitlist()
+    waiting.add("paused", 100, now=0.0)
+    waiting.add("new", 100, now=1.0, is_new=True)
+    assert waiting.due(now=1.0) == "new"
+    waiting.add("late", 100, now=10.0, is_new=True)
+    waiting.end("new")
+    assert waiting.due(now=10.0) == "paused"

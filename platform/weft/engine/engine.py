@@ -121,8 +121,7 @@ class Engine:
             if sampling.grammar is not None:
                 req.grammar = self.grammars.create_state(sampling.grammar)
         if request.adapter_digest is not None:
-            self._tiers.note_request(request.adapter_digest)
-            self._tiers.request(request.adapter_digest, request.tenant_id)
+            self._tiers.request(request.adapter_digest, request.tenant_id, is_new=True)
         self.scheduler.add(choices[0])
 
     def _decoder_of(self, request: EngineRequest) -> Callable[[Sequence[int]], str]:
