@@ -174,6 +174,19 @@ def test_factors_of_a_fused_parameter_have_no_merge(
         read_parent("fused", report.digest, stored, moe)
 
 
+@pytest.mark.parametrize(
+    ("tensor", "keys"),
+    [("lora_magnitude_vector", {"use_dora": True}), ("base_layer.bias", {"bias": "lora_only"})],
+)
+def test_a_row_scale_or_a_bias_has_no_merge(
+    parent: ReadParent, factors: Factors, tensor: str, keys: dict[str, object]
+) -> None:
+    name = f"base_model.model.model.layers.0.self_attn.q_proj.{tensor}"
+    own = factors("0.self_attn.q_proj", 32, 64) | {name: np.ones(64, np.float32)}
+    with pytest.raises(MergeRefusedError, match=f"'bot' cannot be merged: it holds '.*{tensor}'"):
+        parent("bot", own, **keys)
+
+
 def test_a_config_that_would_be_too_large_is_refused(
     parent: ReadParent, factors: Factors, dense: BaseSpec, monkeypatch: pytest.MonkeyPatch
 ) -> None:
