@@ -21,7 +21,7 @@ from typing import Any
 from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncSession
 from tests.registry.shelf import SPEC, Shelf
-from tests.tiny import create_lora
+from tests.tiny import HF_CONFIG, create_lora
 
 from weft.db.database import Database, sqlite_url
 from weft.db.schema import prepare
@@ -31,6 +31,7 @@ from weft.registry.idempotency import KeyedRequest
 from weft.registry.imports import Importer
 from weft.registry.intake import receive_adapter, sweep_uploads
 from weft.registry.maintenance_repository import MaintenanceRepository
+from weft.registry.merging import MergeLimits, Merger, WantedMerge
 from weft.registry.models import AdapterVersion, Upload, UploadPart, VersionState
 from weft.registry.parts import FolderPartStore
 from weft.registry.recovery import recover
@@ -39,6 +40,7 @@ from weft.registry.service import get_adapter
 from weft.registry.sources import HubSource, Source
 from weft.registry.uploads import Uploads
 from weft.tenancy.repository import TenantRepository
+from weft_adapters.merge import MergeJob
 from weft_adapters.source import load_verified
 from weft_adapters.store import FolderStore
 
@@ -183,8 +185,22 @@ async def delete_and_purge(shelf: Shelf, owner: TenantOwner) -> None:
     await shelf.purger.purge(0)
 
 
+async def merge(shelf: Shelf, owner: TenantOwner) -> None:
+    async def write_files(job: MergeJob, timeout_s: float) -> None:
+        for name, data in create_lora(SEED).items():
+            await asyncio.to_thread((Path(job.output_dir) / name).write_bytes, data)
+
+    merger = Merger(
+        shelf.database, shelf.publisher, shelf.store, shelf.root / "uploads", HF_CONFIG,
+        MergeLimits(MAX_BYTES), write_files,
+    )  # fmt: skip
+    await merger.resolve(owner, WantedMerge(("bot@v1", "bot@v3"), (1.0, 1.0)))
+    await merger.close()
+
+
 SCENARIOS: dict[str, Scenario] = {
     "upload": upload,
+    "merge": merge,
     "alias": move_alias,
     "import": import_version,
     "parts": upload_parts,
@@ -265,7 +281,7 @@ async def restart(folder: Path, scenario: Scenario) -> None:
         await check_consistency(shelf, owner)
     digests = [v.digest for v in await versions(shelf) if v.state == VersionState.READY]
     assert len(set(digests)) == len(digests), "one upload became two versions"
-    if scenario in (upload, import_version):
+    if scenario in (upload, import_version, merge):
         assert len(digests) == 4
     await check_uploads(shelf)
     await shelf.database.close()

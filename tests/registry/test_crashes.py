@@ -16,7 +16,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 # stops that each scenario has at least; two for a step
-NUM_STOPS = {"upload": 80, "alias": 20, "import": 80, "parts": 80, "purge": 50}
+NUM_STOPS = {"upload": 80, "alias": 20, "import": 80, "parts": 80, "purge": 50, "merge": 200}
 
 
 def kill(folder: Path, *stops: str) -> list[int]:
