@@ -20,6 +20,9 @@ _OUTLIER_RMS = 100.0
 # float32 adds nothing this small to activations of any usual size
 _NEGLIGIBLE_RMS = 1e-20
 
+# lengths of a weight's rows are around 1, trained biases of some models in the hundreds
+_OUTLIER_VECTOR_RMS = 1e4
+
 _PAIR = {"lora_A", "lora_B"}
 
 
@@ -46,7 +49,11 @@ def warnings_of(plan: AdapterPlan, stats: Mapping[str, TensorStats]) -> list[str
     """Sentences; none for an adapter like most."""
     changes = list(changes_of(plan, stats))
     others = {use.role for use in plan.uses().values()} - _PAIR
-    return [*_no_op_warnings(changes, has_others=bool(others)), *_outlier_warnings(changes)]
+    return [
+        *_no_op_warnings(changes, has_others=bool(others)),
+        *_outlier_warnings(changes),
+        *_vector_warnings(plan, stats),
+    ]
 
 
 def _no_op_warnings(changes: Sequence[Change], *, has_others: bool) -> Iterator[str]:
@@ -72,4 +79,16 @@ def _outlier_warnings(changes: Sequence[Change]) -> Iterator[str]:
             f"{len(outliers)} of {len(changes)} changes are outliers, with values of up to about "
             f"{largest:.3g} where the adapter's median is {median:.3g}: "
             f"{listed(change.target for change in outliers)}"
+        )
+
+
+def _vector_warnings(plan: AdapterPlan, stats: Mapping[str, TensorStats]) -> Iterator[str]:
+    """Of magnitudes and biases."""
+    uses = dict(plan.vectors.uses())
+    outliers = [name for name in uses if stats[name].rms > _OUTLIER_VECTOR_RMS]
+    if outliers:
+        largest = max(stats[name].max_abs for name in outliers)
+        yield (
+            f"{len(outliers)} of {len(uses)} magnitudes and biases are outliers, with values of up "
+            f"to {largest:.3g}: {listed(uses[name].target for name in outliers)}"
         )

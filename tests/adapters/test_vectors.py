@@ -209,3 +209,15 @@ def test_the_report_names_them_and_counts_their_bytes(
     assert report.sites == {"q_proj": 1, "k_proj": 1}
     assert report.tier_bytes["host"] == 4 * (4 * (32 + 64) + 64 + 32)
     assert report.tier_bytes["device"] == 4 * (8 * (32 + 64) + 64 + 32)
+
+
+def test_huge_magnitudes_are_told(
+    base: Base, write_adapter: WriteAdapter, dora: dict[str, NDArray[Any]]
+) -> None:
+    (name,) = [name for name in dora if "magnitude" in name]
+    dora[name][:] = 1e6
+    report = validate(*write_adapter(dora, use_dora=True), base.spec, max_rank=64)
+    assert report.ok
+    (warning,) = [warning for warning in report.warnings if "magnitudes" in warning]
+    assert "1 of 1" in warning
+    assert "layer 0 q_proj" in warning

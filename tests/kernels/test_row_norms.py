@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from weft_kernels import reference
+from weft_kernels import reference, row_norms
 from weft_kernels.row_norms import adapted_row_norms
 
 
@@ -50,4 +50,24 @@ def test_weights_of_half_precision_are_taken_as_they_are(
     w, a, b = create_case(96, 24, 4, device)
     got = adapted_row_norms(w.to(dtype), a, b, 0.1).cpu()
     want = reference.adapted_row_norms(w.to(dtype), a, b, 0.1)
+    torch.testing.assert_close(got.double(), want, rtol=1e-5, atol=0)
+
+
+def test_rows_whose_squares_overflow_keep_their_digits(device: torch.device) -> None:
+    w, a, b = create_case(64, 5, 2, device)
+    a *= 1e9
+    b[:, 2:] *= 1e9
+    got = adapted_row_norms(w, a, b, 2.0).cpu()
+    want = reference.adapted_row_norms(w, a, b, 2.0)
+    assert float(want.max()) > 1e19, "its square is no float32"
+    torch.testing.assert_close(got.double(), want, rtol=1e-5, atol=0)
+
+
+def test_wide_weights_are_computed_in_parts(
+    device: torch.device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(row_norms, "_MAX_ELEMENTS", 64 * 7)
+    w, a, b = create_case(64, 30, 3, device)
+    got = adapted_row_norms(w, a, b, 0.5).cpu()
+    want = reference.adapted_row_norms(w, a, b, 0.5)
     torch.testing.assert_close(got.double(), want, rtol=1e-5, atol=0)
