@@ -124,6 +124,11 @@ class AdapterTiers:
         with self._table.lock:
             self._table.unload(digest)
 
+    def discard(self, digest: str) -> None:
+        """The store has it no more: have it leave the disk tier, too. May wait for files."""
+        self.unload(digest)
+        self._source.discard(digest)
+
     def acquire(self, digest: str) -> PooledAdapter | None:
         """Take a reference; None when the adapter is not on the device, or has to leave it."""
         with self._table.lock:

@@ -348,5 +348,12 @@ class EngineClient(Protocol):
     def prefetch_adapter(self, adapter_digest: str) -> None:
         """Hint that a request for this adapter is near: start bringing it to the device."""
 
+    def discard_adapter(self, adapter_digest: str) -> None:
+        """Its files were removed from the store: have it leave every tier of the engine, as
+        `unload_adapter` does. May wait for files."""
+
+    def pin_adapter(self, adapter_digest: str, is_pinned: bool) -> None:
+        """Whether the version stays on the tiers that it reaches, while this engine lives."""
+
     async def drain(self, deadline_s: float) -> None:
         """Admit nothing more, let what runs finish for `deadline_s`, abort the rest."""

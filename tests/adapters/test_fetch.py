@@ -215,6 +215,23 @@ def test_what_was_downloaded_once_comes_from_the_disk_the_next_time(
     assert far.num_requests == num_requests
 
 
+def test_what_was_purged_from_the_store_leaves_every_tier(
+    create_tiers: CreateTiers, far: FaultyStore, put_adapter: Callable[..., str]
+) -> None:
+    digest, other = put_adapter(1), put_adapter(2)
+    tiers = create_tiers()
+    for wanted in (digest, other):
+        tiers.request(wanted)
+        wait_for_state(tiers, wanted, AdapterState.DEVICE)
+    far.delete(digest)
+    tiers.discard(digest)
+    wait_for(lambda: digest not in tiers.states())
+    tiers.request(digest)
+    wait_for_state(tiers, digest, AdapterState.FAILED)
+    assert isinstance(tiers.failure(digest), AdapterNotStoredError)
+    assert tiers.state(other) is AdapterState.DEVICE
+
+
 def test_bytes_that_were_damaged_on_the_way_are_fetched_again(
     create_tiers: CreateTiers, far: FaultyStore, put_adapter: Put
 ) -> None:

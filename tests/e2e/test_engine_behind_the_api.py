@@ -158,3 +158,37 @@ def test_loraxs_routes_and_merges_give_the_engines_answers(server: Server, acme:
         merged = {"ids": ["shout"], "weights": [1.0]}
         again = generate("/generate", merged_adapters=merged).json()
         assert again["generated_text"] == text
+
+
+def test_a_version_is_loaded_pinned_and_unloaded_on_request(server: Server) -> None:
+    key = server.create_tenant("mover")
+    # no other tenant has these bytes, which would keep them where they are
+    config = json.loads((ADAPTERS_DIR / "shout" / "adapter_config.json").read_text())
+    config["lora_alpha"] += 1
+    uploaded = server.upload(key, "shout", config=json.dumps(config).encode())
+    assert uploaded.status_code == 201
+    path = "/v1/adapters/shout/versions/1"
+
+    def wait_for_tier(http: httpx2.Client, *tiers: str) -> None:
+        end = time.monotonic() + 20
+        while True:
+            (placement,) = http.get(f"{path}/placements").json()["data"]
+            if placement["tier"] in tiers:
+                return
+            assert time.monotonic() < end, placement
+            time.sleep(0.02)
+
+    with server.client(key) as http:
+        assert http.post(f"{path}:pin").json()["pinned"] is True
+        wait_for_tier(http, "gpu")
+        assert http.post(f"{path}:unload").status_code == 409
+        assert http.post(f"{path}:unpin").json()["pinned"] is False
+        assert http.post(f"{path}:unload").status_code == 202
+        wait_for_tier(http, "remote")
+        assert http.post(f"{path}:load").status_code == 202
+        wait_for_tier(http, "gpu")
+        http.delete("/v1/adapters/shout").raise_for_status()
+    with server.admin() as http:
+        body = {"retention_s": 0}
+        done = http.post("/admin/v1/adapters:purge", json=body).json()
+    assert done["num_versions"] == 1

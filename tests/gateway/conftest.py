@@ -63,6 +63,8 @@ class EchoEngine:
         self.requests: list[EngineRequest] = []
         self.aborted: list[str] = []
         self.prefetched: list[str] = []
+        self.pinned: set[str] = set()
+        self.discarded: list[str] = []
         self.error_code: ErrorCode = "non_finite"
         self.grammar_error: Exception | None = None
         self.grammars: list[Grammar] = []
@@ -185,6 +187,16 @@ class EchoEngine:
     def prefetch_adapter(self, adapter_digest: str) -> None:
         self.prefetched.append(adapter_digest)
         self._resident.add(adapter_digest)
+
+    def discard_adapter(self, adapter_digest: str) -> None:
+        self.unload_adapter(adapter_digest)
+        self.discarded.append(adapter_digest)
+
+    def pin_adapter(self, adapter_digest: str, is_pinned: bool) -> None:
+        if is_pinned:
+            self.pinned.add(adapter_digest)
+        else:
+            self.pinned.remove(adapter_digest)
 
     async def drain(self, deadline_s: float) -> None:
         self._draining = True

@@ -1,4 +1,4 @@
-"""Where versions are, and hints to the engine."""
+"""Where versions are, hints to the engine, and pins."""
 
 from __future__ import annotations
 
@@ -60,6 +60,36 @@ def test_another_tenants_version_is_not_unloaded_with_ones_own(
     assert site.engine.unloaded == [digest_of(site, bot, 1)]
 
 
+def test_a_pin_holds_until_it_is_taken_back(site: Any, bot: str) -> None:
+    digest = digest_of(site, bot, 1)
+    for _ in range(2):
+        pinned = site.call(bot, "POST", PATH.format(1, ":pin"))
+        assert (pinned.status_code, pinned.json()["pinned"]) == (200, True)
+    assert site.engine.pinned == {digest}
+    assert site.call(bot, "GET", PATH.format(1, "")).json()["pinned"] is True
+    refused = site.call(bot, "POST", PATH.format(1, ":unload"))
+    assert (refused.status_code, refused.json()["error"]["code"]) == (409, "adapter_pinned")
+    one_more = site.call(bot, "POST", PATH.format(2, ":pin"))
+    assert (one_more.status_code, one_more.json()["error"]["code"]) == (429, "insufficient_quota")
+    assert site.call(bot, "POST", PATH.format(1, ":unpin")).json()["pinned"] is False
+    assert site.engine.pinned == set()
+    assert site.call(bot, "POST", PATH.format(2, ":pin")).status_code == 200
+
+
+def test_bytes_of_two_tenants_are_pinned_while_either_wants_it(
+    site: Any, bot: str, lora: Lora
+) -> None:
+    other = site.tenant("other")
+    site.create_adapter(other, "bot")
+    site.upload(other, "bot", lora(1)).raise_for_status()
+    for key in (bot, other):
+        site.call(key, "POST", PATH.format(1, ":pin")).raise_for_status()
+    site.call(bot, "POST", PATH.format(1, ":unpin")).raise_for_status()
+    assert site.engine.pinned == {digest_of(site, bot, 1)}
+    site.call(other, "DELETE", "/v1/adapters/bot").raise_for_status()
+    assert site.engine.pinned == set()
+
+
 def test_placements_are_of_ones_own_versions_that_are_ready(site: Any, bot: str) -> None:
     site.call(bot, "DELETE", PATH.format(1, "")).raise_for_status()
     other = site.tenant("other")
@@ -68,6 +98,8 @@ def test_placements_are_of_ones_own_versions_that_are_ready(site: Any, bot: str)
         ("GET", "/placements"),
         ("POST", ":load"),
         ("POST", ":unload"),
+        ("POST", ":pin"),
+        ("POST", ":unpin"),
     ):
         assert site.call(other, method, PATH.format(2, path)).status_code == 404
         gone = site.call(bot, method, PATH.format(1, path))

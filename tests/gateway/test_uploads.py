@@ -41,11 +41,12 @@ def import_uploads(site: Any, key: str, *upload_ids: str, **headers: str) -> Any
 
 
 def settled(site: Any, key: str, number: int) -> dict[str, Any]:
-    """The version when it is ready or rejected."""
+    """The version when it is ready or rejected, and the import over."""
+    importer = site.app.state.registry.importer
     for _ in range(500):
         answer = site.call(key, "GET", f"/v1/adapters/bot/versions/{number}")
         version: dict[str, Any] = answer.json()
-        if version["state"] not in ("uploading", "validating"):
+        if version["state"] not in ("uploading", "validating") and not importer.num_running:
             return version
         time.sleep(0.01)
     raise AssertionError(f"still {version['state']}")

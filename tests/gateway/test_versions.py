@@ -100,6 +100,7 @@ def test_a_deleted_version_is_archived_then_purged(site: Any, three: str) -> Non
     done = site.operator("POST", path, json={"retention_s": 0}).json()
     assert (done["num_versions"], done["num_digests"]) == (1, 1)
     assert not folder.exists()
+    assert site.engine.discarded == [digest]
     assert (numbers("?state=archived"), numbers("?state=purged")) == ([], [1])
     assert site.call(three, "GET", "/v1/adapters/bot/versions?state=x").status_code == 400
 

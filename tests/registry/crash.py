@@ -162,8 +162,9 @@ async def finish_imports(shelf: Shelf, importer: Importer | None = None) -> None
     task = asyncio.create_task(importer.run())
     while True:
         async with shelf.database.reading() as session:
-            if not await MaintenanceRepository(session).list_pending():
-                break
+            pending = await MaintenanceRepository(session).list_pending()
+        if not pending and not importer.num_running:
+            break
         await asyncio.sleep(0.005)
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)

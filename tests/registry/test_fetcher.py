@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import ipaddress
 import ssl
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -117,6 +117,19 @@ async def test_the_certificate_must_be_of_the_name(internet: Internet) -> None:
     error = await refused(fetcher, internet.url("ok", INSIDE), internet.file)
     assert error.code == "source_unavailable"
     assert internet.num_hits == 0
+
+
+async def test_another_attempt_goes_to_another_address(internet: Internet) -> None:
+    async def resolve(host: str, port: int) -> Sequence[str]:
+        return ["127.0.0.2", "127.0.0.1"]
+
+    networks = (ipaddress.ip_network("127.0.0.0/8"),)
+    rules = HostRules((f"{HUB}:{internet.port}",), networks, resolve)
+    context = ssl.create_default_context(cafile=str(internet.certificate))
+    fetcher = Fetcher(rules, FetchLimits(num_attempts=2, backoff_s=0.001), context)
+    await fetcher.fetch(internet.url("ok"), internet.file, 10**6)
+    assert internet.file.read_bytes() == BODY
+    await fetcher.close()
 
 
 async def test_redirects_come_to_an_end(internet: Internet, fetcher: Fetcher) -> None:

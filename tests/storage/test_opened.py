@@ -38,6 +38,19 @@ def test_a_config_is_read_without_the_tensors(
     opened.close()
 
 
+def test_what_is_deleted_cannot_be_opened_from_the_disk(
+    store: S3Store, put_adapter: Callable[[int], str], tmp_path: Path
+) -> None:
+    opened = OpenedStore(store, tmp_path / "opened")
+    digest = put_adapter(1)
+    config = opened.open(digest).config_path
+    opened.delete(digest)
+    assert not config.exists()
+    with pytest.raises(AdapterNotStoredError):
+        opened.open(digest)
+    opened.close()
+
+
 def test_the_settings_name_the_store(server: str, location: S3Location, tmp_path: Path) -> None:
     in_folder = ServerSettings(base_dir=tmp_path, data_dir=tmp_path)
     assert create_remote_store(in_folder) is None

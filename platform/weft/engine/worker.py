@@ -158,6 +158,12 @@ class InProcessEngine:
     def unload_adapter(self, adapter_digest: str) -> None:
         self._built.tiers.unload(adapter_digest)
 
+    def discard_adapter(self, adapter_digest: str) -> None:
+        self._built.tiers.discard(adapter_digest)
+
+    def pin_adapter(self, adapter_digest: str, is_pinned: bool) -> None:
+        self._built.tiers.pin(adapter_digest, is_pinned)
+
     async def drain(self, deadline_s: float) -> None:
         with self._wake:
             self._draining = True

@@ -58,6 +58,7 @@ async def delete_adapter(
 ) -> dict[str, object]:
     async with database.writing() as session:
         adapter = await service.delete_adapter(session, principal, name)
+    await registry.pins.reconcile()
     return {"id": adapter.id, "object": "adapter.deleted", "name": name, "deleted": True}
 
 

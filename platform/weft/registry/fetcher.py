@@ -109,18 +109,18 @@ class Fetcher:
             path.unlink(missing_ok=True)
             try:
                 async with asyncio.timeout(self._limits.timeout_s):
-                    return await self._attempt(url, _Body(path, max_bytes))
+                    return await self._attempt(url, _Body(path, max_bytes), attempt)
             except (httpx2.TransportError, _PassingError, TimeoutError) as error:
                 last = error
         raise SourceError(
             "source_unavailable", f"{path.name} could not be read from its source; try again later."
         ) from last
 
-    async def _attempt(self, url: str, body: _Body) -> Fetched:
+    async def _attempt(self, url: str, body: _Body, attempt: int) -> Fetched:
         first: dict[str, str] | None = None
         target = self._parse(url)
         for _ in range(_MAX_REDIRECTS + 1):
-            request = await self._request(target)
+            request = await self._request(target, attempt)
             response = await self._client.send(request, stream=True)
             try:
                 headers = {name.lower(): value for name, value in response.headers.items()}
@@ -142,14 +142,15 @@ class Fetcher:
             raise SourceError("source_not_allowed", "Sources are read over https only.")
         return url
 
-    async def _request(self, url: httpx2.URL) -> httpx2.Request:
-        """To the address that was checked, in the name of the host that was asked for."""
+    async def _request(self, url: httpx2.URL, attempt: int) -> httpx2.Request:
+        """To an address that was checked, in the name of the host that was asked for; the next
+        attempt goes to the next of its addresses."""
         port = url.port or HTTPS_PORT
         addresses = await self._rules.addresses(url.host, port)
         host = url.host if port == HTTPS_PORT else f"{url.host}:{port}"
         return self._client.build_request(
             "GET",
-            url.copy_with(host=addresses[0]),
+            url.copy_with(host=addresses[attempt % len(addresses)]),
             headers={**_HEADERS, "host": host},
             extensions={"sni_hostname": url.host},
         )

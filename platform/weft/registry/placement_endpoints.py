@@ -1,4 +1,4 @@
-"""A tenant's routes for where its versions are: and hints to load and unload them."""
+"""A tenant's routes for where its versions are: hints to load and unload, and pins."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Annotated
 from fastapi import APIRouter, Depends, Path
 
 from weft.db.dependencies import DatabaseDep
+from weft.errors import ConflictError
 from weft.registry import service
 from weft.registry.maintenance_repository import MaintenanceRepository
 from weft.registry.models import Adapter, AdapterVersion
@@ -55,10 +56,47 @@ async def unload(
     does another tenant that has the same bytes."""
     async with database.reading() as session:
         adapter, version = await service.get_ready_version(session, principal, name, number)
+        if version.is_pinned:
+            raise ConflictError(f"'{name}@v{number}' is pinned.", code="adapter_pinned")
         is_shared = await MaintenanceRepository(session).is_shared(version)
     if not is_shared:
         assert version.digest is not None, "it is ready"
         await asyncio.to_thread(registry.engine.unload_adapter, version.digest)
+    return await _placements(registry, adapter, version)
+
+
+@router.post(":pin")
+async def pin(
+    principal: Writer, name: str, number: Number, database: DatabaseDep, registry: RegistryDep
+) -> dict[str, object]:
+    """Have it loaded, and stay. It is remembered over restarts; a tenant has few pins."""
+    return await _set_pinned(principal, name, number, database, registry, is_pinned=True)
+
+
+@router.post(":unpin")
+async def unpin(
+    principal: Writer, name: str, number: Number, database: DatabaseDep, registry: RegistryDep
+) -> dict[str, object]:
+    return await _set_pinned(principal, name, number, database, registry, is_pinned=False)
+
+
+async def _set_pinned(
+    principal: Principal,
+    name: str,
+    number: int,
+    database: DatabaseDep,
+    registry: Registry,
+    *,
+    is_pinned: bool,
+) -> dict[str, object]:
+    async with database.writing() as session:
+        adapter, version = await service.set_pinned(
+            session, principal, name, number, is_pinned, registry.publisher.quota
+        )
+    await registry.pins.reconcile()
+    if is_pinned:
+        assert version.digest is not None, "it is ready"
+        registry.prefetch(version.digest)
     return await _placements(registry, adapter, version)
 
 
@@ -78,6 +116,7 @@ async def _placements(
                 "replica": _REPLICA,
                 "tier": placement.level,
                 "state": placement.state,
+                "pinned": placement.is_pinned,
                 "num_running": placement.num_references,
                 "num_bytes": placement.num_bytes,
             }

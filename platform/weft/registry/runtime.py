@@ -18,6 +18,7 @@ from weft.registry.fetcher import Fetcher
 from weft.registry.imports import Importer
 from weft.registry.intake import sweep_uploads
 from weft.registry.merging import Merger
+from weft.registry.pinning import Pins
 from weft.registry.publishing import Publisher
 from weft.registry.purging import Purger
 from weft.registry.recovery import recover
@@ -45,6 +46,7 @@ class Registry:
     max_upload_bytes: int
     retention_s: float
     sweep_interval_s: float
+    pins: Pins
     engine: EngineClient
     read_config: Callable[[str], bytes]
 
@@ -59,6 +61,7 @@ class Registry:
         num_rejected = await recover(self.database)
         if num_rejected:
             logger.warning("%d uploads were interrupted by a crash", num_rejected)
+        await self.pins.reconcile()
         tasks = (
             asyncio.create_task(self._sweep_for_ever(), name="weft-registry-sweeper"),
             asyncio.create_task(self.importer.run(), name="weft-registry-importer"),
@@ -85,6 +88,7 @@ class Registry:
         await self.uploads.sweep()
         if self.remote_store is not None:  # what a purge does not know: halves of uploads
             await asyncio.to_thread(self.remote_store.sweep, _HALF_UPLOAD_S)
+        await self.pins.reconcile()  # versions were deleted meanwhile
 
 
 def get_registry(request: Request) -> Registry:

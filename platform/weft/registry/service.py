@@ -188,6 +188,21 @@ async def delete_version(
     return version
 
 
+async def set_pinned(
+    session: AsyncSession, owner: Owner, name: str, number: int, is_pinned: bool, quota: Quota
+) -> tuple[Adapter, AdapterVersion]:
+    """QuotaExceededError for one pin too many. Idempotent."""
+    adapter, version = await get_ready_version(session, owner, name, number)
+    if is_pinned and not version.is_pinned:
+        num_pinned = await RegistryRepository(session, owner).count_pinned()
+        if num_pinned >= quota.max_pinned:
+            raise QuotaExceededError(
+                f"You have {num_pinned} pinned versions, which is as many as you may have."
+            )
+    version.is_pinned = is_pinned
+    return adapter, version
+
+
 def archive(version: AdapterVersion) -> None:
     """Its files stay for the retention time."""
     if version.archived_at is None:

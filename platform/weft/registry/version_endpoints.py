@@ -10,9 +10,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from weft.db.dependencies import DatabaseDep, PageDep, ReadSession
 from weft.errors import PayloadTooLargeError
 from weft.registry import service
-from weft.registry.card import MAX_README_BYTES
 from weft.registry.idempotency import KeyedRequest, try_parse_key
-from weft.registry.intake import MAX_CONFIG_BYTES, receive_adapter
+from weft.registry.intake import part_rules, receive_adapter
 from weft.registry.models import VersionState
 from weft.registry.publishing import Published
 from weft.registry.repository import LISTED, RegistryRepository
@@ -28,7 +27,7 @@ IdempotencyHeader = Annotated[str | None, Header(alias="Idempotency-Key")]
 
 router = APIRouter(tags=["adapters"])
 _VERSIONS = "/v1/adapters/{name}/versions"
-_MAX_EXTRA_BYTES = MAX_CONFIG_BYTES + MAX_README_BYTES + 2**20
+_MAX_FRAMING_BYTES = 2**20
 
 
 @router.post(_VERSIONS, status_code=201)
@@ -41,8 +40,9 @@ async def create_version(
     registry: RegistryDep,
     idempotency_key: IdempotencyHeader = None,
 ) -> dict[str, object]:
-    """Multipart files `adapter_config.json` and `adapter_model.safetensors`, perhaps `README.md`:
-    201 with the new version, 200 with the version there is when the digest is the same.
+    """Multipart files `adapter_config.json` and `adapter_model.safetensors`, perhaps `README.md`
+    and those of a tokenizer: 201 with the new version, 200 with the one there is when the digest is
+    the same.
 
     Or JSON with a `source`: 202 with a version whose state says what becomes of it.
     """
@@ -71,8 +71,9 @@ async def _receive(
     keyed: KeyedRequest | None,
 ) -> Published:
     max_bytes = registry.max_upload_bytes
-    if int(request.headers.get("content-length") or 0) > max_bytes + _MAX_EXTRA_BYTES:
-        raise PayloadTooLargeError(f"An upload has at most {max_bytes} bytes.")
+    most = sum(rule.max_bytes for rule in part_rules(max_bytes).values()) + _MAX_FRAMING_BYTES
+    if int(request.headers.get("content-length") or 0) > most:
+        raise PayloadTooLargeError(f"The tensors of an upload have at most {max_bytes} bytes.")
     # the intake counts each file for itself; the app's small limit must not apply
     request.state.max_body_bytes = None
     content_type = request.headers.get("content-type", "")
@@ -111,6 +112,7 @@ async def delete_version(
     """409 while an alias points at it. Requests in flight finish; the files are purged later."""
     async with database.writing() as session:
         version = await service.delete_version(session, principal, name, number)
+    await registry.pins.reconcile()
     return {"id": version.id, "object": "adapter.version.deleted", "deleted": True}
 
 

@@ -22,16 +22,15 @@ class OpenedStore:
         self._source: DownloadedSource | None = None
         self._lock = threading.Lock()
         self.put, self.exists = store.put, store.exists
-        self.delete, self.list_digests = store.delete, store.list_digests
+        self.list_digests = store.list_digests
 
     def open(self, digest: str) -> StoredAdapter:
         """Download it first where it is not here; raises what `DownloadedSource.fetch` does."""
         with self._lock:
-            if self._source is None:
-                self._source = DownloadedSource(self._store, DiskTier(self._folder, _BUDGET_BYTES))
-            if not self._source.has(digest):
-                self._source.fetch(digest, Cancellation())
-            with self._source.reading(digest) as stored:
+            source = self._get_source()
+            if not source.has(digest):
+                source.fetch(digest, Cancellation())
+            with source.reading(digest) as stored:
                 return stored
 
     def read_config(self, digest: str) -> bytes:
@@ -44,6 +43,17 @@ class OpenedStore:
                 if len(data) > MAX_CONFIG_BYTES:
                     raise ValueError(f"the config of {digest} has over {MAX_CONFIG_BYTES} bytes")
         return bytes(data)
+
+    def delete(self, digest: str) -> None:
+        self._store.delete(digest)
+        with self._lock:
+            if self._source is not None or self._folder.exists():
+                self._get_source().discard(digest)
+
+    def _get_source(self) -> DownloadedSource:
+        if self._source is None:
+            self._source = DownloadedSource(self._store, DiskTier(self._folder, _BUDGET_BYTES))
+        return self._source
 
     def close(self) -> None:
         """Let another process have the folder."""
