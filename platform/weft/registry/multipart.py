@@ -66,7 +66,7 @@ class _Parts:
 
     def __init__(self, boundary: bytes, folder: Path, rules: Mapping[str, PartRule]) -> None:
         self._folder, self._rules = folder, rules
-        self._num_bytes_left = sum(rule.max_bytes for rule in rules.values()) + _MAX_FRAMING_BYTES
+        self._num_bytes = 0
         self._sizes: dict[str, int] = {}
         self._complete: set[str] = set()
         self._header = (bytearray(), bytearray())
@@ -92,13 +92,13 @@ class _Parts:
             raise _malformed(error) from error
 
     def feed(self, chunk: bytes) -> None:
-        self._num_bytes_left -= len(chunk)
-        if self._num_bytes_left < 0:
-            raise PayloadTooLargeError("The body is larger than its files may be.")
+        self._num_bytes += len(chunk)
         try:
             self._parser.write(chunk)
         except FormParserError as error:
             raise _malformed(error) from error
+        if self._num_bytes - sum(self._sizes.values()) > _MAX_FRAMING_BYTES:
+            raise PayloadTooLargeError("The body has too many bytes around its files.")
 
     def finish(self) -> dict[str, int]:
         missing = [
