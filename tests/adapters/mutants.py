@@ -335,10 +335,18 @@ def edit_the_header(upload: Upload, rng: random.Random) -> None:
         lambda text: text[: len(text) // 2],
         lambda text: text[:-1] + b',"a":' + b"[" * 5000 + b"]" * 5000 + b"}",
         lambda text: text[:-1],
-        lambda text: json.dumps(json.loads(text), indent=1).encode() if text[-1:] == b"}" else text,
+        _indented,
         lambda text: text.replace(b"[0,", b"[00,").replace(b"[0, ", b"[-0, "),
     )
     upload.header_edits.append(rng.choice(edits))
+
+
+def _indented(text: bytes) -> bytes:
+    """The same to a reader of JSON, where it is JSON."""
+    try:
+        return json.dumps(json.loads(text), indent=1).encode("utf-8", "surrogatepass")
+    except (ValueError, RecursionError):
+        return text
 
 
 def flip_bytes_of_the_header(upload: Upload, rng: random.Random) -> None:

@@ -6,13 +6,16 @@ from __future__ import annotations
 import json
 import random
 import shutil
+import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import boto3
 import httpx2
 import pytest
+from benchmarks.chaos import s3_server
 from tests.gateway.conftest import Site
 
 from weft.app import build_engine, create_app
@@ -31,10 +34,23 @@ pytestmark = pytest.mark.slow
 
 PROMPT = "wolf apple tiger river stone cloud house green table paper"
 KERNELS = ("native", "torch")
+BUCKETS = ("one-bucket", "other-bucket")
 
 
 @pytest.fixture(scope="module")
-def live(tmp_path_factory: pytest.TempPathFactory, migrated: Path) -> Iterator[Site]:
+def s3() -> Iterator[str]:
+    """The address of an S3 server with two buckets."""
+    with pytest.MonkeyPatch.context() as patch, s3_server() as url:
+        patch.setenv("AWS_ACCESS_KEY_ID", "test")
+        patch.setenv("AWS_SECRET_ACCESS_KEY", "test")
+        patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+        for bucket in BUCKETS:
+            boto3.client("s3", endpoint_url=url).create_bucket(Bucket=bucket)
+        yield url
+
+
+@pytest.fixture(scope="module")
+def live(tmp_path_factory: pytest.TempPathFactory, migrated: Path, s3: str) -> Iterator[Site]:
     """The demo base behind the API, with room on the device for its largest adapter alone."""
     root = tmp_path_factory.mktemp("live")
     (root / "data").mkdir()
@@ -42,6 +58,7 @@ def live(tmp_path_factory: pytest.TempPathFactory, migrated: Path) -> Iterator[S
     settings = ServerSettings(
         base_dir=BASE_DIR, base_name=BASE_NAME, data_dir=root / "data", port=0, dtype="float32",
         adapter_bytes=1_300_000, host_adapter_bytes=1_300_000, num_threads=1,
+        s3_endpoint_url=s3, import_buckets=BUCKETS,
     )  # fmt: skip
     engine: Any = build_engine(settings)
     app = create_app(settings, engine, BaseTokenizer.from_dir(BASE_DIR))
@@ -192,6 +209,42 @@ def test_40_the_same_name_of_two_tenants_is_two_adapters_in_one_batch(
     for key, (answer, _, _) in zip(jobs, answers, strict=True):
         assert answer == golden(wanted[key])
     assert len({digest for _, _, digest in answers}) == 2
+
+
+def test_40_the_same_key_of_two_buckets_is_two_adapters(
+    live: Site, s3: str, golden: Callable[[str], str]
+) -> None:
+    """And the same key of one bucket, overwritten, is another version."""
+    client = boto3.client("s3", endpoint_url=s3)
+
+    def put(bucket: str, adapter: str) -> None:
+        for name, data in files_of(adapter).items():
+            client.put_object(Bucket=bucket, Key=f"team/bot/{name}", Body=data)
+
+    wanted = dict(zip(BUCKETS, ("shout", "mirror"), strict=True))
+    keys = {bucket: live.tenant(bucket) for bucket in BUCKETS}
+    for bucket, adapter in wanted.items():
+        put(bucket, adapter)
+        create(live, keys[bucket], "bot")
+        import_from(live, keys[bucket], f"s3://{bucket}/team/bot", 1)
+    for _ in range(2):
+        for bucket, adapter in wanted.items():
+            assert ask(live, keys[bucket], "bot")[0] == golden(adapter)
+    put(BUCKETS[0], "initials")
+    import_from(live, keys[BUCKETS[0]], f"s3://{BUCKETS[0]}/team/bot", 2)
+    assert ask(live, keys[BUCKETS[0]], "bot")[0] == golden("initials")
+    assert ask(live, keys[BUCKETS[0]], "bot@v1")[0] == golden("shout")
+
+
+def import_from(live: Site, key: str, uri: str, number: int) -> None:
+    path = "/v1/adapters/bot/versions"
+    answer = live.call(key, "POST", path, json={"source": {"type": "s3", "uri": uri}})
+    assert answer.status_code == 202, answer.text
+    end_s = time.monotonic() + 30
+    while (version := live.call(key, "GET", f"{path}/{number}").json())["state"] != "ready":
+        assert version["state"] in ("uploading", "validating"), version
+        assert time.monotonic() < end_s, version
+        time.sleep(0.02)
 
 
 def test_35_bytes_swapped_in_the_store_are_never_served(live: Site) -> None:
