@@ -135,6 +135,25 @@ def test_only_what_differs_from_the_base_is_kept(base_dir: Path, tmp_path: Path)
     assert (own.special_names, own.chat_template) == ({}, TEMPLATE)
 
 
+def test_a_post_processor_may_be_written_otherwise_but_not_do_otherwise(
+    base_dir: Path, tmp_path: Path
+) -> None:
+    write_own(base_dir, tmp_path / "own")
+    file = tmp_path / "own" / "tokenizer.json"
+    change(file, post_processor={"type": "Sequence", "processors": []})
+    assert len(reduce(base_dir, tmp_path / "own").tokens) == len(TOKENS)
+    first = {"SpecialToken": {"id": "<tool>", "type_id": 0}}
+    text = {"Sequence": {"id": "A", "type_id": 0}}
+    ids = {"<tool>": {"id": "<tool>", "ids": [5], "tokens": ["<tool>"]}}
+    template = {
+        "type": "TemplateProcessing", "single": [first, text], "pair": [first, text],
+        "special_tokens": ids,
+    }  # fmt: skip
+    change(file, post_processor=template)
+    with pytest.raises(TokenizerRefusedError, match="around a text"):
+        reduce(base_dir, tmp_path / "own")
+
+
 def change(path: Path, **sections: Any) -> None:
     path.write_text(json.dumps(json.loads(path.read_text()) | sections))
 
@@ -151,7 +170,7 @@ BAD: dict[str, tuple[str, dict[str, Any], str]] = {
         {"chat_template": "{{ messages.__class__.__mro__[1].__subclasses__() }}"},
         "unsafe",
     ),
-    "tokens that are none": ("tokenizer.json", {"added_tokens": [{"id": 5}]}, "malformed"),
+    "tokens that are none": ("tokenizer.json", {"added_tokens": [{"id": 5}]}, "content"),
     "no object": ("tokenizer_config.json", {"chat_template": 5}, "chat_template"),
 }  # fmt: skip
 

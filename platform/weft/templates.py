@@ -16,6 +16,8 @@ import threading
 import time
 from collections.abc import Mapping
 
+from weft.subprocesses import bare_environment
+
 _TIMEOUT_S = 1.0
 _START_TIMEOUT_S = 20.0
 _REFUSED_S = 60.0
@@ -68,7 +70,7 @@ class TemplateRenderer:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
-            env={**os.environ, "PYTHONSAFEPATH": "1"},
+            env=bare_environment(),
         )
         # the imports are not the template's time
         self._ask({"template": "", "variables": {}}, _START_TIMEOUT_S)

@@ -28,7 +28,9 @@ from weft.tokenizer import (
 )
 from weft_adapters.own_tokens import OwnTokens, read_own_tokens
 
-_SECTIONS = ("normalizer", "pre_tokenizer", "post_processor", "decoder", "model")
+_SECTIONS = ("normalizer", "pre_tokenizer", "decoder", "model")
+# what is put around them is what a tokenizer puts around any text
+_PROBES = ("", "a", "a b")
 _MAX_MEMORY_BYTES = 4 << 30
 _MAX_CPU_S = 30
 
@@ -80,6 +82,8 @@ def _own_tokens(base: BaseTokenizer, base_dir: Path, folder: Path) -> list[dict[
                 f"Its {section} is not the base's; only added tokens can differ. Without "
                 "tokenizer.json the adapter is served with the base's tokenizer."
             )
+    if _framed(folder / "tokenizer.json") != _framed(base_dir / "tokenizer.json"):
+        raise ValueError("It puts other tokens around a text than the base's does.")
     known = {token["content"]: token for token in ours["added_tokens"]}
     own = []
     for token in theirs.get("added_tokens") or []:
@@ -92,6 +96,17 @@ def _own_tokens(base: BaseTokenizer, base_dir: Path, folder: Path) -> list[dict[
     if known:
         raise ValueError(f"It lacks the base's token {min(known)[:100]!r}.")
     return own
+
+
+def _framed(file: Path) -> list[list[int]]:
+    """What a post-processor comes to: exporters write the same one in several ways."""
+    try:
+        tokenizer = Tokenizer.from_file(str(file))
+        tokenizer.no_truncation()
+        tokenizer.no_padding()
+        return [tokenizer.encode(text).ids for text in _PROBES]
+    except BaseException as error:  # the library panics on some files
+        raise ValueError(f"It cannot be loaded: {str(error)[:200]}") from error
 
 
 def _checked(token: Mapping[str, Any], *, has_normalizer: bool) -> dict[str, Any]:

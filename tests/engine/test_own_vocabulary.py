@@ -52,7 +52,7 @@ def bench(tmp_path_factory: pytest.TempPathFactory, create_bench: Callable[..., 
     )
 
 
-@pytest.fixture(scope="module", params=["native", "torch"])
+@pytest.fixture(scope="module", params=["native", pytest.param("torch", marks=pytest.mark.verify)])
 def shop(bench: Bench, request: pytest.FixtureRequest) -> Any:
     built, _ = bench.build(kernels=request.param)
     store, digests = FolderStore(bench.root / "store"), {}

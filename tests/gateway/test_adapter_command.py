@@ -36,6 +36,19 @@ def test_a_folder_is_uploaded_listed_and_deleted(site: Any, acme: str, export: P
     assert weft("list") == []
 
 
+def test_a_folders_tokenizer_goes_along(site: Any, acme: str, export: Path) -> None:
+    (export / "chat_template.jinja").write_text("{{ messages[0].content }}!")
+    options = ["--url", f"{site.url}/v1", "--key", acme, "--json"]
+
+    def upload(*more: str) -> Any:
+        result = CliRunner().invoke(app, ["adapter", "upload", "bot", str(export), *options, *more])
+        assert result.exit_code == 0, result.output
+        return json.loads(result.stdout)
+
+    assert upload("--no-tokenizer")["report"]["has_tokenizer"] is False
+    assert upload()["report"]["has_tokenizer"] is True
+
+
 def test_refusals_are_the_servers_own_words(site: Any, acme: str, export: Path) -> None:
     (export / "adapter_config.json").write_text("{")
     options = ["--url", f"{site.url}/v1", "--key", acme]

@@ -12,6 +12,7 @@ from weft.cli import adapter_check, adapter_versions
 from weft.cli.base import ADAPTER_FILES
 from weft.cli.output import JsonOption, err, fail, out, print_json, print_rows, spinner
 from weft.cli.remote import DEFAULT_URL, KeyOption, UrlOption, list_all, open_client, result_of
+from weft_adapters.own_tokens import TOKENIZER_FILES
 
 if TYPE_CHECKING:
     import httpx2
@@ -33,6 +34,9 @@ def upload(
     base_model: Annotated[
         str | None, typer.Option(help="For a new adapter. Default: the served base.")
     ] = None,
+    tokenizer: Annotated[
+        bool, typer.Option(help="Upload the folder's tokenizer and chat template, too.")
+    ] = True,
     as_json: JsonOption = False,
 ) -> None:
     """Upload a version; the adapter is created where it does not exist."""
@@ -47,7 +51,7 @@ def upload(
         with spinner(f"Uploading {name}..."), ExitStack() as files:
             parts = {
                 file: (file, files.enter_context(_existing(folder, file).open("rb")))
-                for file in (*ADAPTER_FILES, *_card_in(folder))
+                for file in (*ADAPTER_FILES, *_others_in(folder, with_tokenizer=tokenizer))
             }
             response = http.post(f"adapters/{name}/versions", files=parts)
             version = result_of(response)
@@ -98,8 +102,9 @@ def _served_base(http: httpx2.Client) -> str:
     return next(str(card["id"]) for card in cards if card["parent"] is None)
 
 
-def _card_in(folder: Path) -> tuple[str, ...]:
-    return (_CARD,) if (folder / _CARD).is_file() else ()
+def _others_in(folder: Path, *, with_tokenizer: bool) -> list[str]:
+    names = (_CARD, *TOKENIZER_FILES) if with_tokenizer else (_CARD,)
+    return [name for name in names if (folder / name).is_file()]
 
 
 def _existing(folder: Path, name: str) -> Path:

@@ -9,13 +9,13 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-import os
 import sys
 from dataclasses import replace
 from pathlib import Path
 
 from weft.errors import WeftError
 from weft.registry.intake import ReceivedAdapter
+from weft.subprocesses import bare_environment
 from weft_adapters.config import parse_config
 from weft_adapters.faults import AdapterFaultError
 from weft_adapters.own_tokens import CONFIG_KEY
@@ -58,7 +58,7 @@ async def _run(base_dir: Path, folder: Path) -> object:
         stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
-        env={**os.environ, "PYTHONSAFEPATH": "1"},
+        env=bare_environment(),
     )
     job = {"base_dir": str(base_dir.resolve()), "folder": str(folder.resolve())}
     try:

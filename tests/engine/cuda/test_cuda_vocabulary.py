@@ -83,7 +83,7 @@ def run(bench: Bench, **options: Any) -> dict[str, list[int]]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("is_async", [False, True])
+@pytest.mark.parametrize("is_async", [True, pytest.param(False, marks=pytest.mark.verify)])
 def test_rows_with_vocabularies_of_their_own_get_torchs_tokens(own: Bench, is_async: bool) -> None:
     device = "cpu" if IS_INTERPRETED else "cuda"
     got = run(own, kernels="triton", device=device, async_scheduling=is_async)
