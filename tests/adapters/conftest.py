@@ -15,9 +15,10 @@ from safetensors.numpy import save_file
 from weft_adapters.config import parse_config
 from weft_adapters.format import resolve
 from weft_adapters.header import read_header_path
+from weft_adapters.merge import Parent, read_parent
 from weft_adapters.sites import BaseSpec
 from weft_adapters.source import load_verified
-from weft_adapters.store import FolderStore
+from weft_adapters.store import FolderStore, StoredAdapter
 from weft_adapters.validation import validate
 
 Tensors = Mapping[str, NDArray[Any]]
@@ -115,6 +116,21 @@ def put_adapter(
 @pytest.fixture
 def load_stored(store: FolderStore, dense: BaseSpec) -> Callable[[str], Any]:
     return lambda digest: load_verified(store.open(digest), digest, dense)
+
+
+@pytest.fixture
+def parent(write_adapter: WriteAdapter, dense: BaseSpec) -> Callable[..., Parent]:
+    """(name, tensors, **config keys) -> an adapter of the dense base, ready to be merged."""
+
+    def read(name: str, tensors: Tensors, **keys: object) -> Parent:
+        config, tensors_path = write_adapter(tensors, **keys)
+        report = validate(config, tensors_path, dense, max_rank=64)
+        assert report.digest is not None, report.faults
+        config_path = tensors_path.with_suffix(".json")
+        config_path.write_bytes(config)
+        return read_parent(name, report.digest, StoredAdapter(config_path, tensors_path), dense)
+
+    return read
 
 
 @pytest.fixture(scope="session")

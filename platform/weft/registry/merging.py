@@ -10,11 +10,12 @@ import asyncio
 import importlib.util
 import logging
 import time
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from weakref import WeakValueDictionary
 
 from weft.db.database import Database
 from weft.db.ids import create_id, now
@@ -114,7 +115,7 @@ class Merger:
         self._run = run
         self._known: dict[_Key, _Known] = {}
         self._tasks: dict[_Key, asyncio.Task[AdapterVersion]] = {}
-        self._turns: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
+        self._turns: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self._one_at_a_time = asyncio.Semaphore(1)
 
     async def resolve(self, owner: Owner, wanted: WantedMerge) -> ResolvedModel:
@@ -217,8 +218,9 @@ class Merger:
         self, owner: Owner, recipe: MergeRecipe, names: tuple[str, ...]
     ) -> AdapterVersion:
         # a tenant has one merge in the queue at a time, so that tenants take turns
+        turn = self._turns.setdefault(owner.tenant_id, asyncio.Lock())
         async with (
-            self._turns[owner.tenant_id],
+            turn,
             self._one_at_a_time,
             temporary_folder(self._folder) as folder,
         ):
