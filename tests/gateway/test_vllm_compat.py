@@ -114,6 +114,15 @@ def test_unloading_leaves_the_registration(site: Any, acme: str, digests: list[s
     assert model_of(site, acme, "bot") == "bot@v2"
 
 
+def test_a_pinned_adapter_is_not_unloaded(site: Any, acme: str, digests: list[str]) -> None:
+    load(site, acme, "bot", "bot@v2").raise_for_status()
+    site.call(acme, "POST", "/v1/adapters/bot/versions/2:pin").raise_for_status()
+    answer = unload(site, acme, "bot")
+    assert (answer.status_code, answer.json()["error"]["type"]) == (400, "InvalidUserInput")
+    assert "pinned" in answer.json()["error"]["message"]
+    assert site.engine.unloaded == []
+
+
 def test_a_tenant_touches_its_own_adapters_alone(
     site: Any, acme: str, lora: Lora, digests: list[str]
 ) -> None:
