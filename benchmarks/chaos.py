@@ -38,8 +38,10 @@ _RESET_AT_CLOSE = struct.pack("ii", 1, 0)
 class Chaos:
     """What the proxy does to an answer. `script` is used up first, None being no fault; then each
     answer is faulty with `fault_share`, every kind as often. `bytes_per_s` is of all connections
-    together."""
+    together. `keeps_answers`: those to GET are had from the store once, where its
+    own work is not to be measured."""
 
+    keeps_answers: bool = False
     latency_s: float = 0.0
     bytes_per_s: float = float("inf")
     fault_share: float = 0.0
@@ -52,6 +54,7 @@ class Chaos:
         self._random = random.Random(self.seed)
         self._lock = threading.Lock()
         self._free_at_s = 0.0
+        self.kept: dict[str, tuple[int, dict[str, str], bytes]] = {}
 
     def draw(self, method: str) -> Fault | None:
         with self._lock:
@@ -94,7 +97,14 @@ class _Handler(BaseHTTPRequestHandler):
                 503, {"content-type": "application/xml"}, b"<Error><Code>SlowDown</Code></Error>"
             )
             return
-        status, headers, data = self._ask(body)
+        key = f"{self.path} {self.headers.get('range')}"
+        if self.command != "GET" or key not in chaos.kept:
+            answer = self._ask(body)
+            if self.command == "GET" and chaos.keeps_answers:
+                chaos.kept[key] = answer
+        else:
+            answer = chaos.kept[key]
+        status, headers, data = answer
         if fault == "corrupted" and data:
             middle = len(data) // 2
             data = data[:middle] + bytes([data[middle] ^ 0x20]) + data[middle + 1 :]
@@ -215,11 +225,16 @@ def main() -> None:
     parser.add_argument("--latency-ms", type=float, default=0.0)
     parser.add_argument("--gb-per-s", type=float, default=float("inf"))
     parser.add_argument("--faults", type=float, default=0.0, help="share of faulty answers")
+    parser.add_argument("--keep", action="store_true", help="ask the store for each object once")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     chaos = Chaos(
-        options.latency_ms / 1e3, options.gb_per_s * 1e9, options.faults, options.seed
-    )  # fmt: skip
+        keeps_answers=options.keep,
+        latency_s=options.latency_ms / 1e3,
+        bytes_per_s=options.gb_per_s * 1e9,
+        fault_share=options.faults,
+        seed=options.seed,
+    )
     opened = chaos_proxy(options.upstream, chaos) if options.upstream else s3_server()
     with opened as address:
         sys.stdout.write(address + "\n")

@@ -17,8 +17,8 @@ from typing import Literal
 _IDLE_S = 0.25
 # a copy to the device is the shorter part, and a request waits for just that
 _COPY_SHARE = 0.5
-# shorter rests are saved up
-_LEAST_REST_S = 0.0005
+# work between two rests: short beside a step, and not so short that every step is interrupted
+_PIECE_S = 0.001
 
 LoadKind = Literal["download", "read", "copy"]
 
@@ -68,16 +68,17 @@ class Pace:
             self._rest(max(self._share, _COPY_SHARE))
 
     def _rest(self, share: float) -> None:
-        used_s = self._take_used()
+        used_s = self._take_used() + float(getattr(self._own, "unrested_s", 0.0))
         now = time.monotonic()
-        if now - self._stepped_s > _IDLE_S:
+        is_idle = now - self._stepped_s > _IDLE_S
+        self._own.unrested_s = used_s if used_s < _PIECE_S and not is_idle else 0.0
+        if used_s < _PIECE_S or is_idle:
             return
         with self._lock:
             begun_s = max(self._rested_until_s, now - used_s)
             self._rested_until_s = begun_s + used_s / share
             rest_s = self._rested_until_s - now
-        if rest_s > _LEAST_REST_S:
-            time.sleep(rest_s)
+        time.sleep(max(0.0, rest_s))
 
     def _take_used(self) -> float:
         """CPU seconds of this thread since the last call."""

@@ -60,6 +60,7 @@ class AdapterTiers:
     ) -> None:
         self._pool, self._on_change = pool, on_change
         self.pace = Pace() if pace is None else pace
+        self.num_changes = 0  # adapters that reached the device, or failed
         self._source = as_source(store)
         self._arrivals = Arrivals(
             self._source, base, base_weights, tell=self._tell, pace=self.pace,
@@ -220,6 +221,7 @@ class AdapterTiers:
         self._source.close()
 
     def _tell(self) -> None:
+        self.num_changes += 1
         try:
             self._on_change()
         except Exception:  # the listener's fault must not end the thread that tells it

@@ -48,7 +48,7 @@ class EngineConfig:
     `eviction_policy`: which adapters device, host memory and disk let go: "cost" by popularity,
     reload time and bytes, "lru" or "lfu".
     `loader_cpu_share`: the part of a core that loading may take while the engine steps; None: a
-    tenth where steps run on the same cores, as much as it likes beside a CUDA device.
+    twentieth where steps run on the same cores, as much as it likes beside a CUDA device.
     `adapter_load_cost`: what a tenant is charged for bringing 1 MiB of adapter to the device, in
     prompt tokens; the default is about what a 2-core CPU computes in the time of the copy.
     `check_integrity` verifies every invariant after each step (tests).
@@ -157,7 +157,7 @@ def resolve_loader_share(choice: float | None, device: torch.device) -> float | 
     """The part of a core that loading is held to; None for no limit."""
     if choice is not None:
         return choice
-    return None if device.type == "cuda" else 0.1
+    return None if device.type == "cuda" else 0.05
 
 
 def resolve_dtype(name: str, device: torch.device) -> torch.dtype:

@@ -10,6 +10,9 @@ from weft_adapters.tiers import AdapterTiers
 
 # so often are the tiers told who waits
 EXPECT_EVERY_S = 0.05
+# so often is an adapter on its way asked for again, though nothing has arrived: the tiers try as
+# long as somebody asks
+ASK_EVERY_S = 0.1
 # remembered; a load that was forgotten is charged again to the next who uses the adapter
 MAX_PAID_LOADS = 4096
 
@@ -22,14 +25,21 @@ class TierResidency:
         self._cost_per_mib = cost_per_mib
         self._paid_loads: dict[str, int] = {}
         self._references: dict[str, int] = {}
+        self._asked: dict[str, int] = {}
+        self._asked_s = 0.0
         self._expected: list[str] = []
         self._expected_s = 0.0
         self.held: dict[str, PooledAdapter] = {}
 
     def try_acquire(self, digest: str) -> bool:
+        # asking in every step for each adapter that requests wait for costs more than it brings
+        num_changes = self._tiers.num_changes
+        if self._asked.get(digest) == num_changes:
+            return False
         adapter = self._tiers.acquire(digest)
         if adapter is None:
             self._tiers.request(digest)
+            self._asked[digest] = num_changes
             return False
         self.held[digest] = adapter
         self._references[digest] = self._references.get(digest, 0) + 1
@@ -46,6 +56,9 @@ class TierResidency:
 
     def expect(self, waiting: WaitingQueues, now: float) -> None:
         """Tell the tiers whom requests wait for, in the order of their turns."""
+        if now - self._asked_s >= ASK_EVERY_S:
+            self._asked_s = now
+            self._asked.clear()
         if now - self._expected_s < EXPECT_EVERY_S or not (len(waiting) or self._expected):
             return
         self._expected, self._expected_s = waiting.next_adapters(), now
@@ -65,5 +78,7 @@ class TierResidency:
         return self._cost_per_mib * adapter.num_bytes / MIB
 
     def failure(self, digest: str) -> str | None:
+        if self._asked.get(digest) == self._tiers.num_changes:
+            return None
         error = self._tiers.failure(digest)
         return None if error is None else f"The adapter could not be loaded: {error}"
