@@ -46,6 +46,8 @@ _FACTORS = {
     HEAD: ("lora_A.weight", "lora_B.weight"),
 }
 _CHUNK_ELEMENTS = 1 << 20
+# each of them is a logit more for all rows of a batch
+MAX_ADDED_TOKENS = 65_536
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,6 +177,10 @@ class _Resolver:
             self._faults.append(Fault("vocabulary_mismatch", message))
             return None
         num_tokens = rows[EMBEDDING]
+        num_added = num_tokens - self._base.vocab_size
+        if num_added > MAX_ADDED_TOKENS:
+            message = f"the adapter adds {num_added} tokens; at most {MAX_ADDED_TOKENS} are served"
+            self._faults.append(Fault("too_many_tokens", message))
         factors = {p: self._factors(p, num_tokens) for p in VOCABULARY_MODULES}
         if self._ties:  # to those of the embedding, whether they were written twice or not
             factors[HEAD] = factors[HEAD] or factors[EMBEDDING]

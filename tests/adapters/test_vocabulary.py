@@ -246,6 +246,16 @@ def test_what_cannot_be_served_is_refused(
     assert code in {fault.code for fault in report.faults}
 
 
+def test_so_many_tokens_that_other_rows_would_pay_for_them_are_refused(
+    dense: BaseSpec, write_adapter: WriteAdapter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("weft_adapters.vocabulary.MAX_ADDED_TOKENS", 2)
+    for num_added, codes in ((2, []), (3, ["too_many_tokens"])):
+        matrix = numbers(V + num_added, H)
+        report = judge(write_adapter({f"{EMBED}weight": matrix, f"{HEAD}weight": matrix}), dense)
+        assert [fault.code for fault in report.faults] == codes
+
+
 def test_two_matrices_of_a_base_that_has_one_must_be_equal(
     tied: BaseSpec, dense: BaseSpec, write_adapter: WriteAdapter
 ) -> None:
