@@ -5,8 +5,11 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
+import pytest
+
 from weft.registry.maintenance_repository import MaintenanceRepository
 from weft.tenancy.service import delete_tenant
+from weft_adapters.store import FolderStore
 
 LONG_S = 3600.0
 
@@ -69,6 +72,34 @@ async def test_an_upload_of_bytes_that_are_being_removed_waits(shelf: Any) -> No
     assert (await shelf.purger.purge(0)).num_digests == 1
     assert (await upload).version.state == "ready"
     assert shelf.store.list_digests() == [digest]
+
+
+class StuckStore(FolderStore):
+    """One version cannot be removed."""
+
+    stuck = ""
+
+    def delete(self, digest: str) -> None:
+        if digest == self.stuck:
+            raise PermissionError(13, "Permission denied")
+        super().delete(digest)
+
+
+async def test_files_that_cannot_be_removed_hold_up_no_others(
+    shelf: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    acme = await shelf.tenant("acme", "bot")
+    digests = [(await shelf.publish(acme, "bot", seed)).version.digest for seed in (1, 2)]
+    await shelf.delete_adapter(acme, "bot")
+    shelf.store = StuckStore(shelf.root / "store")
+    shelf.store.stuck = min(digests)
+    done = await shelf.purger.purge(0)
+    assert (done.num_digests, done.num_deferred) == (1, 1)
+    assert "could not be removed" in caplog.text
+    assert shelf.store.list_digests() == [min(digests)]
+    shelf.store.stuck = ""
+    assert (await shelf.purger.purge(0)).num_digests == 1
+    assert shelf.store.list_digests() == []
 
 
 async def test_a_deleted_tenants_versions_are_purged(shelf: Any) -> None:

@@ -125,7 +125,11 @@ def purge(
     with open_client(url, _operator_key(data)) as http:
         done = _purge(http, body)
     said = f"Purged {done['num_versions']} versions, files of {done['num_digests']}"
-    left = f"; {done['num_deferred']} are in use" if done["num_deferred"] else ""
+    left = (
+        f"; {done['num_deferred']} are in use or could not be removed"
+        if done["num_deferred"]
+        else ""
+    )
     _say(done, f"{said}{left}.", as_json)
 
 

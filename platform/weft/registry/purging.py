@@ -22,7 +22,8 @@ logger = logging.getLogger("weft.registry")
 
 @dataclass(frozen=True, slots=True)
 class PurgeResult:
-    """`num_deferred` digests are in use by requests that were admitted before."""
+    """`num_deferred` digests are in use by requests that were admitted before, or could not be
+    removed from the store; the next purge tries them again."""
 
     num_versions: int = 0
     num_digests: int = 0
@@ -73,7 +74,12 @@ class Purger:
                     num_deferred += 1
                     continue
                 await repository.begin_purge(digest, now())
-            await asyncio.to_thread(self._remove, digest)
+            try:
+                await asyncio.to_thread(self._remove, digest)
+            except Exception:  # it stays marked; the others need not wait for it
+                logger.exception("the files of %s could not be removed", digest)
+                num_deferred += 1
+                continue
             async with self._database.writing() as session:
                 num_versions += await MaintenanceRepository(session).end_purge(digest, before)
             num_digests += 1
