@@ -83,6 +83,18 @@ def test_a_prompt_that_cannot_be_run_is_warned_of(adapter: Path, tmp_path: Path)
     assert any("could not be run on the base" in warning for warning in report["warnings"])
 
 
+def test_a_tokenizer_beside_the_adapter_is_judged_as_by_the_server(
+    adapter: Path, config_only: Path
+) -> None:
+    plain = check(adapter, BASE_DIR, "--no-smoke")["digest"]
+    shutil.copy(BASE_DIR / "tokenizer.json", adapter)
+    assert check(adapter, BASE_DIR, "--no-smoke")["digest"] == plain, "it is the base's"
+    assert any("tokenizer" in warning for warning in check(adapter, config_only)["warnings"])
+    (adapter / "tokenizer.json").write_text("{}")
+    (fault,) = check(adapter, BASE_DIR, "--no-smoke", code=1)["faults"]
+    assert fault["code"] == "invalid_tokenizer"
+
+
 def test_refusals_name_what_is_wrong(adapter: Path, config_only: Path) -> None:
     tensors = load_file(adapter / TENSORS)
     save_file(tensors | {"stray\x1b[31m": np.zeros(2, np.float32)}, adapter / TENSORS)

@@ -23,7 +23,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
-from tests.adapters.mutants import Mutator, Upload
+from tests.adapters.mutants import Mutator
+from tests.adapters.uploads import Upload
 from tests.engine.families import CASES, create_model
 from tests.engine.forms import DENSE, FORMS, MOE, write
 

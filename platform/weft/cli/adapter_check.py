@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import tempfile
 from dataclasses import replace
@@ -74,11 +75,26 @@ def _require_files(folder: Path, *names: str) -> None:
 
 
 def _validate(folder: Path, base: Path, max_rank: int, dtype: str) -> ValidationReport:
+    from weft.registry.intake import ReceivedAdapter
+    from weft.registry.own_tokens import TokenizerRefusedError, take_own_tokens
+    from weft_adapters.faults import Fault
+    from weft_adapters.report import ValidationReport
     from weft_adapters.validation import validate
 
-    config, tensors = (folder / name for name in ADAPTER_FILES)
-    spec = _read_base(base)
-    return validate(config.read_bytes(), tensors, spec, max_rank=max_rank, dtype=dtype)
+    files = ReceivedAdapter.in_folder(folder)
+    can_compare = (base / "tokenizer.json").is_file()
+    if can_compare:
+        try:
+            files = asyncio.run(take_own_tokens(files, base))
+        except TokenizerRefusedError as error:
+            return ValidationReport(ok=False, faults=(Fault("invalid_tokenizer", str(error)),))
+    report = validate(
+        files.config_bytes, files.tensors_path, _read_base(base), max_rank=max_rank, dtype=dtype
+    )
+    if files.tokenizer_folder is not None and not can_compare:
+        warning = "the adapter's tokenizer was not looked at, since the base's is not there"
+        report = replace(report, warnings=(*report.warnings, warning))
+    return report
 
 
 def _read_base(base: Path) -> BaseSpec:
