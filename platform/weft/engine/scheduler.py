@@ -33,6 +33,7 @@ from weft.engine.memory import SequenceMemory
 from weft.engine.plan import Refusal, ScheduledReq, StepPlan
 from weft.engine.prefix import PrefixRoots
 from weft.engine.queues import WaitingQueues
+from weft.engine.reclaimer import Reclaimer
 from weft.engine.req import Req, ReqState
 from weft.engine.running import AdapterResidency, RunningSet
 from weft.messages import FinishReason
@@ -69,6 +70,7 @@ class Scheduler:
             self.waiting, self.memory, adapters, max_running, max_adapters_in_batch
         )
         self._admission = Admission(self.waiting, self._running, self.memory, adapters)
+        self._reclaimer = Reclaimer(self.waiting, self._running, self.memory, blocks)
         self._expiries = Expiries()
         self._lacks_yield = False
 
@@ -116,7 +118,7 @@ class Scheduler:
         awaiting = (req for req in self.running if req.num_tokens_in_flight)
         if any(req.is_sampled_by_host or req.forks_next for req in awaiting):
             return False
-        return self._num_missing(()) <= self.blocks.num_free
+        return self._reclaimer.num_missing(()) <= self.blocks.num_free
 
     def schedule(self, now: float = 0.0) -> StepPlan:
         """Decide what the next step runs. `now`: monotonic seconds, like `Req.arrived_s`."""
@@ -127,7 +129,7 @@ class Scheduler:
                 # nothing runs while those that wait hold blocks that others want, or all that run
                 # are prompts that wait for each other's
                 is_idle = all(req in refused for req in self.running)
-                if self._drop_held(step) if is_idle else self._reclaim():
+                if self._reclaimer.drop_held(step) if is_idle else self._reclaimer.reclaim():
                     continue
             self._lacks_yield = step.lacks_yield
             for item in step.scheduled:
@@ -137,8 +139,8 @@ class Scheduler:
             return StepPlan(tuple(step.scheduled), self.memory.take_moves(), refused)
 
     def _plan(self, now: float, refused: dict[Req, Refusal]) -> StepDraft:
-        must_land = self._pause(refused)
-        self._relieve(refused)
+        must_land = self._reclaimer.pause(refused)
+        self._reclaimer.relieve(refused)
         decoding = {
             req: self.memory.num_missing(req, 1)
             for req in self.running
@@ -163,57 +165,6 @@ class Scheduler:
             step.take(req, 1)
         step.scheduled += prompts
         return step
-
-    def _pause(self, refused: Collection[Req]) -> bool:
-        """Pause who runs with an adapter that has to make room; True when one is in flight, so that
-        it can only be paused when nothing is."""
-        leaving = [req for req in self._running.leaving_adapters() if req not in refused]
-        for req in leaving:
-            if not req.num_steps_in_flight:
-                self._running.pause(req)
-        return any(req.num_steps_in_flight for req in leaving)
-
-    def _relieve(self, refused: Collection[Req]) -> None:
-        """Preempt until all that decode can have the blocks they need for one more token."""
-        while self._num_missing(refused) > self.blocks.num_free:
-            if not self._reclaim():
-                return
-
-    def _num_missing(self, refused: Collection[Req]) -> int:
-        """Blocks that all who decode need for one more token each."""
-        return sum(
-            self.memory.num_missing(req, 1)
-            for req in self.running
-            if req.is_decoding and req not in refused
-        )
-
-    def _reclaim(self) -> bool:
-        """Make some blocks free, at the cost of who has least claim to them; False at the end."""
-        if self._drop_forks() or self._take_from_paused():
-            return True
-        victim = self._running.victim()
-        if victim is not None:
-            self._running.preempt(victim)
-        return victim is not None
-
-    def _drop_held(self, step: StepDraft) -> bool:
-        """Nobody runs: who waits with blocks gives them up. Those that pause go on when their
-        adapter is back, so only where others, or they, lack blocks."""
-        return self._drop_forks() or (step.lacks_blocks and self._take_from_paused())
-
-    def _drop_forks(self) -> bool:
-        """Waiting choices give up the prompt they share; they compute or match it again."""
-        forks = [req for req in self.waiting if req.blocks and not req.num_pauses]
-        for req in forks:
-            self.memory.free(req)
-        return bool(forks)
-
-    def _take_from_paused(self) -> bool:
-        """Who pauses and has the least claim gives its blocks up."""
-        req = self._running.least_claim(r for r in self.waiting if r.blocks and r.num_pauses)
-        if req is not None:
-            self._running.take_blocks(req)
-        return req is not None
 
     @staticmethod
     def _is_prompt(req: Req, step: StepDraft) -> bool:
