@@ -32,8 +32,9 @@ from weft.demo.tokens import END_OF_TEXT_ID, Document, Message, encode_chat
 from weft.engine.active import PackedBatch
 from weft.engine.bench import Load, run_load
 from weft.engine.build import BuiltEngine, build_engine
-from weft.engine.config import EngineConfig, kv_token_bytes, resolve_kv_dtype
+from weft.engine.config import EngineConfig, resolve_kv_dtype
 from weft.engine.kv_cache import create_kv_cache
+from weft.engine.memory_plan import kv_token_bytes
 from weft.engine.model.decoder import Batch
 from weft_kernels.lora import LoraBatch
 

@@ -28,12 +28,8 @@ from weft_adapters.stacked import Modules, StackedFactors, load_stacked, take_st
 from weft_adapters.tensors import Float32, TensorFile
 from weft_adapters.uses import Pair, TensorUse
 from weft_adapters.vectors import VectorNames, is_vector, resolve_vectors
-from weft_adapters.vocabulary import (
-    VocabularyPlan,
-    is_vocabulary_tensor,
-    load_vocabulary,
-    resolve_vocabulary,
-)
+from weft_adapters.vocabulary import VocabularyPlan, is_vocabulary_tensor, resolve_vocabulary
+from weft_adapters.vocabulary_loading import load_vocabulary
 
 _PREFIX = "base_model.model."
 _LORA = re.compile(r"(?P<module>.+)\.lora_(?P<role>[AB])\.weight\Z")

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from weft.engine.build import warm_up
-from weft.engine.config import MIB, EngineConfig, MemoryPlan, resolve_memory
+from weft.engine.config import MIB, EngineConfig
+from weft.engine.memory_plan import MemoryPlan, resolve_memory
 from weft.engine.model.config import create_model_config, read_hf_config
 
 if TYPE_CHECKING:
@@ -47,7 +48,7 @@ def test_what_cannot_be_built_is_refused_by_name(
 def test_room_for_adapters_is_wanted_twice_only_where_they_are_packed(
     dense: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("weft.engine.config._free_bytes", lambda device: 384 * MIB)
+    monkeypatch.setattr("weft.engine.memory_plan._free_bytes", lambda device: 384 * MIB)
     model = create_model_config(read_hf_config(dense.base_dir))
     config = EngineConfig(dense.base_dir, dense.root, adapter_bytes=256 * MIB, kv_bytes=MIB)
 

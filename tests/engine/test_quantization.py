@@ -15,7 +15,8 @@ from tests.engine.exploding import register_exploding_adapter
 from transformers import AutoModelForCausalLM, PreTrainedModel, Qwen3Config, Qwen3ForCausalLM
 
 from weft.engine.build import BuiltEngine
-from weft.engine.config import EngineConfig, kv_token_bytes, weight_bytes
+from weft.engine.config import EngineConfig
+from weft.engine.memory_plan import kv_token_bytes, weight_bytes
 from weft.engine.model.config import create_model_config, read_hf_config
 from weft.engine.model.weights import DenseWeights, LayerWeights, load_weights
 from weft.engine.offline import load_adapters, run_requests

@@ -10,17 +10,16 @@ import torch
 from weft.engine.active import ActiveSet
 from weft.engine.config import (
     EngineConfig,
-    MemoryPlan,
     resolve_async_scheduling,
     resolve_device,
     resolve_dtype,
     resolve_kv_dtype,
     resolve_loader_share,
-    resolve_memory,
 )
 from weft.engine.engine import Engine
 from weft.engine.grammar import Grammars
 from weft.engine.kv_cache import create_kv_cache
+from weft.engine.memory_plan import MemoryPlan, resolve_memory
 from weft.engine.model.config import ModelConfig, create_model_config, read_hf_config
 from weft.engine.model.decoder import Decoder, KVCache
 from weft.engine.model.served_weights import ServedWeights
