@@ -42,8 +42,8 @@ MAX_TOKENS = 16
 # the chance, with each request, that a name gets a new version, is deleted, or a request aborted
 REPLACE, DELETE, ABORT = 0.06, 0.04, 0.05
 BASE_SHARE = 0.1  # of requests, for the base itself
-POOL_BYTES = {"dense": MIB, "moe": 4 * MIB}
-NUM_BLOCKS = 36
+POOL_BYTES = {"dense": 1 * MIB, "moe": 2 * MIB}
+NUM_BLOCKS = 18
 
 
 @dataclass(slots=True)
@@ -186,6 +186,7 @@ class Churn:
             "replaced": self._population.num_replaced,
             "deleted": self._population.num_deleted,
             "loads": self._num_loads,
+            "reloads": self._num_loads - len({g.digest for g in generated if g.token_ids} - {None}),
             "preemptions": self._engine.scheduler.num_preemptions,
             "steps": self._num_steps,
             "cached_prompt_tokens": sum(g.num_cached_tokens for g in generated),

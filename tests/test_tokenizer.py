@@ -81,7 +81,7 @@ def test_templates_speak_hugging_faces_dialect(folder: Path) -> None:
 
 def test_templates_run_in_a_sandbox(folder: Path) -> None:
     set_template(folder, "{{ messages.__class__.__mro__ }}{{ messages.append(1) }}")
-    with pytest.raises(ValueError, match="refused"):
+    with pytest.raises(ValueError, match="does what none may do"):
         BaseTokenizer.from_dir(folder).apply_chat_template([{"role": "user", "content": "x"}])
 
 

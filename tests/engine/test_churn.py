@@ -24,12 +24,10 @@ def assert_right_weights(churn: Churn) -> None:
     assert verdicts.num_positions > 300
     # what is claimed to have happened did happen
     figures = churn.figures()
-    for event in ("aborted", "replaced", "deleted", "preemptions"):
-        assert figures[event], f"nothing was {event}"
-    loads, versions = figures["loads"], figures["versions"]
-    assert isinstance(loads, int)
-    assert isinstance(versions, int)
-    assert loads > versions, "every load was an adapter's first: nothing was evicted"
+    for event in ("aborted", "replaced", "deleted", "preemptions", "reloads"):
+        number = figures[event]
+        assert isinstance(number, int)
+        assert number > 0, f"no {event}"
     assert_the_comparison_can_fail(churn)
     churn.isolated.close()
 
