@@ -19,9 +19,7 @@ _GRACE_S = 5.0
 _RETRY_S = 0.25
 # so often is looked, when there is nothing to do, for who may be asked for next
 _LOOK_AHEAD_S = 1.0
-
-
-# that nobody has asked for yet
+# kept for whoever asks for them
 _MAX_LOAD_TIMES = 10_000
 
 
