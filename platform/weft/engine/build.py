@@ -93,16 +93,7 @@ def build_engine(
         base, config.adapter_bytes, dtype, device, keep_checksums=config.check_integrity
     )
     served = ServedWeights(weights, base, config.quantization)
-    pace = Pace(resolve_loader_share(config.loader_cpu_share, device))
-    tiers = AdapterTiers(
-        _adapter_source(config, remote_store, pace), base, pool, config.host_adapter_bytes,
-        on_change=on_adapter_change, policy=config.eviction_policy,
-        num_downloads=config.num_downloads,
-        num_readers=1 if device.type == "cpu" else 4,
-        pace=pace,
-        base_weights=served,
-        row_scales=RowScales(base.digest, served.weight_format, config.derived_dir),
-    )  # fmt: skip
+    tiers = _create_tiers(config, remote_store, pool, base, served, on_adapter_change)
     kv_dtype = resolve_kv_dtype(config.kv_dtype, dtype)
     kv, host_kv = _create_caches(config, model, memory, kv_dtype, device)
     decoder = Decoder(model, weights, memory.max_model_len, backend)
@@ -135,6 +126,22 @@ def build_engine(
         },
     )  # fmt: skip
     return BuiltEngine(engine, decoder, info, memory, pool, tiers, tokenizer, base)
+
+
+def _create_tiers(
+    config: EngineConfig, remote_store: RemoteStore | None, pool: PagePool, base: BaseSpec,
+    served: ServedWeights, on_change: Callable[[], None],
+) -> AdapterTiers:  # fmt: skip
+    pace = Pace(resolve_loader_share(config.loader_cpu_share, pool.device))
+    return AdapterTiers(
+        _adapter_source(config, remote_store, pace), base, pool, config.host_adapter_bytes,
+        on_change=on_change, policy=config.eviction_policy,
+        num_downloads=config.num_downloads,
+        num_readers=1 if pool.device.type == "cpu" else 4,
+        pace=pace,
+        base_weights=served,
+        row_scales=RowScales(base.digest, served.weight_format, config.derived_dir),
+    )  # fmt: skip
 
 
 def _adapter_source(
