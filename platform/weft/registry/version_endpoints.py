@@ -17,8 +17,8 @@ from weft.registry.publishing import Published
 from weft.registry.repository import LISTED, RegistryRepository
 from weft.registry.runtime import Registry, RegistryDep
 from weft.registry.schemas import parse_source, version_to_wire
-from weft.tenancy.auth import operator, require
-from weft.tenancy.principal import Operator, Principal
+from weft.tenancy.auth import require, require_operator
+from weft.tenancy.principal import Principal
 
 Reader = Annotated[Principal, Depends(require("adapters:read"))]
 Writer = Annotated[Principal, Depends(require("adapters:write"))]
@@ -123,10 +123,8 @@ class Purge(BaseModel):
     retention_s: int | None = Field(default=None, ge=0, le=2**31)
 
 
-@router.post("/admin/v1/adapters:purge")
-async def purge(
-    _operator: Annotated[Operator, Depends(operator)], body: Purge, registry: RegistryDep
-) -> dict[str, object]:
+@router.post("/admin/v1/adapters:purge", dependencies=[Depends(require_operator("platform:write"))])
+async def purge(body: Purge, registry: RegistryDep) -> dict[str, object]:
     """Remove the files of versions that were deleted at least `retention_s` ago, of all tenants."""
     retention_s = registry.retention_s if body.retention_s is None else body.retention_s
     done = await registry.purger.purge(retention_s)

@@ -1,23 +1,48 @@
 """The marks that every route carries: who may call it. A route without one is a bug.
 
-`Depends(require("inference"))` for tenants, `Depends(operator)` for the operator,
-`Depends(public)` for what needs no key.
+`Depends(require("inference"))` is for project keys, `Depends(require_admin("projects:write"))` for
+who administers a tenant, `Depends(require_operator("tenants:read"))` for operators,
+`Depends(require_any(scope=..., permission=...))` for the first two alike, `Depends(public)` for
+what needs no key.
 """
 
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, replace
+from typing import Literal
 
 from fastapi import Request
 
 from weft.errors import AuthenticationError, PermissionDeniedError
-from weft.tenancy.principal import Operator, Principal, Scope
+from weft.tenancy.principal import (
+    Client,
+    Identity,
+    Operator,
+    Permission,
+    Principal,
+    Scope,
+    TenantAdmin,
+)
 from weft.tenancy.service import Authenticator
 
 AUTH_MARK = "weft_auth"
 
 
-async def _identify(request: Request) -> Principal | Operator:
+@dataclass(frozen=True, slots=True)
+class AuthMark:
+    """What a route's dependency demands; `scope` of project keys, `permission` of the others."""
+
+    audience: Literal["public", "key", "admin", "key or admin", "operator"]
+    scope: Scope | None = None
+    permission: Permission | None = None
+
+
+async def identify(request: Request) -> Identity:
+    """Who sent the request, looked up once; AuthenticationError where nobody can be made out."""
+    known: Identity | None = getattr(request.state, "identity", None)
+    if known is not None:
+        return known
     headers = request.headers.getlist("authorization")
     if len(headers) != 1:
         raise AuthenticationError
@@ -27,38 +52,91 @@ async def _identify(request: Request) -> Principal | Operator:
     authenticator: Authenticator = request.app.state.authenticator
     # its own short session: a generation must not hold a connection
     async with request.app.state.database.reading() as session:
-        who = await authenticator.authenticate(session, text.strip())
-    if isinstance(who, Principal):
+        found = await authenticator.authenticate(session, text.strip())
+    who = replace(found, client=_client(request))
+    if not isinstance(who, Operator):
         request.state.tenant_id = who.tenant_id
+    request.state.identity = who
     return who
+
+
+def _client(request: Request) -> Client:
+    address = None if request.client is None else request.client.host
+    return Client(address, request.headers.get("user-agent"))
 
 
 def require(scope: Scope) -> Callable[[Request], Awaitable[Principal]]:
-    """A dependency that gives the tenant's principal, with this scope."""
+    """A dependency that gives the project key's principal, with this scope."""
 
     async def principal(request: Request) -> Principal:
-        who = await _identify(request)
-        if isinstance(who, Operator):
-            raise PermissionDeniedError("The operator key cannot act for a tenant.")
-        if scope not in who.scopes:
-            raise PermissionDeniedError(f"This key lacks the scope '{scope}'.")
-        return who
+        return _with_scope(await identify(request), scope)
 
-    setattr(principal, AUTH_MARK, scope)
+    setattr(principal, AUTH_MARK, AuthMark("key", scope=scope))
     return principal
 
 
-async def operator(request: Request) -> Operator:
-    """A dependency for the operator's routes."""
-    who = await _identify(request)
-    if not isinstance(who, Operator):
-        raise PermissionDeniedError("This route needs the operator key.")
-    return who
+def require_admin(permission: Permission) -> Callable[[Request], Awaitable[TenantAdmin]]:
+    """A dependency that gives who administers the tenant, with this permission."""
+
+    async def admin(request: Request) -> TenantAdmin:
+        return _with_permission(await identify(request), permission)
+
+    setattr(admin, AUTH_MARK, AuthMark("admin", permission=permission))
+    return admin
+
+
+def require_any(
+    *, scope: Scope, permission: Permission
+) -> Callable[[Request], Awaitable[Principal | TenantAdmin]]:
+    """A dependency for what a project key with `scope` and an administrator may do alike."""
+
+    async def either(request: Request) -> Principal | TenantAdmin:
+        who = await identify(request)
+        if isinstance(who, Principal):
+            return _with_scope(who, scope)
+        return _with_permission(who, permission)
+
+    setattr(either, AUTH_MARK, AuthMark("key or admin", scope=scope, permission=permission))
+    return either
+
+
+def require_operator(permission: Permission) -> Callable[[Request], Awaitable[Operator]]:
+    """A dependency that gives the operator, with this permission."""
+
+    async def operator(request: Request) -> Operator:
+        who = await identify(request)
+        if not isinstance(who, Operator):
+            raise PermissionDeniedError("This route is for operators.")
+        if permission not in who.permissions:
+            raise PermissionDeniedError(f"The permission '{permission}' is needed for this.")
+        return who
+
+    setattr(operator, AUTH_MARK, AuthMark("operator", permission=permission))
+    return operator
 
 
 async def public() -> None:
     """The mark of a route that needs no key."""
 
 
-setattr(operator, AUTH_MARK, "operator")
-setattr(public, AUTH_MARK, "public")
+setattr(public, AUTH_MARK, AuthMark("public"))
+
+
+def _with_scope(who: Identity, scope: Scope) -> Principal:
+    if isinstance(who, Operator):
+        raise PermissionDeniedError("An operator cannot act for a tenant.")
+    if isinstance(who, TenantAdmin):
+        raise PermissionDeniedError("This needs a project's key; an administrator is none.")
+    if scope not in who.scopes:
+        raise PermissionDeniedError(f"This key lacks the scope '{scope}'.")
+    return who
+
+
+def _with_permission(who: Identity, permission: Permission) -> TenantAdmin:
+    if isinstance(who, Operator):
+        raise PermissionDeniedError("An operator cannot act for a tenant.")
+    if isinstance(who, Principal):
+        raise PermissionDeniedError("This needs an admin key; a project's key is none.")
+    if permission not in who.permissions:
+        raise PermissionDeniedError(f"The permission '{permission}' is needed for this.")
+    return who
