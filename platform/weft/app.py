@@ -6,6 +6,7 @@ needs torch, imported when it is called.
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -29,7 +30,8 @@ from weft.registry import placement_endpoints as placements
 from weft.registry import upload_endpoints as uploads
 from weft.registry import version_endpoints as versions
 from weft.registry.build import create_registry
-from weft.settings import ENGINE_KEYS, ServerSettings
+from weft.registry.runtime import Registry
+from weft.settings import EngineSettings, ServerSettings
 from weft.storage.build import create_remote_store
 from weft.tenancy import endpoints as tenants
 from weft.tenancy.auth import public
@@ -53,51 +55,73 @@ def prepare_data(settings: ServerSettings) -> SecretFiles:
     return secrets
 
 
-def create_app(settings: ServerSettings, engine: EngineClient, tokenizer: BaseTokenizer) -> FastAPI:
-    """The application over an engine that the caller owns, starts and closes."""
+# every route there is
+_ROUTES = (
+    inference,
+    lorax,
+    vllm_compat,
+    adapters,
+    versions,
+    placements,
+    uploads,
+    usage,
+    tenants,
+    probes,
+)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Services:
+    """What the routes work with; each is found by its name in the app's state."""
+
+    database: Database
+    gateway: Gateway
+    registry: Registry
+    authenticator: Authenticator
+
+
+def create_services(
+    settings: ServerSettings, engine: EngineClient, tokenizer: BaseTokenizer
+) -> Services:
+    """On a data folder that is made ready where it is new."""
     secrets = prepare_data(settings)
     database = Database(sqlite_url(settings.database_file))
     registry = create_registry(settings, engine, database)
     gateway = Gateway(settings, engine, tokenizer, database, registry.merger, registry.read_config)
+    authenticator = Authenticator(secrets.pepper, secrets.operator_key)
+    return Services(database, gateway, registry, authenticator)
 
-    @asynccontextmanager
-    async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
-        with lock_data_folder(settings.data_dir):
-            num_lost = await gateway.recorder.recover()
-            if num_lost:
-                logger.warning("%d requests were lost in a crash and are billed nothing", num_lost)
-            async with registry.running():
-                yield
-            await gateway.close()
-            await database.close()
 
+@asynccontextmanager
+async def running(settings: ServerSettings, services: Services) -> AsyncIterator[None]:
+    """The services at work: what a crash left is made up for, and at the end all is closed."""
+    with lock_data_folder(settings.data_dir):
+        num_lost = await services.gateway.recorder.recover()
+        if num_lost:
+            logger.warning("%d requests were lost in a crash and are billed nothing", num_lost)
+        async with services.registry.running():
+            yield
+        await services.gateway.close()
+        await services.database.close()
+
+
+def create_app(settings: ServerSettings, engine: EngineClient, tokenizer: BaseTokenizer) -> FastAPI:
+    """The application over an engine that the caller owns, starts and closes."""
+    services = create_services(settings, engine, tokenizer)
     app = FastAPI(
         title="Weft",
         version="0.1.0",
-        lifespan=lifespan,
+        lifespan=lambda _app: running(settings, services),
         docs_url=None,
         redoc_url=None,
         openapi_url=None,
         redirect_slashes=False,
     )
-    app.state.database = database
-    app.state.gateway = gateway
-    app.state.registry = registry
-    app.state.authenticator = Authenticator(secrets.pepper, secrets.operator_key)
+    for field in dataclasses.fields(services):
+        setattr(app.state, field.name, getattr(services, field.name))
     install_error_handlers(app)
     app.add_middleware(RequestContextMiddleware, max_body_bytes=settings.max_body_bytes)
-    for module in (
-        inference,
-        lorax,
-        vllm_compat,
-        adapters,
-        versions,
-        placements,
-        uploads,
-        usage,
-        tenants,
-        probes,
-    ):
+    for module in _ROUTES:
         app.include_router(module.router)
 
     @app.get("/openapi.json", include_in_schema=False, dependencies=[Depends(public)])
@@ -118,7 +142,8 @@ def build_engine(
     from weft.engine.config import EngineConfig
     from weft.engine.worker import start_engine
 
-    chosen = {key: value for key in ENGINE_KEYS if (value := getattr(settings, key)) is not None}
+    keys = [field.name for field in dataclasses.fields(EngineSettings)]
+    chosen = {key: value for key in keys if (value := getattr(settings, key)) is not None}
     config = EngineConfig(
         base_dir=settings.base_dir,
         adapters_dir=settings.adapters_dir,
