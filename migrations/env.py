@@ -1,6 +1,6 @@
 """Alembic's entry: the same for the `alembic` command and for `weft migrate`.
 
-`weft migrate` hands the URL over; the bare command takes `WEFT_DATABASE_URL` (synchronous).
+`weft migrate` hands the URL over; the bare command takes `WEFT_DATABASE_URL`.
 """
 
 from __future__ import annotations
@@ -8,10 +8,9 @@ from __future__ import annotations
 import os
 
 from alembic import context
-from sqlalchemy import create_engine
-from sqlalchemy.pool import NullPool
 
 from weft.db.base import Base
+from weft.db.schema import migrating
 from weft.registry import models as registry_models
 from weft.tenancy import models as tenancy_models
 from weft.usage import models as usage_models
@@ -28,16 +27,14 @@ def _url() -> str:
 
 
 def _run() -> None:
-    engine = create_engine(_url(), poolclass=NullPool)
-    with engine.connect() as connection:
+    with migrating(_url()) as connection:
         context.configure(
             connection=connection,
             target_metadata=Base.metadata,
             render_as_batch=True,
             compare_type=True,
         )
-        with context.begin_transaction():
-            context.run_migrations()
+        context.run_migrations()
 
 
 if context.is_offline_mode():

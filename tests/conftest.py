@@ -37,6 +37,8 @@ from weft_adapters.store import FolderStore
 # these models are tiny: a second thread costs more than it brings, above all beside other work
 torch.set_num_threads(1)
 
+pytest_plugins = ["tests.servers"]
+
 VOCAB_SIZE = 320
 NEAR_TIE = 1e-4
 

@@ -29,3 +29,7 @@ class TenantOwned:
     @declared_attr
     def tenant_id(cls) -> Mapped[str]:
         return mapped_column(String(64), ForeignKey("tenants.id"), index=True)
+
+
+class PlatformOwned:
+    """A row that belongs to no tenant; the table's docstring says why."""

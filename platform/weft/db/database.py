@@ -1,29 +1,33 @@
-"""Engine and sessions over SQLAlchemy; SQLite is set up to be safe for many readers and a writer.
+"""Sessions over SQLAlchemy on SQLite and PostgreSQL.
 
-Knows neither tables nor tenants. `reading` never commits, `writing` is the one commit point.
+Knows neither tables nor tenants. `reading` never commits; `write` and `writing` are the two commit
+points.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from sqlalchemy import event
-from sqlalchemy.engine import Connection
-from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker, create_async_engine
+from sqlalchemy import event, text
+from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
 from sqlalchemy.orm import Session
 
+from weft.db.engines import create_engine
+from weft.db.errors import may_succeed_again, translated_errors
+from weft.db.group_commit import GroupCommit
 from weft.db.scope import refuse_unmarked
+from weft.db.urls import redacted, sqlite_url
 
-BUSY_TIMEOUT_MS = 10_000
+__all__ = ["Database", "create_database_file", "sqlite_url"]
 
-
-def sqlite_url(file: Path, *, driver: str = "sqlite+aiosqlite") -> str:
-    """The URL of a database file."""
-    return f"{driver}:///{file.resolve()}"
+ResultT = TypeVar("ResultT")
+# of PostgreSQL: held by `writing` until its transaction ends
+_WRITING_LOCK = 0x77656674
+_MAX_RUNS = 5
 
 
 class _GuardedSession(Session):
@@ -34,13 +38,15 @@ event.listen(_GuardedSession, "do_orm_execute", refuse_unmarked)
 
 
 class Database:
-    """Sessions over one database URL. Close it with `await close()`."""
+    """Sessions over one database URL, used by one event loop. Close it with `await close()`.
+
+    DatabaseUnavailableError wherever PostgreSQL cannot be reached; later calls connect again.
+    """
 
     def __init__(self, url: str) -> None:
-        self._engine = create_async_engine(url)
-        if self._engine.dialect.name == "sqlite":
-            event.listen(self._engine.sync_engine, "connect", _set_up_sqlite)
-            event.listen(self._engine.sync_engine, "begin", _begin_sqlite)
+        self._shown_url = redacted(url)
+        self._engine = create_engine(url)
+        self.is_sqlite = self._engine.dialect.name == "sqlite"
         options: dict[str, Any] = {
             "expire_on_commit": False,
             "sync_session_class": _GuardedSession,
@@ -49,40 +55,65 @@ class Database:
         self._write = async_sessionmaker(self._engine.execution_options(weft_write=True), **options)
         # SQLite has one writer: waiting here is fair and cheaper than its busy loop
         self._writer = asyncio.Lock()
+        self._group = GroupCommit(self._engine, self._writer, options)
+
+    def __repr__(self) -> str:
+        return f"Database({self._shown_url!r})"
 
     @asynccontextmanager
     async def reading(self) -> AsyncIterator[AsyncSession]:
         """A session for reads; whatever it changes is rolled back."""
-        async with self._read() as session:
-            yield session
+        with translated_errors():
+            async with self._read() as session:
+                yield session
 
     @asynccontextmanager
     async def writing(self) -> AsyncIterator[AsyncSession]:
-        """A session for one transaction: commits at the end, rolls back on any exception."""
-        async with self._writer, self._write() as session, session.begin():
-            yield session
+        """A session for one transaction: commits at the end, rolls back on any exception.
+
+        Transactions of `writing` run one at a time, on PostgreSQL over all processes: what one has
+        read still holds when it commits. For administration; requests use `write`.
+        """
+        with translated_errors():
+            if self.is_sqlite:
+                async with self._writer, self._write() as session, session.begin():
+                    yield session
+            else:
+                async with self._write() as session, session.begin():
+                    connection = await session.connection()
+                    await connection.execute(_LOCK, {"key": _WRITING_LOCK})
+                    yield session
+
+    async def write(self, job: Callable[[AsyncSession], Awaitable[ResultT]]) -> ResultT:
+        """Run `job` in a transaction and give its result once that is committed.
+
+        On SQLite jobs that wait are committed together, each undone alone if it raises. On
+        PostgreSQL jobs run beside each other, READ COMMITTED, beside `writing` as well: a job must
+        hold against that by constraints, conditional updates or locked rows. A job is run again
+        if it lost against another one, so all that it does is done through its session. A caller
+        that is cancelled does not know whether its job was committed.
+        """
+        with translated_errors():
+            if self.is_sqlite:
+                return await self._group.run(job)
+            for _ in range(_MAX_RUNS - 1):
+                try:
+                    return await self._run(job)
+                except Exception as error:
+                    if not may_succeed_again(error):
+                        raise
+            return await self._run(job)
+
+    async def _run(self, job: Callable[[AsyncSession], Awaitable[ResultT]]) -> ResultT:
+        async with self._write() as session, session.begin():
+            return await job(session)
 
     async def close(self) -> None:
+        await self._group.close()
         await self._engine.dispose()
 
 
-def _set_up_sqlite(connection: Any, _record: object) -> None:
-    connection.isolation_level = None  # transactions begin where we say, see `_begin_sqlite`
-    cursor = connection.cursor()
-    for pragma in (
-        "journal_mode=WAL",
-        "synchronous=NORMAL",
-        "foreign_keys=ON",
-        f"busy_timeout={BUSY_TIMEOUT_MS}",
-    ):
-        cursor.execute(f"PRAGMA {pragma}")
-    cursor.close()
-
-
-def _begin_sqlite(connection: Connection) -> None:
-    # a writer takes the write lock at once: upgrading a read lock later can fail without waiting
-    is_write = connection.get_execution_options().get("weft_write", False)
-    connection.exec_driver_sql("BEGIN IMMEDIATE" if is_write else "BEGIN")
+_LOCK = text("SELECT pg_advisory_xact_lock(:key)")
 
 
 def create_database_file(file: Path) -> None:

@@ -6,15 +6,24 @@ Runs Alembic from code, so that `weft migrate` works wherever the package runs. 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from alembic import command
 from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from sqlalchemy import create_engine, inspect
+from sqlalchemy import Connection, Engine, create_engine, event, inspect, text
 from sqlalchemy.pool import NullPool
+
+from weft.db.engines import LOCK_TIMEOUT_MS, postgres_arguments
+from weft.db.urls import sync_url
+
+# how long a second `weft migrate` waits for the first
+MIGRATION_WAIT_S = 600
+_MIGRATION_LOCK = 0x6D696772
 
 
 class SchemaMismatchError(Exception):
@@ -34,7 +43,7 @@ def find_migrations(environ: Mapping[str, str] = os.environ) -> Path:
 
 
 def alembic_config(url: str) -> Config:
-    """Alembic's configuration for a synchronous database URL."""
+    """Alembic's configuration for a database URL."""
     config = Config()
     config.set_main_option("script_location", str(find_migrations()).replace("%", "%%"))
     config.attributes["url"] = url
@@ -42,22 +51,37 @@ def alembic_config(url: str) -> Config:
 
 
 def migrate(url: str, revision: str = "head") -> None:
-    """Upgrade the database to `revision`."""
+    """Upgrade the database to `revision`, in one transaction; another `migrate` waits for it."""
     command.upgrade(alembic_config(url), revision)
+
+
+@contextmanager
+def migrating(url: str) -> Iterator[Connection]:
+    """A connection in the one transaction that may change the schema: all of it or nothing."""
+    engine = _create_engine(url)
+    if engine.dialect.name == "sqlite":
+        # the driver would commit before each change of a table
+        event.listen(engine, "connect", _leave_transactions_to_us)
+        event.listen(engine, "begin", _begin_immediate)
+    with engine.begin() as connection:
+        if engine.dialect.name == "postgresql":
+            connection.execute(text(f"SET LOCAL lock_timeout = '{MIGRATION_WAIT_S}s'"))
+            connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _MIGRATION_LOCK})
+            # a migration that cannot have a table at once would keep all others waiting behind it
+            connection.execute(text(f"SET LOCAL lock_timeout = {LOCK_TIMEOUT_MS}"))
+        yield connection
 
 
 def revisions(url: str) -> tuple[str | None, str | None]:
     """(the database's revision, this release's revision)."""
-    engine = create_engine(url, poolclass=NullPool)
-    with engine.connect() as connection:
+    with _create_engine(url).connect() as connection:
         current = MigrationContext.configure(connection).get_current_revision()
     return current, ScriptDirectory.from_config(alembic_config(url)).get_current_head()
 
 
 def is_empty(url: str) -> bool:
     """True for a database without any table."""
-    engine = create_engine(url, poolclass=NullPool)
-    with engine.connect() as connection:
+    with _create_engine(url).connect() as connection:
         return not inspect(connection).get_table_names()
 
 
@@ -75,3 +99,21 @@ def prepare(url: str) -> None:
             f"The database is at revision {current or 'none'}, this release needs {expected}. "
             "Back up the data folder, then run: weft migrate"
         )
+
+
+def _create_engine(url: str) -> Engine:
+    parsed = sync_url(url)
+    arguments = (
+        {"timeout": MIGRATION_WAIT_S}
+        if parsed.get_backend_name() == "sqlite"
+        else postgres_arguments(parsed, timeouts=False)
+    )
+    return create_engine(parsed, poolclass=NullPool, connect_args=arguments)
+
+
+def _leave_transactions_to_us(connection: Any, _record: object) -> None:
+    connection.isolation_level = None
+
+
+def _begin_immediate(connection: Connection) -> None:
+    connection.exec_driver_sql("BEGIN IMMEDIATE")

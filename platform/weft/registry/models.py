@@ -8,7 +8,7 @@ from typing import Any
 from sqlalchemy import JSON, ForeignKey, Index, String, Text, text
 from sqlalchemy.orm import Mapped, mapped_column
 
-from weft.db.base import Base, TenantOwned
+from weft.db.base import Base, PlatformOwned, TenantOwned
 
 
 class Adapter(TenantOwned, Base):
@@ -89,7 +89,7 @@ class AdapterAlias(TenantOwned, Base):
     updated_at: Mapped[int]
 
 
-class PurgingDigest(Base):
+class PurgingDigest(PlatformOwned, Base):
     """Files that are being removed from the store; nothing is stored under this digest meanwhile.
 
     It belongs to no tenant: the same bytes of two tenants are stored once.

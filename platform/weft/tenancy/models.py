@@ -5,10 +5,10 @@ from __future__ import annotations
 from sqlalchemy import JSON, ForeignKey, Index, String, text
 from sqlalchemy.orm import Mapped, mapped_column
 
-from weft.db.base import Base, TenantOwned
+from weft.db.base import Base, PlatformOwned, TenantOwned
 
 
-class Tenant(Base):
+class Tenant(PlatformOwned, Base):
     """Who pays. Deleting keeps the row: usage events refer to it."""
 
     __tablename__ = "tenants"
