@@ -1,0 +1,1 @@
+"""What is told about requests, in logs and traces, and what is never told: secrets and prompts."""
