@@ -7,7 +7,7 @@ names, aliases and versions end in the registry.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
@@ -300,7 +300,7 @@ class EngineDrainingError(Exception):
 
 
 class EngineDeadError(Exception):
-    """The engine thread has ended by a fault; `str(error)` says which."""
+    """The engine has ended by a fault, or cannot be reached; `str(error)` says why."""
 
 
 class EngineClient(Protocol):
@@ -312,7 +312,9 @@ class EngineClient(Protocol):
 
     @property
     def is_ready(self) -> bool:
-        """True after warm-up, while the engine thread lives, makes progress and is not draining."""
+        """True after warm-up, while the engine thread lives, makes progress and is not draining.
+
+        Of an engine in another process this is what was heard of it last, at most seconds ago."""
 
     @property
     def not_ready_reason(self) -> str:
@@ -322,38 +324,39 @@ class EngineClient(Protocol):
         """Have `grammar` compiled before `generate` needs it: that may take seconds, which neither
         the caller's event loop nor the engine has. ValueError for one that cannot be used."""
 
-    def generate(self, req: EngineRequest) -> AsyncIterator[EngineOutput]:
-        """Admit `req` at once and stream its outputs.
+    async def generate(self, req: EngineRequest) -> AsyncIterator[EngineOutput]:
+        """Admit `req` at once, and give its outputs.
 
-        Raises at the call, before any iteration: `EngineQueueFullError`, `EngineDrainingError`,
+        Raises before there is an iterator: `EngineQueueFullError`, `EngineDrainingError`,
         `EngineDeadError`, or `ValueError` for a request that can never run (its prompt with
         max_tokens does not fit, a token id outside the vocabulary). Leaving the iterator early
-        does not abort: call `abort`.
+        does not abort: call `abort`. A caller that is cancelled here has admitted nothing.
         """
 
     def abort(self, request_id: str) -> None:
         """End a request within one step; its last output has reason "abort". Idempotent."""
 
-    def snapshot(self, *, drain: bool = False) -> EngineStats:
+    async def stats(self, *, drain: bool = False) -> EngineStats:
         """The engine's counters now; `drain` empties the histogram buffers."""
 
-    def placements(self, adapter_digest: str | None = None) -> Sequence[AdapterPlacement]:
+    async def placements(self, adapter_digest: str | None = None) -> Sequence[AdapterPlacement]:
         """Of all adapters that are on a tier of the engine, or on their way; or of one, wherever it
         is."""
 
-    def unload_adapter(self, adapter_digest: str) -> None:
+    async def unload_adapter(self, adapter_digest: str) -> None:
         """Have the adapter leave the device and host memory when the requests that use it have
         ended; one that comes for it before keeps it on the device."""
 
     def prefetch_adapter(self, adapter_digest: str) -> None:
         """Hint that a request for this adapter is near: start bringing it to the device."""
 
-    def discard_adapter(self, adapter_digest: str) -> None:
+    async def discard_adapter(self, adapter_digest: str) -> None:
         """Its files were removed from the store: have it leave every tier of the engine, as
-        `unload_adapter` does. May wait for files."""
+        `unload_adapter` does."""
 
-    def pin_adapter(self, adapter_digest: str, is_pinned: bool) -> None:
-        """Whether the version stays on the tiers that it reaches, while this engine lives."""
+    async def pin_adapters(self, adapter_digests: Collection[str]) -> None:
+        """These versions, and no others, stay on the tiers that they reach."""
 
     async def drain(self, deadline_s: float) -> None:
-        """Admit nothing more, let what runs finish for `deadline_s`, abort the rest."""
+        """Admit nothing more from this client, let what runs for it finish for `deadline_s`, abort
+        the rest."""

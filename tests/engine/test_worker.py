@@ -92,7 +92,7 @@ async def test_requests_stream_side_by_side(start: Start) -> None:
     worker, digests = start()
     names = [None, "small", "all-linear", "mlp", "wide", "patterns"]
     streams = [
-        worker.generate(create_request(f"{name}", digests.get(name or ""))) for name in names
+        await worker.generate(create_request(f"{name}", digests.get(name or ""))) for name in names
     ]
     for outputs in await asyncio.gather(*map(collect, streams)):
         assert [o.finish_reason for o in outputs] == [None] * 7 + ["length"]
@@ -104,7 +104,7 @@ async def test_requests_stream_side_by_side(start: Start) -> None:
 async def test_a_stream_comes_token_by_token(start: Start) -> None:
     run = Runner()
     worker, _ = start(run=run)
-    stream = worker.generate(create_request("r", max_tokens=250))
+    stream = await worker.generate(create_request("r", max_tokens=250))
     run.may_run.set()
     first = await anext(stream)
     assert first.finish_reason is None
@@ -116,12 +116,12 @@ async def test_a_stream_comes_token_by_token(start: Start) -> None:
 async def test_what_can_never_run_is_refused_at_the_call(start: Start) -> None:
     worker, _ = start()
     with pytest.raises(ValueError, match="maximum context length"):
-        worker.generate(create_request("r", max_tokens=300))
+        await worker.generate(create_request("r", max_tokens=300))
     with pytest.raises(ValueError, match="outside the vocabulary"):
-        worker.generate(create_request("r", prompt=(10**6,)))
-    stream = worker.generate(create_request("r"))
+        await worker.generate(create_request("r", prompt=(10**6,)))
+    stream = await worker.generate(create_request("r"))
     with pytest.raises(ValueError, match="already in use"):
-        worker.generate(create_request("r"))
+        await worker.generate(create_request("r"))
     assert len(await collect(stream)) == 8
 
 
@@ -132,12 +132,12 @@ async def test_an_abort_that_comes_too_late_spares_the_next_request_of_that_id(
     built, _ = dense.build(**options)
     # this thread is the engine's, so that the abort comes between the last step and its output
     worker = InProcessEngine(EngineConfig(dense.base_dir, dense.root / "store", **options), built)
-    first = worker.generate(create_request("r", max_tokens=1))
+    first = await worker.generate(create_request("r", max_tokens=1))
     worker._take_commands()
     [last] = built.engine.step()
     worker.abort("r")
     worker._deliver(last)
-    second = worker.generate(create_request("r", max_tokens=2))
+    second = await worker.generate(create_request("r", max_tokens=2))
     worker._take_commands()
     for _ in range(2):
         for output in built.engine.step():
@@ -149,8 +149,8 @@ async def test_an_abort_that_comes_too_late_spares_the_next_request_of_that_id(
 
 async def test_an_abort_ends_a_stream_midway(start: Start) -> None:
     worker, _ = start()
-    stream = worker.generate(create_request("r", max_tokens=250))
-    other = worker.generate(create_request("other"))
+    stream = await worker.generate(create_request("r", max_tokens=250))
+    other = await worker.generate(create_request("other"))
     first = await anext(stream)
     worker.abort("r")
     worker.abort("r")
@@ -168,9 +168,9 @@ async def test_an_abort_ends_a_stream_midway(start: Start) -> None:
 async def test_a_request_is_aborted_before_its_first_step(start: Start) -> None:
     run = Runner()
     worker, _ = start(run=run)
-    running = worker.generate(create_request("running"))
+    running = await worker.generate(create_request("running"))
     await until(run.is_held.is_set)
-    waiting = worker.generate(create_request("waiting"))
+    waiting = await worker.generate(create_request("waiting"))
     worker.abort("waiting")
     run.may_run.set()
     assert [o.finish_reason for o in await collect(waiting)] == ["abort"]
@@ -180,30 +180,30 @@ async def test_a_request_is_aborted_before_its_first_step(start: Start) -> None:
 async def test_a_full_queue_admits_nothing(start: Start) -> None:
     run = Runner()
     worker, _ = start(run=run, max_running=1, max_waiting=2)
-    streams = [worker.generate(create_request("running"))]
+    streams = [await worker.generate(create_request("running"))]
     await until(run.is_held.is_set)
-    streams += [worker.generate(create_request(name)) for name in ("first", "second")]
+    streams += [await worker.generate(create_request(name)) for name in ("first", "second")]
     with pytest.raises(EngineQueueFullError) as refused:
-        worker.generate(create_request("third"))
+        await worker.generate(create_request("third"))
     assert refused.value.num_waiting == 2
     assert worker.snapshot().num_waiting == 2
     run.may_run.set()
     for stream in streams:
         assert len(await collect(stream)) == 8
-    assert len(await collect(worker.generate(create_request("third")))) == 8
+    assert len(await collect(await worker.generate(create_request("third")))) == 8
 
 
 async def test_draining_finishes_what_runs_and_admits_nothing(start: Start) -> None:
     run = Runner()
     worker, _ = start(run=run)
     await until(lambda: worker.is_ready)
-    stream = worker.generate(create_request("r"))
+    stream = await worker.generate(create_request("r"))
     await until(run.is_held.is_set)
     drained = asyncio.create_task(worker.drain(20))
     await until(lambda: not worker.is_ready)
     assert worker.not_ready_reason == "The engine is draining."
     with pytest.raises(EngineDrainingError):
-        worker.generate(create_request("late"))
+        await worker.generate(create_request("late"))
     assert not drained.done()
     run.may_run.set()
     await drained
@@ -213,7 +213,7 @@ async def test_draining_finishes_what_runs_and_admits_nothing(start: Start) -> N
 async def test_draining_aborts_what_outlives_the_deadline(start: Start) -> None:
     run = Runner()
     worker, _ = start(run=run)
-    stream = worker.generate(create_request("r", max_tokens=250))
+    stream = await worker.generate(create_request("r", max_tokens=250))
     await until(run.is_held.is_set)
     drained = asyncio.create_task(worker.drain(0.01))
     await asyncio.sleep(0.05)
@@ -227,13 +227,13 @@ async def test_draining_aborts_what_outlives_the_deadline(start: Start) -> None:
 async def test_closing_aborts_what_runs_and_what_was_never_looked_at(start: Start) -> None:
     run = Runner()
     worker, _ = start(run=run)
-    running = worker.generate(create_request("running", max_tokens=250))
+    running = await worker.generate(create_request("running", max_tokens=250))
     await until(run.is_held.is_set)
-    unseen = worker.generate(create_request("unseen"))
+    unseen = await worker.generate(create_request("unseen"))
     closing = asyncio.create_task(asyncio.to_thread(worker.close))
     await until(lambda: not worker.is_ready)
     with pytest.raises(EngineDrainingError):
-        worker.generate(create_request("late"))
+        await worker.generate(create_request("late"))
     run.may_run.set()
     await closing
     for stream in (running, unseen):
@@ -245,14 +245,14 @@ async def test_closing_aborts_what_runs_and_what_was_never_looked_at(start: Star
 async def test_a_crash_ends_every_stream_and_is_told(start: Start) -> None:
     run = Runner()
     worker, _ = start(run=run)
-    streams = [worker.generate(create_request(name, max_tokens=250)) for name in "ab"]
+    streams = [await worker.generate(create_request(name, max_tokens=250)) for name in "ab"]
     await until(run.is_held.is_set)
     run.may_run.set()
     first = await anext(streams[0])
     run.may_run.clear()
     run.is_held.clear()
     await until(run.is_held.is_set)
-    unseen = worker.generate(create_request("unseen"))
+    unseen = await worker.generate(create_request("unseen"))
     run.error = RuntimeError("the device is lost")
     run.may_run.set()
     for stream in (*streams, unseen):
@@ -264,7 +264,7 @@ async def test_a_crash_ends_every_stream_and_is_told(start: Start) -> None:
     assert not worker.is_ready
     assert worker.not_ready_reason == "The engine has stopped: RuntimeError: the device is lost"
     with pytest.raises(EngineDeadError, match="the device is lost"):
-        worker.generate(create_request("late"))
+        await worker.generate(create_request("late"))
     async with asyncio.timeout(5):
         await worker.drain(60)
 
@@ -273,7 +273,7 @@ async def test_a_step_that_does_not_end_is_told(start: Start) -> None:
     run = Runner()
     worker, _ = start(run=run, step_timeout_s=0.02)
     await until(lambda: worker.is_ready)
-    stream = worker.generate(create_request("r"))
+    stream = await worker.generate(create_request("r"))
     await until(lambda: not worker.is_ready)
     assert worker.not_ready_reason.startswith("A step has been running for over")
     run.may_run.set()
@@ -286,8 +286,8 @@ async def test_a_snapshot_counts(start: Start) -> None:
     run = Runner()
     worker, digests = start(run=run)
     streams = [
-        worker.generate(create_request("a", digests["small"])),
-        worker.generate(create_request("b", digests["small"], prompt=(1,) * 7)),
+        await worker.generate(create_request("a", digests["small"])),
+        await worker.generate(create_request("b", digests["small"], prompt=(1,) * 7)),
     ]
     await until(run.is_held.is_set)
     held = worker.snapshot()
@@ -318,9 +318,9 @@ async def test_a_prefetched_adapter_comes_to_the_device(start: Start) -> None:
 
 async def test_a_reader_that_leaves_holds_up_nobody(start: Start) -> None:
     worker, _ = start()
-    left = worker.generate(create_request("left"))
+    left = await worker.generate(create_request("left"))
     await anext(left)
-    assert len(await collect(worker.generate(create_request("stays")))) == 8
+    assert len(await collect(await worker.generate(create_request("stays")))) == 8
     await until(lambda: worker.snapshot().num_running == 0)
 
 
@@ -329,12 +329,12 @@ def test_a_caller_whose_event_loop_is_gone_does_not_stop_the_engine(start: Start
     worker, _ = start(run=run)
 
     async def leave() -> None:
-        worker.generate(create_request("left"))
+        await worker.generate(create_request("left"))
 
     asyncio.run(leave())
     run.may_run.set()
 
     async def stay() -> list[EngineOutput]:
-        return await collect(worker.generate(create_request("stays")))
+        return await collect(await worker.generate(create_request("stays")))
 
     assert len(asyncio.run(stay())) == 8

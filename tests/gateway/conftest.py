@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import shutil
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Collection, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -88,7 +88,7 @@ class EchoEngine:
             raise self.grammar_error
         self.grammars.append(grammar)
 
-    def generate(self, req: EngineRequest) -> AsyncIterator[EngineOutput]:
+    async def generate(self, req: EngineRequest) -> AsyncIterator[EngineOutput]:
         if self.admission_error is not None:
             raise self.admission_error
         if self._draining:
@@ -151,6 +151,9 @@ class EchoEngine:
     def abort(self, request_id: str) -> None:
         self.aborted.append(request_id)
 
+    async def stats(self, *, drain: bool = False) -> EngineStats:
+        return self.snapshot(drain=drain)
+
     def snapshot(self, *, drain: bool = False) -> EngineStats:
         observed = {"time_to_first_token": (0.02,), "adapter_load_time": (0.3,)} if drain else {}
         return EngineStats(
@@ -169,7 +172,7 @@ class EchoEngine:
             histograms=observed,
         )
 
-    def placements(self, adapter_digest: str | None = None) -> list[AdapterPlacement]:
+    async def placements(self, adapter_digest: str | None = None) -> list[AdapterPlacement]:
         found = self.adapter_placements
         return found if adapter_digest is None else self._placement(adapter_digest)
 
@@ -180,7 +183,7 @@ class EchoEngine:
         absent = AdapterPlacement(digest, "absent", "remote")
         return told or [here if digest in self._resident else absent]
 
-    def unload_adapter(self, adapter_digest: str) -> None:
+    async def unload_adapter(self, adapter_digest: str) -> None:
         self._resident.discard(adapter_digest)
         self.unloaded.append(adapter_digest)
 
@@ -188,15 +191,12 @@ class EchoEngine:
         self.prefetched.append(adapter_digest)
         self._resident.add(adapter_digest)
 
-    def discard_adapter(self, adapter_digest: str) -> None:
-        self.unload_adapter(adapter_digest)
+    async def discard_adapter(self, adapter_digest: str) -> None:
+        await self.unload_adapter(adapter_digest)
         self.discarded.append(adapter_digest)
 
-    def pin_adapter(self, adapter_digest: str, is_pinned: bool) -> None:
-        if is_pinned:
-            self.pinned.add(adapter_digest)
-        else:
-            self.pinned.remove(adapter_digest)
+    async def pin_adapters(self, adapter_digests: Collection[str]) -> None:
+        self.pinned = set(adapter_digests)
 
     async def drain(self, deadline_s: float) -> None:
         self._draining = True

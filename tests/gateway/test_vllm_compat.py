@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from typing import Any
 
@@ -21,7 +22,7 @@ def digests(site: Any, acme: str, lora: Lora) -> list[str]:
     site.create_adapter(acme, "bot")
     found = [site.upload(acme, "bot", lora(seed)).json()["digest"] for seed in (1, 2)]
     for digest in found:
-        site.engine.unload_adapter(digest)
+        asyncio.run(site.engine.unload_adapter(digest))
     site.engine.prefetched.clear()
     site.engine.unloaded.clear()
     return found
@@ -51,7 +52,7 @@ def test_a_registered_version_is_loaded(site: Any, acme: str, digests: list[str]
         assert (again.status_code, again.json()["error"]["type"]) == (400, "InvalidUserInput")
         assert "set 'load_inplace' to True" in again.json()["error"]["message"]
         assert load(site, acme, "bot", "bot@v2", load_inplace=True).status_code == 200
-        site.engine.unload_adapter(digests[1])
+        asyncio.run(site.engine.unload_adapter(digests[1]))
         site.engine.prefetched.clear()
 
 

@@ -43,7 +43,13 @@ class Shelf:
 
     @property
     def purger(self) -> Purger:
-        return Purger(self.database, self.store, lambda: self.digests_in_use, self.purged.append)
+        async def digests_in_use() -> set[str]:
+            return self.digests_in_use
+
+        async def on_purged(digest: str) -> None:
+            self.purged.append(digest)
+
+        return Purger(self.database, self.store, digests_in_use, on_purged)
 
     async def tenant(self, name: str, *adapters: str) -> TenantOwner:
         async with self.database.writing() as session:

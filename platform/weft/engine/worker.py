@@ -11,7 +11,7 @@ import contextlib
 import queue
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Sequence
 from dataclasses import dataclass
 
 from weft.engine.build import BuiltEngine, build_engine, warm_up
@@ -68,6 +68,8 @@ class InProcessEngine:
         self._draining = False
         self._warm = False
         self._failure: str | None = None
+        self._pinned: frozenset[str] = frozenset()
+        self._pinning = threading.Lock()
         self._step_started_s: float | None = None
         self._thread = threading.current_thread()
 
@@ -107,7 +109,7 @@ class InProcessEngine:
     async def prepare_grammar(self, grammar: Grammar) -> None:
         await self._engine.grammars.prepare(grammar)
 
-    def generate(self, req: EngineRequest) -> AsyncIterator[EngineOutput]:
+    async def generate(self, req: EngineRequest) -> AsyncIterator[EngineOutput]:
         self._engine.check(req)
         stream = _Stream(req, asyncio.get_running_loop(), asyncio.Queue())
         with self._wake:
@@ -150,19 +152,33 @@ class InProcessEngine:
         self._built.tiers.request(adapter_digest)
 
     def snapshot(self, *, drain: bool = False) -> EngineStats:
+        """`stats`, from any thread."""
         return take_stats(self._built, max(0, self._num_waiting), drain=drain)
 
-    def placements(self, adapter_digest: str | None = None) -> Sequence[AdapterPlacement]:
-        return list_placements(self._built.tiers, adapter_digest)
+    async def stats(self, *, drain: bool = False) -> EngineStats:
+        return self.snapshot(drain=drain)
 
-    def unload_adapter(self, adapter_digest: str) -> None:
-        self._built.tiers.unload(adapter_digest)
+    # the tiers' lock is held while files are looked at: not on the caller's event loop
 
-    def discard_adapter(self, adapter_digest: str) -> None:
-        self._built.tiers.discard(adapter_digest)
+    async def placements(self, adapter_digest: str | None = None) -> Sequence[AdapterPlacement]:
+        return await asyncio.to_thread(list_placements, self._built.tiers, adapter_digest)
 
-    def pin_adapter(self, adapter_digest: str, is_pinned: bool) -> None:
-        self._built.tiers.pin(adapter_digest, is_pinned)
+    async def unload_adapter(self, adapter_digest: str) -> None:
+        await asyncio.to_thread(self._built.tiers.unload, adapter_digest)
+
+    async def discard_adapter(self, adapter_digest: str) -> None:
+        await asyncio.to_thread(self._built.tiers.discard, adapter_digest)
+
+    async def pin_adapters(self, adapter_digests: Collection[str]) -> None:
+        await asyncio.to_thread(self._pin, frozenset(adapter_digests))
+
+    def _pin(self, wanted: frozenset[str]) -> None:
+        with self._pinning:
+            for digest in sorted(self._pinned - wanted):
+                self._built.tiers.pin(digest, False)
+            for digest in sorted(wanted - self._pinned):
+                self._built.tiers.pin(digest, True)
+            self._pinned = wanted
 
     async def drain(self, deadline_s: float) -> None:
         with self._wake:

@@ -10,38 +10,33 @@ import time
 from collections.abc import Iterator, Sequence
 
 from prometheus_client.core import GaugeMetricFamily, Metric
-from prometheus_client.registry import Collector
 
-from weft.messages import AdapterPlacement, EngineClient
+from weft.messages import AdapterPlacement, EngineInfo, EngineStats
 
 # of each kind of line; thousands of adapters on disk are no business of a scrape
 MAX_ADAPTERS = 1000
 _LEVELS = ("gpu", "cpu", "disk")
 
 
-class AdapterCollector(Collector):
-    """Asks the engine at each scrape."""
-
-    def __init__(self, engine: EngineClient) -> None:
-        self._engine = engine
-
-    def collect(self) -> Iterator[Metric]:
-        stats, info = self._engine.snapshot(), self._engine.info
-        requests = GaugeMetricFamily(
-            "vllm:lora_requests_info",
-            "Adapters in the batch and waited for; the value is the time.",
-            labels=("max_lora", "running_lora_adapters", "waiting_lora_adapters"),
-        )
-        requests.add_metric(
-            (
-                str(info.max_adapters_in_batch),
-                ",".join(stats.running_adapters[:MAX_ADAPTERS]),
-                ",".join(stats.waiting_adapters[:MAX_ADAPTERS]),
-            ),
-            time.time(),
-        )
-        yield requests
-        yield from _residency(self._engine.placements())
+def adapter_families(
+    stats: EngineStats, placements: Sequence[AdapterPlacement], info: EngineInfo
+) -> Iterator[Metric]:
+    """Of one engine, at one moment."""
+    requests = GaugeMetricFamily(
+        "vllm:lora_requests_info",
+        "Adapters in the batch and waited for; the value is the time.",
+        labels=("max_lora", "running_lora_adapters", "waiting_lora_adapters"),
+    )
+    requests.add_metric(
+        (
+            str(info.max_adapters_in_batch),
+            ",".join(stats.running_adapters[:MAX_ADAPTERS]),
+            ",".join(stats.waiting_adapters[:MAX_ADAPTERS]),
+        ),
+        time.time(),
+    )
+    yield requests
+    yield from _residency(placements)
 
 
 def _residency(placements: Sequence[AdapterPlacement]) -> Iterator[Metric]:

@@ -75,8 +75,8 @@ class Generations:
         streams: list[AsyncIterator[EngineOutput]] = []
         try:
             for job in jobs:
-                streams.append(self.engine.generate(job.request))
-        except Exception as error:
+                streams.append(await self.engine.generate(job.request))
+        except BaseException as error:  # cancelled, too
             # those already in the engine are stopped and metered like any other
             generation.num_open = len(streams)
             self._pump(generation, streams)
@@ -269,7 +269,7 @@ def _num_bytes(output: EngineOutput) -> int:
     return 4 * len(output.text) + 8 * len(output.token_ids) + 150 * num_logprobs
 
 
-def _refusal(error: Exception) -> WeftError | None:
+def _refusal(error: BaseException) -> WeftError | None:
     """The engine's refusal in the caller's words."""
     if isinstance(error, EngineQueueFullError):
         return OverloadedError("The server is overloaded; try again shortly.", retry_after_s=1)

@@ -7,13 +7,13 @@ their digests, which say nothing of whose they are or what they are called.
 from __future__ import annotations
 
 from collections import Counter as Tally
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from weft.gateway.adapter_metrics import AdapterCollector
+from weft.gateway.adapter_metrics import adapter_families
 from weft.messages import EngineClient, EngineStats, FinishReason
 
 _SECONDS = (0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5,
@@ -43,8 +43,8 @@ class GatewayMetrics:
         self._observed = {
             key: self._histogram(name, text) for key, (name, text) in _HISTOGRAMS.items()
         }
-        self._registry.register(_StatsCollector(engine))
-        self._registry.register(AdapterCollector(engine))
+        self._of_engine = _Families()
+        self._registry.register(self._of_engine)
         self._write_failures = Counter(
             "weft_usage_write_failures",
             "Attempts to write a request's usage that failed; each is tried again.",
@@ -62,47 +62,55 @@ class GatewayMetrics:
     def usage_write_failed(self) -> None:
         self._write_failures.inc()
 
-    def render(self) -> bytes:
+    async def render(self) -> bytes:
         """The text exposition; takes the engine's observations since the last call."""
-        stats = self._engine.snapshot(drain=True)
+        stats, placements = await self._engine.stats(drain=True), await self._engine.placements()
         for key, values in stats.histograms.items():
             histogram = self._observed.get(key)
             if histogram is not None:
                 for value in values:
                     histogram.observe(value)
+        self._of_engine.families = [
+            *_stats_families(stats, self._base),
+            *adapter_families(stats, placements, self._engine.info),
+        ]
         return generate_latest(self._registry)
 
 
-class _StatsCollector(Collector):
-    """Gauges and counters that the engine keeps itself."""
+class _Families(Collector):
+    """What the engine was asked for a moment ago."""
 
-    def __init__(self, engine: EngineClient) -> None:
-        self._engine = engine
+    def __init__(self) -> None:
+        self.families: Sequence[Metric] = ()
 
     def collect(self) -> Iterator[Metric]:
-        stats, base = self._engine.snapshot(), self._engine.info.base_name
-        for name, text, value in _gauges(stats):
-            gauge = GaugeMetricFamily(name, text, labels=("model_name",))
-            gauge.add_metric((base,), value)
-            yield gauge
-        for name, text, value in (
-            ("vllm:prompt_tokens", "Prompt tokens.", stats.num_prompt_tokens),
-            ("vllm:generation_tokens", "Generated tokens.", stats.num_generation_tokens),
-            ("vllm:num_preemptions", "Preempted requests.", stats.num_preemptions),
-            ("vllm:prefix_cache_queries", "Prompt tokens looked up.", stats.num_prompt_tokens),
-            (
-                "vllm:prefix_cache_hits",
-                "Prompt tokens found in the prefix cache.",
-                stats.num_cached_prompt_tokens,
-            ),
-        ):
-            counter = CounterMetricFamily(name, text, labels=("model_name",))
-            counter.add_metric((base,), value)
-            yield counter
-        states = GaugeMetricFamily("weft_adapters", "Known versions by tier.", labels=("state",))
-        for state, count in sorted(Tally(stats.adapter_states.values()).items()):
-            states.add_metric((state,), count)
-        yield states
+        yield from self.families
+
+
+def _stats_families(stats: EngineStats, base: str) -> Iterator[Metric]:
+    """Gauges and counters that the engine keeps itself."""
+    for name, text, value in _gauges(stats):
+        gauge = GaugeMetricFamily(name, text, labels=("model_name",))
+        gauge.add_metric((base,), value)
+        yield gauge
+    for name, text, value in (
+        ("vllm:prompt_tokens", "Prompt tokens.", stats.num_prompt_tokens),
+        ("vllm:generation_tokens", "Generated tokens.", stats.num_generation_tokens),
+        ("vllm:num_preemptions", "Preempted requests.", stats.num_preemptions),
+        ("vllm:prefix_cache_queries", "Prompt tokens looked up.", stats.num_prompt_tokens),
+        (
+            "vllm:prefix_cache_hits",
+            "Prompt tokens found in the prefix cache.",
+            stats.num_cached_prompt_tokens,
+        ),
+    ):
+        counter = CounterMetricFamily(name, text, labels=("model_name",))
+        counter.add_metric((base,), value)
+        yield counter
+    states = GaugeMetricFamily("weft_adapters", "Known versions by tier.", labels=("state",))
+    for state, count in sorted(Tally(stats.adapter_states.values()).items()):
+        states.add_metric((state,), count)
+    yield states
 
 
 def _gauges(stats: EngineStats) -> tuple[tuple[str, str, float], ...]:

@@ -34,4 +34,6 @@ async def readyz(gateway: GatewayDep, database: DatabaseDep) -> JSONResponse:
 @router.get("/metrics", response_class=Response)
 async def metrics(gateway: GatewayDep) -> Response:
     """Prometheus' text format."""
-    return Response(gateway.metrics.render(), media_type="text/plain; version=0.0.4; charset=utf-8")
+    return Response(
+        await gateway.metrics.render(), media_type="text/plain; version=0.0.4; charset=utf-8"
+    )

@@ -103,7 +103,7 @@ async def load_lora_adapter(
         version = await _find_version(session, principal, gateway, body)
         assert version.digest is not None, "a ready version has its digest"
         is_moved = await _point(session, principal, gateway, body, version)
-    if not is_moved and not body.load_inplace and _is_on_device(gateway, version.digest):
+    if not is_moved and not body.load_inplace and await _is_on_device(gateway, version.digest):
         raise _already_loaded(body.lora_name)
     await _bring(gateway, body.lora_name, version.digest)
     return PlainTextResponse(f"Success: LoRA adapter '{body.lora_name}' added successfully.")
@@ -130,10 +130,11 @@ async def unload_lora_adapter(
                 f"The lora adapter '{body.lora_name}' is pinned.", param="lora_name"
             )
         is_shared = await MaintenanceRepository(session).is_shared(version)
-    if all(p.level == "remote" for p in gateway.engine.placements(version.digest)):
+    placements = await gateway.engine.placements(version.digest)
+    if all(p.level == "remote" for p in placements):
         raise missing
     if not is_shared:  # another tenant with the same bytes may be using them
-        gateway.engine.unload_adapter(version.digest)
+        await gateway.engine.unload_adapter(version.digest)
     return PlainTextResponse(f"Success: LoRA adapter '{body.lora_name}' removed successfully.")
 
 
@@ -235,16 +236,16 @@ def _already_loaded(lora_name: str) -> InvalidUserInputError:
     )
 
 
-def _is_on_device(gateway: Gateway, digest: str) -> bool:
-    return any(p.state in _ON_DEVICE for p in gateway.engine.placements(digest))
+async def _is_on_device(gateway: Gateway, digest: str) -> bool:
+    return any(p.state in _ON_DEVICE for p in await gateway.engine.placements(digest))
 
 
 async def _bring(gateway: Gateway, lora_name: str, digest: str) -> None:
     """Wait until the engine has it on the device."""
     give_up_s = time.monotonic() + _WAIT_S
-    while not _is_on_device(gateway, digest):
+    while not await _is_on_device(gateway, digest):
         gateway.engine.prefetch_adapter(digest)
-        failures = [p.failure for p in gateway.engine.placements(digest) if p.failure]
+        failures = [p.failure for p in await gateway.engine.placements(digest) if p.failure]
         if failures:
             raise LoadFailedError(f"Loading lora {lora_name} failed: {failures[0]}")
         if time.monotonic() > give_up_s:

@@ -48,8 +48,8 @@ def create_registry(settings: ServerSettings, engine: EngineClient, database: Da
         max_bytes,
     )
 
-    def digests_in_use() -> set[str]:
-        stats = engine.snapshot()
+    async def digests_in_use() -> set[str]:
+        stats = await engine.stats()
         return {*stats.running_adapters, *stats.waiting_adapters}
 
     limits = MergeLimits(max_bytes, wait_s=settings.adapter_timeout_s)
@@ -66,7 +66,7 @@ def create_registry(settings: ServerSettings, engine: EngineClient, database: Da
         max_upload_bytes=max_bytes,
         retention_s=settings.version_retention_s,
         sweep_interval_s=settings.sweep_interval_s,
-        pins=Pins(database, info.base_digest, engine.pin_adapter),
+        pins=Pins(database, info.base_digest, engine.pin_adapters),
         engine=engine,
         read_config=store.read_config,
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Collection
 
 from weft.db.database import Database
 from weft.registry.maintenance_repository import MaintenanceRepository
@@ -13,20 +13,17 @@ class Pins:
     """`pin` tells the engine. A version that two tenants have is pinned while either wants it."""
 
     def __init__(
-        self, database: Database, base_digest: str, pin: Callable[[str, bool], None]
+        self,
+        database: Database,
+        base_digest: str,
+        pin: Callable[[Collection[str]], Awaitable[None]],
     ) -> None:
         self._database, self._base_digest, self._pin = database, base_digest, pin
-        self._pinned: frozenset[str] = frozenset()
-        self._lock = asyncio.Lock()
+        self._lock = asyncio.Lock()  # what was read last is told last
 
     async def reconcile(self) -> None:
         """Idempotent; after each change, and at start."""
         async with self._lock:
             async with self._database.reading() as session:
-                repository = MaintenanceRepository(session)
-                wanted = frozenset(await repository.list_pinned(self._base_digest))
-            for digest in sorted(self._pinned - wanted):
-                self._pin(digest, False)
-            for digest in sorted(wanted - self._pinned):
-                self._pin(digest, True)
-            self._pinned = wanted
+                wanted = await MaintenanceRepository(session).list_pinned(self._base_digest)
+            await self._pin(wanted)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from typing import Annotated
 
 from fastapi import APIRouter, Depends, Path
@@ -61,7 +60,7 @@ async def unload(
         is_shared = await MaintenanceRepository(session).is_shared(version)
     if not is_shared:
         assert version.digest is not None, "it is ready"
-        await asyncio.to_thread(registry.engine.unload_adapter, version.digest)
+        await registry.engine.unload_adapter(version.digest)
     return await _placements(registry, adapter, version)
 
 
@@ -104,7 +103,7 @@ async def _placements(
     registry: Registry, adapter: Adapter, version: AdapterVersion
 ) -> dict[str, object]:
     assert version.digest is not None, "it is ready"
-    found = await asyncio.to_thread(registry.engine.placements, version.digest)
+    found = await registry.engine.placements(version.digest)
     return {
         "object": "adapter.placements",
         "model": f"{adapter.name}@v{version.number}",

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Collection
+from collections.abc import Awaitable, Callable, Collection
 from dataclasses import dataclass
 
 from weft.db.database import Database
@@ -31,15 +31,15 @@ class PurgeResult:
 
 
 class Purger:
-    """`digests_in_use` are those that the engine runs or waits for; `on_purged` has them leave its
-    tiers, and is called in a thread."""
+    """`digests_in_use` are those that the engine runs or waits for; `on_purged` has one leave its
+    tiers."""
 
     def __init__(
         self,
         database: Database,
         store: AdapterStore,
-        digests_in_use: Callable[[], Collection[str]],
-        on_purged: Callable[[str], None],
+        digests_in_use: Callable[[], Awaitable[Collection[str]]],
+        on_purged: Callable[[str], Awaitable[None]],
     ) -> None:
         self._database, self._store = database, store
         self._digests_in_use, self._on_purged = digests_in_use, on_purged
@@ -51,9 +51,9 @@ class Purger:
         async with self._lock:
             return await self._purge(retention_s)
 
-    def _remove(self, digest: str) -> None:
-        self._store.delete(digest)
-        self._on_purged(digest)
+    async def _remove(self, digest: str) -> None:
+        await asyncio.to_thread(self._store.delete, digest)
+        await self._on_purged(digest)
 
     async def _purge(self, retention_s: float) -> PurgeResult:
         before = now() - int(retention_s)
@@ -70,12 +70,12 @@ class Purger:
                 if await repository.is_needed(digest, before):
                     num_versions += await repository.end_purge(digest, before)
                     continue
-                if digest in self._digests_in_use():
+                if digest in await self._digests_in_use():
                     num_deferred += 1
                     continue
                 await repository.begin_purge(digest, now())
             try:
-                await asyncio.to_thread(self._remove, digest)
+                await self._remove(digest)
             except Exception:  # it stays marked; the others need not wait for it
                 logger.exception("the files of %s could not be removed", digest)
                 num_deferred += 1
