@@ -12,12 +12,13 @@ from alembic import context
 from weft.audit import models as audit_models
 from weft.db.base import Base
 from weft.db.schema import migrating
+from weft.limits import models as limits_models
 from weft.registry import models as registry_models
 from weft.tenancy import models as tenancy_models
 from weft.usage import models as usage_models
 
 # importing the models is what fills the metadata
-TABLES = (audit_models, tenancy_models, registry_models, usage_models)
+TABLES = (audit_models, tenancy_models, limits_models, registry_models, usage_models)
 
 
 def _url() -> str:

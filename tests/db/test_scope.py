@@ -19,7 +19,7 @@ from weft.tenancy.models import ApiKey, Project, Tenant
 SOURCE = Path(weft.__file__).parent
 STATEMENTS = {"select", "update", "delete", "insert", "text"}
 # hand a finished statement on; what they are given is checked where it is made
-WRAPPERS = {"scoped", "unscoped"}
+WRAPPERS = {"scoped", "scoped_or_shared", "unscoped"}
 # statements on the database itself: its transactions, locks, clock and schema
 INFRASTRUCTURE = {
     f"db/{name}.py" for name in ("database", "dialect", "engines", "leases", "schema")

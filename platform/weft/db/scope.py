@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
+from sqlalchemy import or_
 from sqlalchemy.orm import ORMExecuteState, with_loader_criteria
 from sqlalchemy.sql.base import Executable
 
@@ -38,6 +39,20 @@ def scoped(statement: StatementT, owner: Owner) -> StatementT:
     tenant_id = owner.tenant_id
     criteria = with_loader_criteria(
         TenantOwned, lambda cls: cls.tenant_id == tenant_id, include_aliases=True
+    )
+    return statement.options(criteria).execution_options(**{_MARK: tenant_id})
+
+
+def scoped_or_shared(statement: StatementT, owner: Owner) -> StatementT:
+    """`statement`, reaching the owner's rows and those that belong to no tenant and hold for all.
+
+    Only tables whose `tenant_id` may be null have any of the second kind.
+    """
+    tenant_id = owner.tenant_id
+    criteria = with_loader_criteria(
+        TenantOwned,
+        lambda cls: or_(cls.tenant_id == tenant_id, cls.tenant_id.is_(None)),
+        include_aliases=True,
     )
     return statement.options(criteria).execution_options(**{_MARK: tenant_id})
 
