@@ -5,20 +5,27 @@
 
 from __future__ import annotations
 
+import importlib
 import os
+import pkgutil
 
 from alembic import context
 
-from weft.audit import models as audit_models
+import weft
 from weft.db.base import Base
 from weft.db.schema import migrating
-from weft.limits import models as limits_models
-from weft.registry import models as registry_models
-from weft.tenancy import models as tenancy_models
-from weft.usage import models as usage_models
 
-# importing the models is what fills the metadata
-TABLES = (audit_models, tenancy_models, limits_models, registry_models, usage_models)
+# tables are in modules of these whose names end in "models"; importing them fills the metadata
+PACKAGES = ("audit", "billing", "db", "limits", "registry", "tenancy", "usage")
+
+
+def _import_models() -> None:
+    for package in pkgutil.iter_modules(weft.__path__, "weft."):
+        if package.ispkg and package.name.removeprefix("weft.") in PACKAGES:
+            path = importlib.import_module(package.name).__path__
+            for module in pkgutil.iter_modules(path, f"{package.name}."):
+                if module.name.endswith("models"):
+                    importlib.import_module(module.name)
 
 
 def _url() -> str:
@@ -29,6 +36,7 @@ def _url() -> str:
 
 
 def _run() -> None:
+    _import_models()
     with migrating(_url()) as connection:
         context.configure(
             connection=connection,
