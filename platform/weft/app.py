@@ -96,7 +96,7 @@ def create_services(
 async def running(settings: ServerSettings, services: Services) -> AsyncIterator[None]:
     """The services at work: what a crash left is made up for, and at the end all is closed."""
     with lock_data_folder(settings.data_dir):
-        num_lost = await services.gateway.recorder.recover()
+        num_lost = await services.gateway.recorder.start()
         if num_lost:
             logger.warning("%d requests were lost in a crash and are billed nothing", num_lost)
         async with services.registry.running():

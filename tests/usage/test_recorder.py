@@ -37,6 +37,12 @@ def request(event_id: str, tenant_id: str) -> MeteredRequest:
     return MeteredRequest(event_id, tenant_id, "proj", "key", "bot@v1", "tiny", "adp", 1, "sha")
 
 
+async def started(database: Database) -> UsageRecorder:
+    recorder = UsageRecorder(database)
+    await recorder.start()
+    return recorder
+
+
 async def rows(database: Database) -> tuple[list[UsageEvent], int]:
     async with database.reading() as session:
         ordered = select(UsageEvent).order_by(UsageEvent.event_id)
@@ -48,7 +54,7 @@ async def rows(database: Database) -> tuple[list[UsageEvent], int]:
 async def test_a_request_is_pending_first_and_then_one_event(
     database: Database, tenant_id: str
 ) -> None:
-    recorder = UsageRecorder(database)
+    recorder = await started(database)
     req = request("r1", tenant_id)
     await recorder.begin([req])
     assert await rows(database) == ([], 1)
@@ -64,7 +70,7 @@ async def test_a_request_is_pending_first_and_then_one_event(
 async def test_a_request_the_engine_never_took_is_forgotten(
     database: Database, tenant_id: str
 ) -> None:
-    recorder = UsageRecorder(database)
+    recorder = await started(database)
     both = [request("r1", tenant_id), request("r2", tenant_id)]
     await recorder.begin(both)
     await recorder.forget(both[1:])
@@ -73,11 +79,11 @@ async def test_a_request_the_engine_never_took_is_forgotten(
 
 
 async def test_what_a_crash_leaves_is_lost_and_free(database: Database, tenant_id: str) -> None:
-    recorder = UsageRecorder(database)
+    recorder = await started(database)
     await recorder.begin([request("r1", tenant_id), request("r2", tenant_id)])
     await recorder.finish(request("r1", tenant_id), Usage(1, 2), "length", "ok")
-    assert await UsageRecorder(database).recover() == 1
-    assert await UsageRecorder(database).recover() == 0
+    assert await UsageRecorder(database).start() == 1
+    assert await UsageRecorder(database).start() == 0
     events, num_pending = await rows(database)
     assert num_pending == 0
     assert [event.outcome for event in events] == ["ok", "lost"]
@@ -85,7 +91,7 @@ async def test_what_a_crash_leaves_is_lost_and_free(database: Database, tenant_i
 
 
 async def test_many_at_once_lose_nothing(database: Database, tenant_id: str) -> None:
-    recorder = UsageRecorder(database)
+    recorder = await started(database)
 
     async def one(i: int) -> None:
         req = request(f"r{i}", tenant_id)

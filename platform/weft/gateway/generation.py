@@ -25,7 +25,8 @@ from weft.messages import (
     FinishReason,
     Usage,
 )
-from weft.usage.service import MeteredRequest, Outcome, UsageRecorder
+from weft.usage.models import Outcome
+from weft.usage.service import MeteredRequest, UsageRecorder
 
 logger = logging.getLogger("weft.gateway")
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from sqlalchemy import delete, func, select
+from sqlalchemy import delete, func, select, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from weft.db.scope import Owner, scoped, unscoped
-from weft.usage.models import UsageEvent, UsagePending
+from weft.usage.models import Replica, UsageEvent, UsagePending
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,11 +32,8 @@ class UsageRepository:
     def __init__(self, session: AsyncSession) -> None:
         self._session = session
 
-    def add(self, *rows: UsageEvent | UsagePending) -> None:
+    def add(self, *rows: Replica | UsageEvent | UsagePending) -> None:
         self._session.add_all(rows)
-
-    async def flush(self) -> None:
-        await self._session.flush()
 
     async def find_pending(self, event_id: str, owner: Owner) -> UsagePending | None:
         statement = select(UsagePending).where(UsagePending.event_id == event_id)
@@ -49,6 +46,24 @@ class UsageRepository:
     async def list_all_pending(self) -> Sequence[UsagePending]:
         reason = "at start every pending row was left by a crash, whosever it is"
         return (await self._session.scalars(unscoped(select(UsagePending), reason))).all()
+
+    async def take_seq(self, replica_id: str) -> int:
+        """The next number of the replica's events; its row stays locked until the commit."""
+        statement = (
+            update(Replica)
+            .where(Replica.id == replica_id)
+            .values(last_seq=Replica.last_seq + 1)
+            .returning(Replica.last_seq)
+            .execution_options(synchronize_session=False)
+        )
+        reason = "a replica numbers the events of all tenants"
+        return (await self._session.scalars(unscoped(statement, reason))).one()
+
+    async def close_replicas(self, at_ms: int) -> None:
+        """Those that are not closed yet: their processes are gone."""
+        statement = update(Replica).where(Replica.closed_at_ms.is_(None))
+        statement = statement.values(closed_at_ms=at_ms)
+        await self._session.execute(unscoped(statement, "a replica belongs to no tenant"))
 
     async def sum_by_model(
         self, owner: Owner, start_ms: int | None, end_ms: int | None

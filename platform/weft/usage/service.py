@@ -7,16 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 from weft.db.database import Database
-from weft.db.ids import now_ms
+from weft.db.ids import create_id, now_ms
 from weft.db.scope import TenantOwner
 from weft.messages import Usage
-from weft.usage.models import UsageEvent, UsagePending
+from weft.usage.models import EVENT_SCHEMA_VERSION, Outcome, Replica, UsageEvent, UsagePending
 from weft.usage.repository import UsageRepository
-
-Outcome = Literal["ok", "cancelled", "error", "lost"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,17 +32,40 @@ class MeteredRequest:
 
 
 class UsageRecorder:
-    """`begin` before the engine, then exactly one of `finish` and `forget`."""
+    """`start` once, `begin` before the engine, then exactly one of `finish` and `forget`."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
+        self.replica_id = create_id("replica")
+
+    async def start(self) -> int:
+        """Take a place among the replicas. What those before left becomes `lost`, billed nothing;
+        returns how many."""
+        at_ms = now_ms()
+        async with self._database.writing() as session:
+            repository = UsageRepository(session)
+            await repository.close_replicas(at_ms)
+            left = await repository.list_all_pending()
+            for pending in left:
+                await self._record(repository, pending, Usage(0, 0), None, "lost")
+            repository.add(_replica(self.replica_id, at_ms))
+        return len(left)
 
     async def begin(self, requests: Sequence[MeteredRequest]) -> None:
         """Write-ahead: the rows are durable when this returns. All or none."""
         started_at_ms = now_ms()
         async with self._database.writing() as session:
             UsageRepository(session).add(
-                *(UsagePending(**_columns(req), started_at_ms=started_at_ms) for req in requests)
+                *(
+                    UsagePending(
+                        **_columns(req),
+                        started_at_ms=started_at_ms,
+                        replica_id=self.replica_id,
+                        hold_pico=0,
+                        budget_holds=[],
+                    )
+                    for req in requests
+                )
             )
 
     async def forget(self, requests: Sequence[MeteredRequest]) -> None:
@@ -61,41 +81,65 @@ class UsageRecorder:
         self, req: MeteredRequest, usage: Usage, finish_reason: str | None, outcome: Outcome
     ) -> None:
         """One transaction: the event in, the pending row out. Repeating it changes nothing."""
-        owner = TenantOwner(req.tenant_id)
         async with self._database.writing() as session:
             repository = UsageRepository(session)
-            pending = await repository.find_pending(req.event_id, owner)
-            if pending is None:
-                return
-            repository.add(_event(pending, usage, finish_reason, outcome))
-            await repository.delete_pending([req.event_id], owner)
+            pending = await repository.find_pending(req.event_id, TenantOwner(req.tenant_id))
+            if pending is not None:
+                await self._record(repository, pending, usage, finish_reason, outcome)
 
-    async def recover(self) -> int:
-        """At start: what a crash left becomes `lost`, billed nothing. Returns how many."""
-        async with self._database.writing() as session:
-            repository = UsageRepository(session)
-            left = await repository.list_all_pending()
-            for pending in left:
-                repository.add(_event(pending, Usage(0, 0), None, "lost"))
-                await repository.delete_pending([pending.event_id], TenantOwner(pending.tenant_id))
-            return len(left)
+    async def _record(
+        self,
+        repository: UsageRepository,
+        pending: UsagePending,
+        usage: Usage,
+        finish_reason: str | None,
+        outcome: Outcome,
+    ) -> None:
+        await repository.delete_pending([pending.event_id], TenantOwner(pending.tenant_id))
+        replica_seq = await repository.take_seq(pending.replica_id)
+        repository.add(_event(pending, usage, finish_reason, outcome, replica_seq))
 
 
 def _columns(req: MeteredRequest) -> dict[str, object]:
     return {name: getattr(req, name) for name in MeteredRequest.__slots__}
 
 
+def _replica(replica_id: str, at_ms: int) -> Replica:
+    return Replica(
+        id=replica_id,
+        kind="server",
+        started_at_ms=at_ms,
+        heartbeat_at_ms=at_ms,
+        last_seq=0,
+        rolled_up_seq=0,
+        prompt_tokens=0,
+        completion_tokens=0,
+    )
+
+
 def _event(
-    pending: UsagePending, usage: Usage, finish_reason: str | None, outcome: Outcome
+    pending: UsagePending,
+    usage: Usage,
+    finish_reason: str | None,
+    outcome: Outcome,
+    replica_seq: int,
 ) -> UsageEvent:
     admitted = {name: getattr(pending, name) for name in MeteredRequest.__slots__}
+    ended_at_ms = now_ms()
     return UsageEvent(
         **admitted,
+        replica_id=pending.replica_id,
+        engine_id=pending.engine_id,
+        price_id=pending.price_id,
         started_at_ms=pending.started_at_ms,
-        ended_at_ms=now_ms(),
+        ended_at_ms=ended_at_ms,
+        recorded_at_ms=ended_at_ms,
         prompt_tokens=usage.num_prompt_tokens,
         cached_prompt_tokens=usage.num_cached_tokens,
         completion_tokens=usage.num_completion_tokens,
         finish_reason=finish_reason,
         outcome=outcome,
+        amount_pico=0,
+        replica_seq=replica_seq,
+        schema_version=EVENT_SCHEMA_VERSION,
     )
