@@ -33,6 +33,7 @@ from weft.registry.build import create_registry
 from weft.registry.runtime import Registry
 from weft.settings import EngineSettings, ServerSettings
 from weft.storage.build import create_remote_store
+from weft.tenancy import audit_endpoints as audit
 from weft.tenancy import endpoints as tenants
 from weft.tenancy.auth import public
 from weft.tenancy.secret_files import SecretFiles, read_or_create_secrets
@@ -66,6 +67,7 @@ _ROUTES = (
     uploads,
     usage,
     tenants,
+    audit,
     probes,
 )
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass
 
-from sqlalchemy import insert, select, update
+from sqlalchemy import ColumnElement, insert, select, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncSession
 
@@ -14,6 +15,36 @@ from weft.db.scope import unscoped
 
 _CHAIN = "a chain is one tenant's or the platform's, and named"
 _PAGE = 500
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """Which entries of a chain: behind a number, or in front of one; in a span of milliseconds."""
+
+    chain: str
+    below: int | None = None
+    above: int | None = None
+    types: Sequence[str] = ()
+    actor_ids: Sequence[str] = ()
+    target_ids: Sequence[str] = ()
+    since_ms: int | None = None
+    until_ms: int | None = None
+
+    def conditions(self) -> list[ColumnElement[bool]]:
+        found = [AuditEntry.chain == self.chain]
+        bounds = (
+            (self.below, AuditEntry.number.__lt__),
+            (self.above, AuditEntry.number.__gt__),
+            (self.since_ms, AuditEntry.recorded_at_ms.__ge__),
+            (self.until_ms, AuditEntry.recorded_at_ms.__lt__),
+        )
+        found += [compare(bound) for bound, compare in bounds if bound is not None]
+        choices = (
+            (self.types, AuditEntry.type),
+            (self.actor_ids, AuditEntry.actor_id),
+            (self.target_ids, AuditEntry.target_id),
+        )
+        return found + [column.in_(chosen) for chosen, column in choices if chosen]
 
 
 class AuditRepository:
@@ -55,6 +86,18 @@ class AuditRepository:
         )
         await self._session.execute(unscoped(moved, _CHAIN))
         await self._session.flush()
+
+    async def find_number(self, chain: str, entry_id: str) -> int | None:
+        statement = select(AuditEntry.number).where(
+            AuditEntry.chain == chain, AuditEntry.id == entry_id
+        )
+        return await self._session.scalar(unscoped(statement, _CHAIN))
+
+    async def find(self, wanted: Found, limit: int) -> list[AuditEntry]:
+        """Newest first; oldest first in front of a number."""
+        order = AuditEntry.number.desc() if wanted.above is None else AuditEntry.number.asc()
+        statement = select(AuditEntry).where(*wanted.conditions()).order_by(order).limit(limit)
+        return list((await self._session.scalars(unscoped(statement, _CHAIN))).all())
 
     async def list_heads(self) -> list[Head]:
         statement = select(AuditHead.chain, AuditHead.number, AuditHead.hash)

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from weft.cli import adapter, bench, demo, generate, key, migrate, serve, tenant
+from weft.cli import adapter, audit, bench, demo, generate, key, migrate, serve, tenant
 
 app = typer.Typer(
     name="weft",
@@ -23,6 +23,7 @@ app.command("bench")(bench.bench)
 app.add_typer(tenant.app, name="tenant")
 app.add_typer(key.app, name="key")
 app.add_typer(adapter.app, name="adapter")
+app.add_typer(audit.app, name="audit")
 
 
 def _print_version(wanted: bool) -> None:

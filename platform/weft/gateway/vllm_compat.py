@@ -22,6 +22,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from sqlalchemy.ext.asyncio import AsyncSession
 from starlette.responses import PlainTextResponse
 
+from weft.audit import Target, record
 from weft.db.dependencies import DatabaseDep
 from weft.errors import (
     InvalidRequestError,
@@ -37,6 +38,7 @@ from weft.registry.models import AdapterVersion, VersionState
 from weft.registry.names import DEFAULT_ALIAS, ModelName, try_parse_model_name
 from weft.registry.repository import RegistryRepository
 from weft.registry.service import ResolvedModel, resolve_model
+from weft.tenancy.acting import actor_of
 from weft.tenancy.auth import require
 from weft.tenancy.principal import Principal
 from weft_adapters.digest import is_digest
@@ -222,8 +224,15 @@ async def _move_alias(
         return False
     if current is not None and not body.load_inplace:
         raise _already_loaded(body.lora_name)
-    await aliases.set_alias(
+    adapter, moved, _ = await aliases.set_alias(
         session, principal, name.adapter, name.alias or DEFAULT_ALIAS, version.number
+    )
+    await record(
+        session,
+        actor_of(principal),
+        "adapter.alias.updated",
+        Target(adapter.id, adapter.tenant_id),
+        {"adapter": adapter.name, "alias": moved.name, "version": version.number},
     )
     return True
 

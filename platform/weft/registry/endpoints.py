@@ -6,11 +6,13 @@ from typing import Annotated
 
 from fastapi import APIRouter, Depends, Query
 
+from weft.audit import Target, record
 from weft.db.dependencies import DatabaseDep, PageDep, ReadSession, WriteSession
 from weft.registry import aliases, service
 from weft.registry.repository import RegistryRepository
 from weft.registry.runtime import RegistryDep
 from weft.registry.schemas import AdapterCreate, AliasMove, adapter_to_wire, alias_to_wire
+from weft.tenancy.acting import actor_of
 from weft.tenancy.auth import require
 from weft.tenancy.principal import Principal
 
@@ -34,6 +36,9 @@ async def create_adapter(
         tags=body.tags,
         quota=registry.publisher.quota,
     )
+    target = Target(adapter.id, adapter.tenant_id)
+    changes = body.model_dump(include={"name", "base_model", "tags"})
+    await record(session, actor_of(principal), "adapter.created", target, changes)
     return adapter_to_wire(adapter, [])
 
 
@@ -58,6 +63,8 @@ async def delete_adapter(
 ) -> dict[str, object]:
     async with database.writing() as session:
         adapter = await service.delete_adapter(session, principal, name)
+        target = Target(adapter.id, adapter.tenant_id)
+        await record(session, actor_of(principal), "adapter.deleted", target, {"name": name})
     await registry.pins.reconcile()
     return {"id": adapter.id, "object": "adapter.deleted", "name": name, "deleted": True}
 
@@ -78,6 +85,13 @@ async def move_alias(
     adapter, moved, version = await aliases.set_alias(
         session, principal, name, alias, body.version, body.expected
     )
+    await record(
+        session,
+        actor_of(principal),
+        "adapter.alias.updated",
+        Target(adapter.id, adapter.tenant_id),
+        {"adapter": name, "alias": alias, "version": version.number},
+    )
     return alias_to_wire(adapter, moved, version.number)
 
 
@@ -90,5 +104,8 @@ async def delete_alias(
     expected_version: Annotated[int | None, Query(ge=1, le=2**31)] = None,
 ) -> dict[str, object]:
     expected: aliases.Expected = "any" if expected_version is None else expected_version
-    await aliases.delete_alias(session, principal, name, alias, expected)
+    adapter = await aliases.delete_alias(session, principal, name, alias, expected)
+    target = Target(adapter.id, adapter.tenant_id)
+    changes = {"adapter": name, "alias": alias}
+    await record(session, actor_of(principal), "adapter.alias.deleted", target, changes)
     return {"id": alias, "object": "adapter.alias.deleted", "adapter": name, "deleted": True}

@@ -15,12 +15,18 @@ from typing import Protocol
 from pydantic import TypeAdapter
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from weft.audit import SYSTEM, Actor
 from weft.db.database import Database
 from weft.db.scope import Owner, TenantOwner
 from weft.errors import InvalidRequestError, RateLimitError, WeftError
 from weft.registry.idempotency import KeyedRequest, find_replay
 from weft.registry.intake import ReceivedAdapter, temporary_folder
-from weft.registry.lifecycle import PENDING, VersionGoneError, create_version
+from weft.registry.lifecycle import (
+    PENDING,
+    VersionGoneError,
+    create_version,
+    record_created,
+)
 from weft.registry.maintenance_repository import MaintenanceRepository
 from weft.registry.models import AdapterVersion, VersionState
 from weft.registry.publishing import (
@@ -76,14 +82,19 @@ class Importer:
         return len(self._running)
 
     async def submit(
-        self, owner: Owner, name: str, source: Source, request: KeyedRequest | None = None
+        self,
+        owner: Owner,
+        name: str,
+        source: Source,
+        request: KeyedRequest | None = None,
+        actor: Actor = SYSTEM,
     ) -> Published:
         """Promise a version; its state says what becomes of it. InvalidRequestError for a source
         that is not allowed."""
         if request is not None:
             request = request.about(name, source.model_dump())
         async with self._database.writing() as session:
-            published = await self._promise(session, owner, name, source, request)
+            published = await self._promise(session, owner, name, source, request, actor)
         self._wake.set()
         return published
 
@@ -94,6 +105,7 @@ class Importer:
         name: str,
         source: Source,
         request: KeyedRequest | None,
+        actor: Actor,
     ) -> Published:
         adapter = await get_adapter(session, owner, name)
         check_takes_uploads(adapter)
@@ -118,6 +130,7 @@ class Importer:
         await repository.flush()
         if request is not None:
             repository.add(request.to_row(version, 202))
+        await record_created(session, actor, adapter, version)
         return Published(adapter, version, 202)
 
     async def run(self) -> None:

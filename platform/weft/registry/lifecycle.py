@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from weft.audit import Actor, Target, record
 from weft.db.ids import create_id, now
 from weft.registry.intake import ReceivedAdapter
 from weft.registry.models import Adapter, AdapterVersion, VersionState
@@ -53,6 +56,20 @@ def create_version(
         created_at=now(),
         archived_at=None,
     )
+
+
+async def record_created(
+    session: AsyncSession, actor: Actor, adapter: Adapter, version: AdapterVersion
+) -> None:
+    """Tell the audit trail of a version that was asked for."""
+    changes = {
+        "adapter": adapter.name,
+        "version": version.number,
+        "digest": version.digest,
+        "source": version.source,
+    }
+    target = Target(version.id, version.tenant_id)
+    await record(session, actor, "adapter.version.created", target, changes)
 
 
 def describe(version: AdapterVersion, files: ReceivedAdapter, report: ValidationReport) -> None:

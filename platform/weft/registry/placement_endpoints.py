@@ -6,12 +6,14 @@ from typing import Annotated
 
 from fastapi import APIRouter, Depends, Path
 
+from weft.audit import Target, record
 from weft.db.dependencies import DatabaseDep
 from weft.errors import ConflictError
 from weft.registry import service
 from weft.registry.maintenance_repository import MaintenanceRepository
 from weft.registry.models import Adapter, AdapterVersion
 from weft.registry.runtime import Registry, RegistryDep
+from weft.tenancy.acting import actor_of
 from weft.tenancy.auth import require
 from weft.tenancy.principal import Principal
 
@@ -91,6 +93,13 @@ async def _set_pinned(
     async with database.writing() as session:
         adapter, version = await service.set_pinned(
             session, principal, name, number, is_pinned, registry.publisher.quota
+        )
+        await record(
+            session,
+            actor_of(principal),
+            "adapter.version.pinned" if is_pinned else "adapter.version.unpinned",
+            Target(version.id, version.tenant_id),
+            {"adapter": name, "version": number},
         )
     await registry.pins.reconcile()
     if is_pinned:

@@ -20,6 +20,7 @@ from types import MappingProxyType
 
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from weft.audit import SYSTEM, Actor
 from weft.db.database import Database
 from weft.db.scope import Owner
 from weft.errors import (
@@ -37,6 +38,7 @@ from weft.registry.lifecycle import (
     create_version,
     describe,
     find_pending,
+    record_created,
     reject,
 )
 from weft.registry.maintenance_repository import MaintenanceRepository
@@ -123,6 +125,7 @@ class Publisher:
         files: ReceivedAdapter,
         request: KeyedRequest | None = None,
         source: Mapping[str, object] = MappingProxyType({"type": "multipart"}),
+        actor: Actor = SYSTEM,
     ) -> Published:
         """Make the files the newest version; AdapterInvalidError with every fault."""
         files, report = await self.judge(files)
@@ -137,7 +140,7 @@ class Publisher:
         while True:
             async with self._database.writing() as session:
                 published = await self._try_reserve(
-                    session, owner, name, files, report, request, source
+                    session, owner, name, files, report, request, source, actor
                 )
             if published is not None:
                 break
@@ -161,6 +164,7 @@ class Publisher:
         report: ValidationReport,
         request: KeyedRequest | None,
         source: Mapping[str, object],
+        actor: Actor,
     ) -> Published | None:
         """None while the same bytes are being stored or removed."""
         assert report.digest is not None, "only accepted files are registered"
@@ -186,6 +190,7 @@ class Publisher:
             describe(version, files, report)
             repository.add(version)
             await repository.flush()
+            await record_created(session, actor, adapter, version)
             published = Published(adapter, version, 201)
         else:
             published = Published(adapter, existing, 200)

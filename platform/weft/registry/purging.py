@@ -11,6 +11,9 @@ import logging
 from collections.abc import Awaitable, Callable, Collection
 from dataclasses import dataclass
 
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from weft.audit import SYSTEM, Actor, Target, record
 from weft.db.database import Database
 from weft.db.ids import now
 from weft.registry.idempotency import KEPT_S
@@ -46,16 +49,16 @@ class Purger:
         # a second one could remove what was stored after the first had unmarked it
         self._lock = asyncio.Lock()
 
-    async def purge(self, retention_s: float) -> PurgeResult:
+    async def purge(self, retention_s: float, actor: Actor = SYSTEM) -> PurgeResult:
         """Purge what was archived at least `retention_s` ago. Idempotent; one process may do so."""
         async with self._lock:
-            return await self._purge(retention_s)
+            return await self._purge(retention_s, actor)
 
     async def _remove(self, digest: str) -> None:
         await asyncio.to_thread(self._store.delete, digest)
         await self._on_purged(digest)
 
-    async def _purge(self, retention_s: float) -> PurgeResult:
+    async def _purge(self, retention_s: float, actor: Actor) -> PurgeResult:
         before = now() - int(retention_s)
         async with self._database.writing() as session:
             repository = MaintenanceRepository(session)
@@ -63,12 +66,15 @@ class Purger:
             await repository.delete_idempotency_keys(now() - KEPT_S)
             num_versions = await repository.purge_without_files(before)
             digests = await repository.list_purgeable(before)
+            if actor.kind != "system" or num_versions:
+                changes = {"retention_s": retention_s, "num_versions_without_files": num_versions}
+                await record(session, actor, "adapters.purged", Target("adapters"), changes)
         num_digests = num_deferred = 0
         for digest in digests:
             async with self._database.writing() as session:
                 repository = MaintenanceRepository(session)
                 if await repository.is_needed(digest, before):
-                    num_versions += await repository.end_purge(digest, before)
+                    num_versions += await _end(session, digest, before, actor)
                     continue
                 if digest in await self._digests_in_use():
                     num_deferred += 1
@@ -81,8 +87,16 @@ class Purger:
                 num_deferred += 1
                 continue
             async with self._database.writing() as session:
-                num_versions += await MaintenanceRepository(session).end_purge(digest, before)
+                num_versions += await _end(session, digest, before, actor)
             num_digests += 1
         if num_versions:
             logger.info("%d versions purged, files of %d digests", num_versions, num_digests)
         return PurgeResult(num_versions, num_digests, num_deferred)
+
+
+async def _end(session: AsyncSession, digest: str, before: int, actor: Actor) -> int:
+    """Settle the versions, of whatever tenants, that had these bytes."""
+    num_versions = await MaintenanceRepository(session).end_purge(digest, before)
+    changes = {"num_versions": num_versions}
+    await record(session, actor, "adapter.digest.purged", Target(digest), changes)
+    return num_versions

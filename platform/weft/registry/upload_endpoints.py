@@ -11,6 +11,7 @@ from weft.errors import PayloadTooLargeError
 from weft.registry.models import Upload, UploadPart
 from weft.registry.runtime import RegistryDep
 from weft.registry.uploads import MAX_PART_BYTES, MAX_PARTS
+from weft.tenancy.acting import actor_of
 from weft.tenancy.auth import require
 from weft.tenancy.principal import Principal
 
@@ -78,7 +79,9 @@ async def create_upload(
     principal: Writer, body: UploadCreate, registry: RegistryDep
 ) -> dict[str, object]:
     """Begin an upload. The source of a version names the completed uploads of its files."""
-    upload = await registry.uploads.create(principal, body.filename, body.bytes, body.mime_type)
+    upload = await registry.uploads.create(
+        principal, body.filename, body.bytes, body.mime_type, actor_of(principal)
+    )
     return upload_to_wire(upload)
 
 
@@ -106,7 +109,9 @@ async def add_part(
 async def complete_upload(
     principal: Writer, upload_id: str, body: UploadComplete, registry: RegistryDep
 ) -> dict[str, object]:
-    upload = await registry.uploads.complete(principal, upload_id, body.part_ids, body.md5)
+    upload = await registry.uploads.complete(
+        principal, upload_id, body.part_ids, body.md5, actor_of(principal)
+    )
     return upload_to_wire(upload)
 
 
@@ -114,4 +119,4 @@ async def complete_upload(
 async def cancel_upload(
     principal: Writer, upload_id: str, registry: RegistryDep
 ) -> dict[str, object]:
-    return upload_to_wire(await registry.uploads.cancel(principal, upload_id))
+    return upload_to_wire(await registry.uploads.cancel(principal, upload_id, actor_of(principal)))

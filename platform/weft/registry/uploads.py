@@ -10,9 +10,12 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import tempfile
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from pathlib import Path
 
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from weft.audit import SYSTEM, Actor, Target, record
 from weft.db.database import Database
 from weft.db.ids import create_id, now
 from weft.db.scope import Owner, TenantOwner
@@ -46,7 +49,14 @@ class Uploads:
         self._rules = part_rules(max_bytes)
         self._quota, self._ttl_s = quota, ttl_s
 
-    async def create(self, owner: Owner, filename: str, num_bytes: int, mime_type: str) -> Upload:
+    async def create(
+        self,
+        owner: Owner,
+        filename: str,
+        num_bytes: int,
+        mime_type: str,
+        actor: Actor = SYSTEM,
+    ) -> Upload:
         """An upload of one of an adapter's files."""
         rule = self._rules.get(filename)
         if rule is None:
@@ -82,6 +92,8 @@ class Uploads:
                 RegistryRepository(session, owner), self._quota, open_bytes + num_bytes
             )
             repository.add(upload)
+            changes = {"filename": filename, "bytes": num_bytes}
+            await _record(session, actor, "upload.created", upload, changes)
         remote_id = await asyncio.to_thread(self._parts.begin, upload.id)
         if remote_id is not None:
             async with self._database.writing() as session:
@@ -137,7 +149,12 @@ class Uploads:
         return part
 
     async def complete(
-        self, owner: Owner, upload_id: str, part_ids: Sequence[str], md5: str | None
+        self,
+        owner: Owner,
+        upload_id: str,
+        part_ids: Sequence[str],
+        md5: str | None,
+        actor: Actor = SYSTEM,
     ) -> Upload:
         """Fix the order of the parts; all of the announced bytes must have come. Idempotent."""
         upload, parts = await self.get(owner, upload_id)
@@ -169,6 +186,8 @@ class Uploads:
             completed.status = "completed"
             completed.part_ids = list(part_ids)
             completed.expires_at = now() + int(self._ttl_s)
+            changes = {"num_parts": len(part_ids)}
+            await _record(session, actor, "upload.completed", completed, changes)
             return completed
 
     def _md5(self, upload: Upload) -> str:
@@ -179,10 +198,10 @@ class Uploads:
                     file, lambda: hashlib.md5(usedforsecurity=False)
                 ).hexdigest()
 
-    async def cancel(self, owner: Owner, upload_id: str) -> Upload:
+    async def cancel(self, owner: Owner, upload_id: str, actor: Actor = SYSTEM) -> Upload:
         """Its parts are gone; no version can be made of it. Idempotent."""
         upload, _ = await self.get(owner, upload_id)
-        return await self._discard(upload, "cancelled")
+        return await self._discard(upload, "cancelled", actor)
 
     async def end(self, owner: Owner, upload_ids: Sequence[str]) -> None:
         """A version was made of them."""
@@ -206,7 +225,7 @@ class Uploads:
             if upload_id not in known:
                 await asyncio.to_thread(self._parts.discard, upload_id, remote_id)
 
-    async def _discard(self, upload: Upload, status: str) -> Upload:
+    async def _discard(self, upload: Upload, status: str, actor: Actor = SYSTEM) -> Upload:
         """The rows first: what is then left of the parts is swept."""
         async with self._database.writing() as session:
             repository = UploadRepository(session, TenantOwner(upload.tenant_id))
@@ -214,6 +233,7 @@ class Uploads:
             if found.status in OPEN:
                 found.status = status
                 await repository.delete_parts(found)
+                await _record(session, actor, f"upload.{status}", found, {})
         await asyncio.to_thread(self._parts.discard, upload.id, upload.remote_id)
         return found
 
@@ -222,6 +242,16 @@ class Uploads:
         if upload is None:
             raise NotFoundError(f"No upload '{upload_id[:64]}' exists.")
         return upload
+
+
+async def _record(
+    session: AsyncSession,
+    actor: Actor,
+    event_type: str,
+    upload: Upload,
+    changes: Mapping[str, object],
+) -> None:
+    await record(session, actor, event_type, Target(upload.id, upload.tenant_id), changes)
 
 
 async def _num_bytes(repository: UploadRepository, upload: Upload) -> int:

@@ -7,6 +7,7 @@ from typing import Annotated
 from fastapi import APIRouter, Depends, Header, Path, Query, Request, Response
 from pydantic import BaseModel, ConfigDict, Field
 
+from weft.audit import Target, record
 from weft.db.dependencies import DatabaseDep, PageDep, ReadSession
 from weft.errors import PayloadTooLargeError
 from weft.registry import service
@@ -17,8 +18,9 @@ from weft.registry.publishing import Published
 from weft.registry.repository import LISTED, RegistryRepository
 from weft.registry.runtime import Registry, RegistryDep
 from weft.registry.schemas import parse_source, version_to_wire
+from weft.tenancy.acting import actor_of
 from weft.tenancy.auth import require, require_operator
-from weft.tenancy.principal import Principal
+from weft.tenancy.principal import Operator, Principal
 
 Reader = Annotated[Principal, Depends(require("adapters:read"))]
 Writer = Annotated[Principal, Depends(require("adapters:write"))]
@@ -51,7 +53,9 @@ async def create_version(
         await service.get_adapter(session, principal, name)
     if request.headers.get("content-type", "").partition(";")[0].strip() == "application/json":
         source = parse_source(await request.body())
-        published = await registry.importer.submit(principal, name, source, keyed)
+        published = await registry.importer.submit(
+            principal, name, source, keyed, actor_of(principal)
+        )
     else:
         published = await _receive(principal, name, request, registry, keyed)
     if published.version.state == VersionState.READY and published.version.digest is not None:
@@ -80,7 +84,9 @@ async def _receive(
     async with receive_adapter(
         content_type, request.stream(), registry.uploads_dir, max_bytes
     ) as files:
-        return await registry.publisher.publish(principal, name, files, keyed)
+        return await registry.publisher.publish(
+            principal, name, files, keyed, actor=actor_of(principal)
+        )
 
 
 @router.get(_VERSIONS)
@@ -112,6 +118,9 @@ async def delete_version(
     """409 while an alias points at it. Requests in flight finish; the files are purged later."""
     async with database.writing() as session:
         version = await service.delete_version(session, principal, name, number)
+        target = Target(version.id, version.tenant_id)
+        changes = {"adapter": name, "version": number}
+        await record(session, actor_of(principal), "adapter.version.deleted", target, changes)
     await registry.pins.reconcile()
     return {"id": version.id, "object": "adapter.version.deleted", "deleted": True}
 
@@ -123,11 +132,15 @@ class Purge(BaseModel):
     retention_s: int | None = Field(default=None, ge=0, le=2**31)
 
 
-@router.post("/admin/v1/adapters:purge", dependencies=[Depends(require_operator("platform:write"))])
-async def purge(body: Purge, registry: RegistryDep) -> dict[str, object]:
+@router.post("/admin/v1/adapters:purge")
+async def purge(
+    operator: Annotated[Operator, Depends(require_operator("platform:write"))],
+    body: Purge,
+    registry: RegistryDep,
+) -> dict[str, object]:
     """Remove the files of versions that were deleted at least `retention_s` ago, of all tenants."""
     retention_s = registry.retention_s if body.retention_s is None else body.retention_s
-    done = await registry.purger.purge(retention_s)
+    done = await registry.purger.purge(retention_s, actor_of(operator))
     return {
         "object": "adapters.purge",
         "num_versions": done.num_versions,
