@@ -1,0 +1,234 @@
+"""What goes over the socket: a length (4 bytes, big-endian) and a message (MessagePack) each.
+
+Messages are typed: whatever is not one of them, or is longer than `MAX_FRAME_BYTES`, ends the
+connection. Nothing is ever unpickled.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections.abc import AsyncIterator
+from typing import Any, Generic, TypeVar
+
+import msgspec
+
+from weft.messages import (
+    AdapterPlacement,
+    EngineInfo,
+    EngineOutput,
+    EngineRequest,
+    EngineStats,
+    Grammar,
+)
+
+MAX_FRAME_BYTES = 32 * 1024 * 1024
+_LENGTH_BYTES = 4
+
+
+class Message(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+    """`call` numbers a client's calls; its answer has the same."""
+
+
+# ---- the first frame of either side; their form stays ----
+
+
+class Hello(Message, frozen=True, tag="hello"):
+    """`protocol` names the form of all other messages."""
+
+    protocol: str
+
+
+# ---- a client's ----
+
+
+class Generate(Message, frozen=True, tag="generate"):
+    call: int
+    request: EngineRequest
+
+
+class Abort(Message, frozen=True, tag="abort"):
+    request_id: str
+
+
+class Prefetch(Message, frozen=True, tag="prefetch"):
+    digest: str
+
+
+class PrepareGrammar(Message, frozen=True, tag="grammar"):
+    call: int
+    grammar: Grammar
+
+
+class AskStats(Message, frozen=True, tag="stats"):
+    call: int
+    drain: bool
+
+
+class AskPlacements(Message, frozen=True, tag="placements"):
+    call: int
+    digest: str | None
+
+
+class Unload(Message, frozen=True, tag="unload"):
+    call: int
+    digest: str
+
+
+class Discard(Message, frozen=True, tag="discard"):
+    call: int
+    digest: str
+
+
+class Pin(Message, frozen=True, tag="pin"):
+    call: int
+    digests: tuple[str, ...]
+
+
+ClientMessage = (
+    Hello | Generate | Abort | Prefetch | PrepareGrammar | AskStats | AskPlacements | Unload
+    | Discard | Pin
+)  # fmt: skip
+
+
+# ---- the engine's ----
+
+
+class Welcome(Message, frozen=True, tag="welcome"):
+    info: EngineInfo
+    not_ready_reason: str
+
+
+class Status(Message, frozen=True, tag="status"):
+    """Sent every second, and so a sign of life."""
+
+    not_ready_reason: str
+
+
+class Done(Message, frozen=True, tag="done"):
+    call: int
+
+
+class Stats(Message, frozen=True, tag="stats"):
+    call: int
+    stats: EngineStats
+
+
+class Placements(Message, frozen=True, tag="placements"):
+    call: int
+    placements: tuple[AdapterPlacement, ...]
+
+
+class Refused(Message, frozen=True, tag="refused"):
+    """`kind`: which exception the call raises. `num_waiting` is for "queue_full"."""
+
+    call: int
+    kind: str
+    message: str
+    num_waiting: int = 0
+
+
+class Output(Message, frozen=True, tag="output"):
+    output: EngineOutput
+
+
+EngineMessage = Hello | Welcome | Status | Done | Stats | Placements | Refused | Output
+
+
+def _schema_of(kind: type) -> dict[str, Any]:
+    return {"description": kind.__name__}
+
+
+def _protocol() -> str:
+    """A digest of the messages' form: processes of two releases never misread each other."""
+    schemas = [
+        msgspec.json.schema(messages, schema_hook=_schema_of)
+        for messages in (ClientMessage, EngineMessage)
+    ]
+    return hashlib.sha256(msgspec.json.encode(schemas, order="deterministic")).hexdigest()
+
+
+PROTOCOL = _protocol()
+
+
+class FrameError(Exception):
+    """What came is no message of this protocol."""
+
+
+T = TypeVar("T")
+
+
+class FrameReader(Generic[T]):
+    """The messages of one connection; `messages` is their union."""
+
+    def __init__(self, reader: asyncio.StreamReader, messages: Any) -> None:
+        self._reader = reader
+        self._decoder: msgspec.msgpack.Decoder[T] = msgspec.msgpack.Decoder(messages)
+
+    async def read(self) -> T | None:
+        """The next one; None when the other side has closed. FrameError for anything else."""
+        try:
+            size = int.from_bytes(await self._reader.readexactly(_LENGTH_BYTES), "big")
+            if size > MAX_FRAME_BYTES:
+                raise FrameError(f"A frame of {size} bytes came; at most {MAX_FRAME_BYTES} may.")
+            payload = await self._reader.readexactly(size)
+        except (asyncio.IncompleteReadError, ConnectionError):
+            return None
+        try:
+            return self._decoder.decode(payload)
+        except msgspec.DecodeError as error:
+            raise FrameError(f"A frame could not be read: {error}") from error
+
+    async def __aiter__(self) -> AsyncIterator[T]:
+        while (message := await self.read()) is not None:
+            yield message
+
+
+class FrameWriter:
+    """Sends messages; those of one turn of the event loop go out together.
+
+    A peer that takes nothing for `stall_timeout_s` while more than the socket holds waits for it is
+    cut off.
+    """
+
+    def __init__(self, writer: asyncio.StreamWriter, stall_timeout_s: float) -> None:
+        self._writer, self._stall_timeout_s = writer, stall_timeout_s
+        self._encoder = msgspec.msgpack.Encoder()
+        self._loop = asyncio.get_running_loop()
+        self._waiting: list[bytes] = []
+
+    def send(self, message: Message) -> None:
+        """ValueError for one that is too long, and then nothing is sent."""
+        payload = self._encoder.encode(message)
+        if len(payload) > MAX_FRAME_BYTES:
+            raise ValueError(
+                f"A message of {len(payload)} bytes is too long; at most {MAX_FRAME_BYTES} go."
+            )
+        if not self._waiting:
+            self._loop.call_soon(self._flush)
+        self._waiting += (len(payload).to_bytes(_LENGTH_BYTES, "big"), payload)
+
+    def _flush(self) -> None:
+        waiting, self._waiting = self._waiting, []
+        if waiting and not self._writer.is_closing():
+            self._writer.write(b"".join(waiting))
+
+    async def drained(self) -> None:
+        """Wait while the peer is behind; ConnectionError when it is gone, or cut off."""
+        if not self._writer.transport.get_write_buffer_size() and not self._writer.is_closing():
+            return  # the common case, without a timer
+        try:
+            async with asyncio.timeout(self._stall_timeout_s):
+                await self._writer.drain()
+        except TimeoutError:
+            self._writer.transport.abort()
+            raise ConnectionAbortedError("The other side reads nothing.") from None
+
+    async def close(self) -> None:
+        """After what was sent has gone out."""
+        self._flush()
+        self._writer.close()
+        try:
+            await self._writer.wait_closed()
+        except ConnectionError:
+            return  # it was closed by the other side, or cut off
