@@ -74,7 +74,7 @@ def check_values(table: Table) -> list[dict[str, Any]]:
             if value is None:
                 assert column.is_nullable, column.name
                 continue
-            assert isinstance(value, types[column.type]), column.name
+            assert type(value) is types[column.type], column.name
             if column.type == "json":
                 assert all(not isinstance(v, dict | list) for v in json.loads(value).values())
             if column.type == "string":
