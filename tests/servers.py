@@ -281,8 +281,8 @@ def postgres_url(postgres: PostgresDatabases) -> Iterator[str]:
 @pytest.fixture(scope="session")
 def _migrated_sqlite_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A migrated SQLite database, to copy."""
-    from weft.db.database import sqlite_url
     from weft.db.schema import migrate
+    from weft.db.urls import sqlite_url
 
     file = tmp_path_factory.mktemp("sqlite") / "weft.db"
     migrate(sqlite_url(file))
@@ -292,7 +292,7 @@ def _migrated_sqlite_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def sqlite_database_url(_migrated_sqlite_file: Path, tmp_path: Path) -> str:
     """A fresh, migrated SQLite database: `weft.db` in the test's folder."""
-    from weft.db.database import sqlite_url
+    from weft.db.urls import sqlite_url
 
     return sqlite_url(Path(shutil.copy(_migrated_sqlite_file, tmp_path / "weft.db")))
 

@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING
 from fastapi import Depends, FastAPI
 from starlette.responses import JSONResponse
 
-from weft.db.database import Database, create_database_file, sqlite_url
+from weft.db.database import Database
 from weft.db.lock import lock_data_folder
 from weft.db.schema import prepare
+from weft.db.urls import database_url
 from weft.gateway import endpoints as inference
 from weft.gateway import lorax, vllm_compat
 from weft.gateway import probe_endpoints as probes
@@ -51,8 +52,7 @@ def prepare_data(settings: ServerSettings) -> SecretFiles:
     """Make a new data folder ready; SchemaMismatchError for one of another release. Idempotent."""
     settings.data_dir.mkdir(parents=True, exist_ok=True)
     secrets = read_or_create_secrets(settings.data_dir)
-    create_database_file(settings.database_file)
-    prepare(sqlite_url(settings.database_file, driver="sqlite"))
+    prepare(database_url(settings.database_url, settings.database_file))
     return secrets
 
 
@@ -87,7 +87,7 @@ def create_services(
 ) -> Services:
     """On a data folder that is made ready where it is new."""
     secrets = prepare_data(settings)
-    database = Database(sqlite_url(settings.database_file))
+    database = Database(database_url(settings.database_url, settings.database_file))
     registry = create_registry(settings, engine, database)
     gateway = Gateway(settings, engine, tokenizer, database, registry.merger, registry.read_config)
     authenticator = Authenticator(secrets.pepper, secrets.operator_key)

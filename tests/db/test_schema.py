@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,13 +14,20 @@ from sqlalchemy import create_engine, inspect, text
 from sqlalchemy.pool import NullPool
 
 from weft.db import schema
-from weft.db.database import sqlite_url
 from weft.db.lock import DataFolderInUseError, lock_data_folder
+from weft.db.urls import sqlite_url
 
 
-@pytest.fixture
-def url(tmp_path: Path) -> str:
-    return sqlite_url(tmp_path / "weft.db", driver="sqlite")
+@pytest.fixture(params=["sqlite", "postgresql"])
+def url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    """A database without a table."""
+    if request.param == "sqlite":
+        yield sqlite_url(tmp_path / "weft.db")
+        return
+    postgres = request.getfixturevalue("postgres")
+    url = postgres.create(is_empty=True)
+    yield url
+    postgres.drop(url)
 
 
 def tables(url: str) -> set[str]:

@@ -16,8 +16,8 @@ from fastapi import FastAPI
 from tests.tiny import BASE, BASE_DIGEST, HF_CONFIG, create_lora
 
 from weft.app import create_app
-from weft.db.database import sqlite_url
 from weft.db.schema import prepare
+from weft.db.urls import sqlite_url
 from weft.demo.tokens import write_tokenizer
 from weft.messages import (
     AdapterPlacement,
@@ -277,7 +277,7 @@ def tokenizer(tmp_path: Path) -> BaseTokenizer:
 def migrated(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A database at this release's schema, made by the real migrations once."""
     file = tmp_path_factory.mktemp("schema") / "weft.db"
-    prepare(sqlite_url(file, driver="sqlite"))
+    prepare(sqlite_url(file))
     return file
 
 

@@ -10,8 +10,9 @@ import pytest
 from tests.internet import Handler, Internet, running_server
 from tests.registry.shelf import Shelf
 
-from weft.db.database import Database, sqlite_url
+from weft.db.database import Database
 from weft.db.schema import prepare
+from weft.db.urls import sqlite_url
 from weft_adapters.store import FolderStore
 
 
@@ -35,7 +36,7 @@ def internet(server: tuple[int, Path], tmp_path: Path) -> Internet:
 def schema(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A database at this release's schema."""
     file = tmp_path_factory.mktemp("schema") / "weft.db"
-    prepare(sqlite_url(file, driver="sqlite"))
+    prepare(sqlite_url(file))
     return file
 
 

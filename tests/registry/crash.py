@@ -23,9 +23,10 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from tests.registry.shelf import SPEC, Shelf
 from tests.tiny import HF_CONFIG, create_lora
 
-from weft.db.database import Database, sqlite_url
+from weft.db.database import Database
 from weft.db.schema import prepare
 from weft.db.scope import Owner, TenantOwner, unscoped
+from weft.db.urls import sqlite_url
 from weft.registry import aliases
 from weft.registry.idempotency import KeyedRequest
 from weft.registry.imports import Importer
@@ -211,7 +212,7 @@ SCENARIOS: dict[str, Scenario] = {
 
 async def prepare_folder(folder: Path) -> None:
     """A tenant with versions 1, 2 and 3; "prod" is at 1, "default" at 3."""
-    prepare(sqlite_url(folder / "weft.db", driver="sqlite"))
+    prepare(sqlite_url(folder / "weft.db"))
     shelf = shelf_in(folder)
     owner = await shelf.tenant("acme", "bot")
     for seed in (1, 2, 3):

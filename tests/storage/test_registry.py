@@ -11,9 +11,10 @@ import pytest
 from tests.registry.shelf import Shelf
 from tests.tiny import create_lora
 
-from weft.db.database import Database, sqlite_url
+from weft.db.database import Database
 from weft.db.schema import prepare
 from weft.db.scope import TenantOwner
+from weft.db.urls import sqlite_url
 from weft.errors import InvalidRequestError
 from weft.registry.addresses import HostRules
 from weft.registry.buckets import S3Reader
@@ -33,7 +34,7 @@ class Site:
     """Everything that keeps files keeps them in one place of the bucket."""
 
     def __init__(self, root: Path, server: str, location: S3Location) -> None:
-        prepare(sqlite_url(root / "weft.db", driver="sqlite"))
+        prepare(sqlite_url(root / "weft.db"))
         store: Any = S3Store(location, server)
         self.shelf = Shelf(root, Database(sqlite_url(root / "weft.db")), store)
         self.parts = S3PartStore(location, server)

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from pathlib import Path
 
 import pytest
 from sqlalchemy import update
 
-from weft.db.database import Database, sqlite_url
+from weft.db.database import Database
 from weft.db.ids import now
-from weft.db.schema import prepare
 from weft.db.scope import unscoped
 from weft.errors import AuthenticationError, ConflictError, InvalidRequestError, NotFoundError
 from weft.tenancy import service
@@ -24,9 +22,8 @@ OPERATOR = str(create_key("admin"))
 
 
 @pytest.fixture
-async def database(tmp_path: Path) -> AsyncIterator[Database]:
-    prepare(sqlite_url(tmp_path / "weft.db", driver="sqlite"))
-    database = Database(sqlite_url(tmp_path / "weft.db"))
+async def database(database_url: str) -> AsyncIterator[Database]:
+    database = Database(database_url)
     yield database
     await database.close()
 

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from pathlib import Path
 
 import pytest
 from sqlalchemy import select
 
-from weft.db.database import Database, sqlite_url
-from weft.db.schema import prepare
+from weft.db.database import Database
 from weft.db.scope import TenantOwner, unscoped
 from weft.messages import Usage
 from weft.tenancy import service
@@ -20,9 +18,8 @@ from weft.usage.service import MeteredRequest, UsageRecorder
 
 
 @pytest.fixture
-async def database(tmp_path: Path) -> AsyncIterator[Database]:
-    prepare(sqlite_url(tmp_path / "weft.db", driver="sqlite"))
-    database = Database(sqlite_url(tmp_path / "weft.db"))
+async def database(database_url: str) -> AsyncIterator[Database]:
+    database = Database(database_url)
     yield database
     await database.close()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import TypeVar
@@ -10,9 +11,11 @@ from typing import TypeVar
 from sqlalchemy.exc import DatabaseError
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from weft.cli.options import from_environment
 from weft.cli.output import fail
-from weft.db.database import Database, create_database_file, sqlite_url
+from weft.db.database import Database
 from weft.db.schema import SchemaMismatchError, prepare
+from weft.db.urls import database_url, redacted
 from weft.errors import WeftError
 from weft.settings import database_file
 from weft.tenancy.secret_files import SecretFileError, SecretFiles, read_or_create_secrets
@@ -29,28 +32,28 @@ def run_in_transaction(
     """Run `work` in one transaction; with `creates`, a new data folder is made ready first."""
     if data_dir.exists() and not data_dir.is_dir():
         raise fail(f"{data_dir} is not a folder")
-    if not creates and not database_file(data_dir).is_file():
+    named = from_environment(os.environ).get("database_url")
+    if not creates and named is None and not database_file(data_dir).is_file():
         raise fail(
             f"{data_dir} is not a Weft data folder: it has no {database_file(data_dir).name}"
         )
+    url = database_url(named, database_file(data_dir))
     try:
         secrets = read_or_create_secrets(data_dir)
-        file = database_file(data_dir)
-        create_database_file(file)
-        prepare(sqlite_url(file, driver="sqlite"))
-        return asyncio.run(_run(file, secrets, work))
-    except (WeftError, SchemaMismatchError, SecretFileError, OSError) as error:
+        prepare(url)
+        return asyncio.run(_run(url, secrets, work))
+    except (WeftError, SchemaMismatchError, SecretFileError, OSError, ValueError) as error:
         raise fail(str(error)) from error
     except DatabaseError as error:
-        raise fail(f"{database_file(data_dir)} could not be used: {error.orig}") from error
+        raise fail(f"{redacted(url)} could not be used: {error.orig}") from error
 
 
 async def _run(
-    file: Path,
+    url: str,
     secrets: SecretFiles,
     work: Callable[[AsyncSession, SecretFiles], Awaitable[ResultT]],
 ) -> ResultT:
-    database = Database(sqlite_url(file))
+    database = Database(url)
     try:
         async with database.writing() as session:
             return await work(session, secrets)

@@ -1,30 +1,33 @@
-"""`weft migrate`: brings the data folder's database to this release."""
+"""`weft migrate`: brings the database to this release."""
 
 from __future__ import annotations
 
+import os
+
+from weft.cli.options import from_environment
 from weft.cli.output import DataOption, JsonOption, fail, out, print_json, spinner
 from weft.settings import DEFAULT_DATA_DIR, database_file
 
 
 def migrate(data: DataOption = DEFAULT_DATA_DIR, as_json: JsonOption = False) -> None:
-    """Bring the database to this release's schema. Back up the data folder first."""
+    """Bring the database to this release's schema. Back it up first."""
     from sqlalchemy.exc import DatabaseError
 
     from weft.db import schema
-    from weft.db.database import create_database_file, sqlite_url
+    from weft.db.urls import database_url, redacted
 
+    url = from_environment(os.environ).get("database_url")
     try:
-        data.mkdir(parents=True, exist_ok=True)
-        create_database_file(database_file(data))
-        url = sqlite_url(database_file(data), driver="sqlite")
+        if url is None:
+            data.mkdir(parents=True, exist_ok=True)
+        url = database_url(url, database_file(data))
         with spinner("Migrating..."):
-            before, _ = schema.revisions(url)
-            schema.migrate(url)
-            after, _ = schema.revisions(url)
-    except OSError as error:
+            before, after = schema.migrate(url)
+    except (OSError, ValueError) as error:
         raise fail(str(error)) from error
     except DatabaseError as error:
-        raise fail(f"{database_file(data)} could not be used: {error.orig}") from error
+        assert url is not None
+        raise fail(f"{redacted(url)} could not be used: {error.orig}") from error
     if as_json:
         print_json({"object": "migration", "from": before, "to": after})
     elif before == after:

@@ -29,6 +29,7 @@ def _run(settings: ServerSettings) -> None:
     from weft.app import create_app, prepare_data
     from weft.db.lock import DataFolderInUseError, lock_data_folder
     from weft.db.schema import SchemaMismatchError
+    from weft.db.urls import database_url, redacted
     from weft.server import check_address, run_server
     from weft.tenancy.secret_files import SecretFileError
     from weft.tokenizer import BaseTokenizer
@@ -56,7 +57,8 @@ def _run(settings: ServerSettings) -> None:
     ) as error:
         raise fail(str(error)) from error
     except DatabaseError as error:
-        raise fail(f"{settings.database_file} could not be used: {error.orig}") from error
+        url = database_url(settings.database_url, settings.database_file)
+        raise fail(f"{redacted(url)} could not be used: {error.orig}") from error
 
 
 def _load(settings: ServerSettings) -> InProcessEngine:

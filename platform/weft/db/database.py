@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from pathlib import Path
 from typing import Any, TypeVar
 
 from sqlalchemy import event, text
@@ -20,13 +19,12 @@ from weft.db.engines import create_engine
 from weft.db.errors import may_succeed_again, translated_errors
 from weft.db.group_commit import GroupCommit
 from weft.db.scope import refuse_unmarked
-from weft.db.urls import redacted, sqlite_url
-
-__all__ = ["Database", "create_database_file", "sqlite_url"]
+from weft.db.urls import redacted
 
 ResultT = TypeVar("ResultT")
 # of PostgreSQL: held by `writing` until its transaction ends
 _WRITING_LOCK = 0x77656674
+_LOCK = text("SELECT pg_advisory_xact_lock(:key)")
 _MAX_RUNS = 5
 
 
@@ -111,12 +109,3 @@ class Database:
     async def close(self) -> None:
         await self._group.close()
         await self._engine.dispose()
-
-
-_LOCK = text("SELECT pg_advisory_xact_lock(:key)")
-
-
-def create_database_file(file: Path) -> None:
-    """Make an empty database that only this user may read; SQLite gives its side files the same."""
-    if not file.exists():
-        file.touch(mode=0o600)

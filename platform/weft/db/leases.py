@@ -13,6 +13,7 @@ import os
 import secrets
 import socket
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from typing import Any, TypeVar, cast
 
 from sqlalchemy import CursorResult, delete, or_
@@ -86,13 +87,14 @@ async def run_alone(
     try:
         await asyncio.wait({working, renewing}, return_when=asyncio.FIRST_COMPLETED)
         if not working.done():
-            raise LeaseLostError(f"the lease {name!r} was lost")
+            raise LeaseLostError(f"the lease {name!r} was lost") from renewing.exception()
         return working.result()
     finally:
         for task in (working, renewing):
             task.cancel()
         await asyncio.gather(working, renewing, return_exceptions=True)
-        await give_up(database, name, holder)
+        with suppress(DatabaseUnavailableError):  # then it ends by time
+            await give_up(database, name, holder)
 
 
 async def _renew(database: Database, name: str, holder: str, duration_s: float) -> None:

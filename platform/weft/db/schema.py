@@ -50,9 +50,16 @@ def alembic_config(url: str) -> Config:
     return config
 
 
-def migrate(url: str, revision: str = "head") -> None:
-    """Upgrade the database to `revision`, in one transaction; another `migrate` waits for it."""
+def migrate(url: str, revision: str = "head") -> tuple[str | None, str | None]:
+    """Upgrade the database to `revision`, in one transaction; another `migrate` waits for it.
+
+    Returns its revisions before and after.
+    """
+    _create_file(url)
+    before, _ = revisions(url)
     command.upgrade(alembic_config(url), revision)
+    after, _ = revisions(url)
+    return before, after
 
 
 @contextmanager
@@ -86,10 +93,11 @@ def is_empty(url: str) -> bool:
 
 
 def prepare(url: str) -> None:
-    """Migrate an empty database; SchemaMismatchError for any other revision than this release's.
+    """Make and migrate a new database; SchemaMismatchError for one at another revision.
 
     A database with data is never changed at start: that is the operator's decision.
     """
+    _create_file(url)
     if is_empty(url):
         migrate(url)
         return
@@ -97,8 +105,15 @@ def prepare(url: str) -> None:
     if current != expected:
         raise SchemaMismatchError(
             f"The database is at revision {current or 'none'}, this release needs {expected}. "
-            "Back up the data folder, then run: weft migrate"
+            "Back it up, then run: weft migrate"
         )
+
+
+def _create_file(url: str) -> None:
+    """Of SQLite: one that only this user may read, as are the files that SQLite puts beside it."""
+    parsed = sync_url(url)
+    if parsed.get_backend_name() == "sqlite" and parsed.database:
+        Path(parsed.database).touch(mode=0o600)
 
 
 def _create_engine(url: str) -> Engine:

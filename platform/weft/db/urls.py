@@ -14,9 +14,14 @@ _ASYNC_DRIVERS = {"sqlite": "sqlite+aiosqlite", "postgresql": "postgresql+psycop
 _SYNC_DRIVERS = {"sqlite": "sqlite", "postgresql": "postgresql+psycopg"}
 
 
-def sqlite_url(file: Path, *, driver: str = "sqlite") -> str:
+def sqlite_url(file: Path) -> str:
     """The URL of a database file."""
-    return f"{driver}:///{file.resolve()}"
+    return f"sqlite:///{file.resolve()}"
+
+
+def database_url(url: str | None, file: Path) -> str:
+    """The database that a setting names, or else the data folder's own file."""
+    return url or sqlite_url(file)
 
 
 def async_url(url: str) -> URL:
