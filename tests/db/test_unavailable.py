@@ -1,0 +1,135 @@
+"""A PostgreSQL server that goes away and comes back, and a disk that is full."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Iterator
+
+import httpx2 as httpx
+import pytest
+from fastapi import FastAPI
+from sqlalchemy import func, select
+from sqlalchemy.ext.asyncio import AsyncSession
+from tests.servers import PostgresDatabases, PostgresServer
+
+from weft.db.database import Database
+from weft.db.dependencies import ReadSession, WriteSession
+from weft.db.errors import DatabaseUnavailableError
+from weft.db.schema import migrate
+from weft.db.scope import unscoped
+from weft.gateway.error_handlers import install_error_handlers
+from weft.tenancy.models import Tenant
+
+
+@pytest.fixture(scope="module")
+def server(create_postgres: Callable[[], PostgresServer]) -> Iterator[PostgresServer]:
+    server = create_postgres()
+    server.start()
+    yield server
+    server.close()
+
+
+@pytest.fixture
+async def lost(server: PostgresServer) -> AsyncIterator[Database]:
+    """On the server that the test stops; its pool has connections that were good before."""
+    url = PostgresDatabases(server.url).create(is_empty=True)
+    migrate(url)
+    database = Database(url)
+    await asyncio.gather(*(count(database) for _ in range(3)))
+    yield database
+    await database.close()
+
+
+async def count(database: Database) -> int:
+    async with database.reading() as session:
+        found = await session.scalar(unscoped(select(func.count(Tenant.id)), "a test"))
+        assert found is not None
+        return found
+
+
+async def add(session: AsyncSession, name: str) -> None:
+    session.add(Tenant(id=name, name=name, created_at=1, deleted_at=None))
+    await session.flush()
+
+
+async def test_a_server_that_is_away_is_said_so_and_found_again(
+    lost: Database, server: PostgresServer
+) -> None:
+    server.stop()
+    for work in (lambda: count(lost), lambda: lost.write(lambda s: add(s, "a"))):
+        with pytest.raises(DatabaseUnavailableError) as caught:
+            await work()
+        assert caught.value.status_code == 503
+        assert int(caught.value.headers["retry-after"]) >= 1
+    with pytest.raises(DatabaseUnavailableError):
+        async with lost.writing() as session:
+            await add(session, "b")
+    server.start()
+    await asyncio.gather(*(count(lost) for _ in range(3)))
+    await lost.write(lambda session: add(session, "c"))
+    assert await count(lost) == 1
+
+
+async def test_a_server_that_dies_within_a_transaction_leaves_nothing_of_it(
+    lost: Database, server: PostgresServer
+) -> None:
+    async def job(session: AsyncSession) -> None:
+        await add(session, "a")
+        server.kill()
+        await add(session, "b")
+
+    with pytest.raises(DatabaseUnavailableError):
+        await lost.write(job)
+    server.start()
+    assert await count(lost) == 0
+
+
+async def test_callers_get_503_and_the_next_request_works(
+    lost: Database, server: PostgresServer
+) -> None:
+    app = FastAPI()
+    app.state.database = lost
+    install_error_handlers(app)
+
+    @app.get("/tenants")
+    async def read(session: ReadSession) -> int | None:
+        return await session.scalar(unscoped(select(func.count(Tenant.id)), "a test"))
+
+    @app.post("/tenants")
+    async def write(session: WriteSession) -> None:
+        await add(session, "a")
+
+    transport = httpx.ASGITransport(app)
+    async with httpx.AsyncClient(transport=transport, base_url="http://weft") as client:
+        server.stop()
+        for response in (await client.get("/tenants"), await client.post("/tenants")):
+            assert response.status_code == 503
+            assert response.headers["retry-after"] == "2"
+            assert response.json()["error"]["code"] == "database_unavailable"
+        server.start()
+        assert (await client.post("/tenants")).status_code == 200
+        assert (await client.get("/tenants")).json() == 1
+
+
+async def test_on_a_full_disk_no_job_is_told_that_it_is_committed_and_is_not(
+    sqlite_database_url: str,
+) -> None:
+    database = Database(sqlite_database_url)
+
+    async def fill(session: AsyncSession) -> None:
+        connection = await session.connection()
+        used = (await connection.exec_driver_sql("PRAGMA page_count")).scalar_one()
+        await connection.exec_driver_sql(f"PRAGMA max_page_count={used + 8}")
+        for n in range(10):
+            await add(session, f"{n}-" + "x" * 50_000)
+
+    results = await asyncio.gather(
+        *(database.write(lambda s, n=n: add(s, f"before {n}")) for n in range(3)),  # type: ignore[misc]
+        database.write(fill),
+        *(database.write(lambda s, n=n: add(s, f"after {n}")) for n in range(3)),  # type: ignore[misc]
+        return_exceptions=True,
+    )
+    assert isinstance(results[3], Exception)
+    assert await count(database) == results.count(None)
+    await database.write(lambda session: add(session, "later"))
+    await database.close()
