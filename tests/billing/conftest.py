@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 
 import pytest
+from tests.billing.books import Books
 from tests.billing.month import NOVEMBER, RATES, create_hour
 
 from weft.billing.charges import Charge, UsageHour, charges_of
 from weft.billing.invoicing import create_invoice
 from weft.billing.periods import HOUR_S, Month
 from weft.billing.statement import IssuedInvoice, Issuer, Statement
+from weft.db.database import Database
 
 
 @pytest.fixture
@@ -52,3 +54,25 @@ def create_statement() -> Callable[..., Statement]:
         )
 
     return create
+
+
+async def _open_books(url: str) -> AsyncIterator[Books]:
+    database = Database(url)
+    found = Books(database)
+    await found.open()
+    yield found
+    await database.close()
+
+
+@pytest.fixture
+async def books(database_url: str) -> AsyncIterator[Books]:
+    """On both databases."""
+    async for found in _open_books(database_url):
+        yield found
+
+
+@pytest.fixture
+async def sqlite_books(sqlite_database_url: str) -> AsyncIterator[Books]:
+    """Where one database is as good as the other."""
+    async for found in _open_books(sqlite_database_url):
+        yield found

@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable
-from decimal import Decimal
 from typing import Any
 
 import pytest
@@ -67,14 +66,14 @@ def check_values(table: Table) -> list[dict[str, Any]]:
     assert names == sorted(set(names) - set(own)) + own
     assert all(re.fullmatch(r"(x_)?([A-Z][a-z]+)+", name) for name in names)
     rows = rows_of(table)
-    types: dict[str, type] = {"string": str, "json": str, "decimal": Decimal, "datetime": int}
+    types = {"string": "str", "json": "str", "decimal": "Decimal", "datetime": "int"}
     for row in rows:
         for column in table.columns:
             value: Any = row[column.name]
             if value is None:
                 assert column.is_nullable, column.name
                 continue
-            assert type(value) is types[column.type], column.name
+            assert type(value).__name__ == types[column.type], column.name
             if column.type == "json":
                 assert all(not isinstance(v, dict | list) for v in json.loads(value).values())
             if column.type == "string":
