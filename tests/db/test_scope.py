@@ -2,29 +2,16 @@
 
 from __future__ import annotations
 
-import ast
 from collections.abc import AsyncIterator
-from pathlib import Path
 
 import pytest
 from sqlalchemy import delete, func, select, update
 from sqlalchemy.orm import aliased
 
-import weft
 from weft.db.base import Base, PlatformOwned, TenantOwned
 from weft.db.database import Database
 from weft.db.scope import TenantOwner, scoped, unscoped
 from weft.tenancy.models import ApiKey, Project, Tenant
-
-SOURCE = Path(weft.__file__).parent
-STATEMENTS = {"select", "update", "delete", "insert", "text"}
-# hand a finished statement on; what they are given is checked where it is made
-WRAPPERS = {"scoped", "scoped_or_shared", "unscoped"}
-# statements on the database itself: its transactions, locks, clock and schema
-INFRASTRUCTURE = {
-    f"db/{name}.py" for name in ("database", "dialect", "engines", "leases", "schema")
-}
-BYPASSES = {"query", "get_one", "bulk_save_objects", "exec_driver_sql", "merge"}
 
 
 @pytest.fixture
@@ -101,49 +88,3 @@ def test_every_table_says_whose_its_rows_are() -> None:
         assert len(owners) == 1, (
             f"{mapper.class_.__name__} has to be of a tenant or of the platform"
         )
-
-
-def test_the_source_has_no_query_that_goes_round_the_scope() -> None:
-    """Statements are made in repositories, in functions that scope them, and nowhere else."""
-    faults = []
-    for file in sorted(SOURCE.rglob("*.py")):
-        name = file.relative_to(SOURCE).as_posix()
-        if name in INFRASTRUCTURE:
-            continue
-        for function, calls in _calls_by_function(ast.parse(file.read_text())):
-            made = calls & STATEMENTS
-            where = f"{name}:{function}"
-            if made and not calls & WRAPPERS:
-                faults.append(f"{where} makes {made} without a scope")
-            if made and not file.name.endswith(("repository.py", "probe_endpoints.py")):
-                faults.append(f"{where} makes {made} outside a repository")
-            if calls & BYPASSES:
-                faults.append(f"{where} uses {calls & BYPASSES}")
-    assert faults == []
-
-
-def _calls_by_function(tree: ast.Module) -> list[tuple[str, set[str]]]:
-    """Names from SQLAlchemy or of the scope that each function calls."""
-    imported = {
-        alias.asname or alias.name
-        for node in ast.walk(tree)
-        if isinstance(node, ast.ImportFrom)
-        and (node.module or "").startswith(("sqlalchemy", "weft.db.scope"))
-        for alias in node.names
-    }
-    found = []
-    for node in ast.walk(tree):
-        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
-            calls = {
-                call.func.id
-                for call in ast.walk(node)
-                if isinstance(call, ast.Call) and isinstance(call.func, ast.Name)
-            } & imported
-            if imported:
-                calls |= {
-                    call.func.attr
-                    for call in ast.walk(node)
-                    if isinstance(call, ast.Call) and isinstance(call.func, ast.Attribute)
-                } & BYPASSES
-            found.append((node.name, calls))
-    return found

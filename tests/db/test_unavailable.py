@@ -42,7 +42,7 @@ async def lost(server: PostgresServer) -> AsyncIterator[Database]:
 
 async def count(database: Database) -> int:
     async with database.reading() as session:
-        found = await session.scalar(unscoped(select(func.count(Tenant.id)), "a test"))
+        found: int | None = await session.scalar(unscoped(select(func.count(Tenant.id)), "a test"))
         assert found is not None
         return found
 
