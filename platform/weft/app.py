@@ -36,9 +36,14 @@ from weft.settings import EngineSettings, ServerSettings
 from weft.storage.build import create_remote_store
 from weft.tenancy import audit_endpoints as audit
 from weft.tenancy import endpoints as tenants
+from weft.tenancy import member_endpoints as members
+from weft.tenancy import session_endpoints as sessions
+from weft.tenancy import user_endpoints as users
 from weft.tenancy.auth import public
+from weft.tenancy.build import create_sign_in
 from weft.tenancy.secret_files import SecretFiles, read_or_create_secrets
 from weft.tenancy.service import Authenticator
+from weft.tenancy.sign_in import SignIn
 from weft.tokenizer import BaseTokenizer
 from weft.usage import endpoints as usage
 
@@ -68,6 +73,9 @@ _ROUTES = (
     usage,
     tenants,
     audit,
+    members,
+    users,
+    sessions,
     probes,
 )
 
@@ -80,6 +88,7 @@ class Services:
     gateway: Gateway
     registry: Registry
     authenticator: Authenticator
+    sign_in: SignIn
 
 
 def create_services(
@@ -91,7 +100,8 @@ def create_services(
     registry = create_registry(settings, engine, database)
     gateway = Gateway(settings, engine, tokenizer, database, registry.merger, registry.read_config)
     authenticator = Authenticator(secrets.pepper, secrets.operator_key)
-    return Services(database, gateway, registry, authenticator)
+    sign_in = create_sign_in(settings, database, secrets)
+    return Services(database, gateway, registry, authenticator, sign_in)
 
 
 @asynccontextmanager
@@ -101,7 +111,7 @@ async def running(settings: ServerSettings, services: Services) -> AsyncIterator
         num_lost = await services.gateway.recorder.start()
         if num_lost:
             logger.warning("%d requests were lost in a crash and are billed nothing", num_lost)
-        async with services.registry.running():
+        async with services.registry.running(), services.sign_in.upkeep.running():
             yield
         await services.gateway.close()
         await services.database.close()

@@ -87,6 +87,20 @@ def test_the_secret_files_are_only_the_owners(site: Any) -> None:
         assert stat.S_IMODE((site.settings.data_dir / name).stat().st_mode) == 0o600
 
 
+# what needs no key: probes, the API's description, and becoming somebody
+OPEN_ROUTES = frozenset(
+    {
+        "/livez",
+        "/readyz",
+        "/metrics",
+        "/openapi.json",
+        "/auth/v1/sign-in",
+        "/auth/v1/password:reset",
+        "/auth/v1/invites:accept",
+    }
+)
+
+
 def test_every_route_says_who_may_call_it(site: Any) -> None:
     num_routes = 0
     for context in iter_route_contexts(site.app.routes):
@@ -98,11 +112,13 @@ def test_every_route_says_who_may_call_it(site: Any) -> None:
             if hasattr(dependency.call, AUTH_MARK)
         }
         assert len(marks) == 1, f"{route.path} has {len(marks)} auth marks"
-        is_open = route.path in ("/livez", "/readyz", "/metrics", "/openapi.json")
+        is_open = route.path in OPEN_ROUTES
         (mark,) = marks
         assert (mark.audience == "public") == is_open, route.path
         assert (mark.audience == "operator") == route.path.startswith("/admin/"), route.path
-        assert is_open or mark.scope or mark.permission, route.path
+        is_own = route.path.startswith("/auth/") and not is_open
+        assert (mark.audience == "person") == is_own, route.path
+        assert is_open or is_own or mark.scope or mark.permission, route.path
         num_routes += 1
     assert num_routes > 15
 

@@ -9,6 +9,7 @@ from weft.settings.engine import EngineSettings
 from weft.settings.fields import MIB, Option, Settings, setting
 from weft.settings.requests import RequestSettings
 from weft.settings.server import DEFAULT_DATA_DIR, ServerSettings, base_url, database_file
+from weft.settings.sign_in import SignInSettings
 from weft.settings.stores import StoreSettings
 
 __all__ = [
@@ -20,6 +21,7 @@ __all__ = [
     "RequestSettings",
     "ServerSettings",
     "Settings",
+    "SignInSettings",
     "StoreSettings",
     "base_url",
     "database_file",

@@ -10,13 +10,16 @@ from weft.settings.adapters import AdapterSettings
 from weft.settings.engine import EngineSettings
 from weft.settings.fields import Option, setting
 from weft.settings.requests import RequestSettings
+from weft.settings.sign_in import SignInSettings
 from weft.settings.stores import StoreSettings
 
 DEFAULT_DATA_DIR = Path("weft-data")
 
 
 @dataclass(frozen=True, kw_only=True)
-class ServerSettings(EngineSettings, AdapterSettings, RequestSettings, StoreSettings):
+class ServerSettings(
+    EngineSettings, AdapterSettings, RequestSettings, SignInSettings, StoreSettings
+):
     """All groups together. Sizes are bytes, times seconds.
 
     `adapters_dir`, `database_file` and `uploads_dir` follow from `data_dir`; of a remote store's

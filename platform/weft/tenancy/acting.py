@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from weft.audit import Actor
-from weft.tenancy.principal import Identity, Operator, Principal
+from weft.tenancy.principal import Client, Identity, Operator, Principal
 
 
 def actor_of(who: Identity) -> Actor:
@@ -15,3 +15,8 @@ def actor_of(who: Identity) -> Actor:
         kind = "operator" if who.kind == "operator_key" else who.kind
         return Actor(kind, who.id, None, address, agent)
     return Actor(who.kind, who.id, who.tenant_id, address, agent)
+
+
+def person_actor(user_id: str, tenant_id: str | None, client: Client) -> Actor:
+    """A person about their own account, who may act for nothing yet."""
+    return Actor("session", user_id, tenant_id, client.address, client.user_agent)

@@ -2,8 +2,8 @@
 
 `Depends(require("inference"))` is for project keys, `Depends(require_admin("projects:write"))` for
 who administers a tenant, `Depends(require_operator("tenants:read"))` for operators,
-`Depends(require_any(scope=..., permission=...))` for the first two alike, `Depends(public)` for
-what needs no key.
+`Depends(require_any(scope=..., permission=...))` for the first two alike, `Depends(signed_in)` for
+people about themselves, `Depends(public)` for what needs no key.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from typing import Literal
 
 from fastapi import Request
 
-from weft.errors import AuthenticationError, PermissionDeniedError
+from weft.errors import AuthenticationError, InvalidRequestError, PermissionDeniedError
+from weft.tenancy.client import client_of
 from weft.tenancy.principal import (
-    Client,
     Identity,
     Operator,
     Permission,
@@ -25,6 +25,8 @@ from weft.tenancy.principal import (
     TenantAdmin,
 )
 from weft.tenancy.service import Authenticator
+from weft.tenancy.sessions import SignedIn
+from weft.tenancy.sign_in import get_sign_in
 
 AUTH_MARK = "weft_auth"
 
@@ -33,7 +35,7 @@ AUTH_MARK = "weft_auth"
 class AuthMark:
     """What a route's dependency demands; `scope` of project keys, `permission` of the others."""
 
-    audience: Literal["public", "key", "admin", "key or admin", "operator"]
+    audience: Literal["public", "key", "admin", "key or admin", "operator", "person"]
     scope: Scope | None = None
     permission: Permission | None = None
 
@@ -43,6 +45,17 @@ async def identify(request: Request) -> Identity:
     known: Identity | None = getattr(request.state, "identity", None)
     if known is not None:
         return known
+    if "cookie" in request.headers and get_sign_in(request).has_cookie(request):
+        who = await _identify_person(request)
+    else:
+        who = await _identify_key(request)
+    if not isinstance(who, Operator):
+        request.state.tenant_id = who.tenant_id
+    request.state.identity = who
+    return who
+
+
+async def _identify_key(request: Request) -> Identity:
     headers = request.headers.getlist("authorization")
     if len(headers) != 1:
         raise AuthenticationError
@@ -53,16 +66,24 @@ async def identify(request: Request) -> Identity:
     # its own short session: a generation must not hold a connection
     async with request.app.state.database.reading() as session:
         found = await authenticator.authenticate(session, text.strip())
-    who = replace(found, client=_client(request))
-    if not isinstance(who, Operator):
-        request.state.tenant_id = who.tenant_id
-    request.state.identity = who
+    return replace(found, client=client_of(request))
+
+
+async def _identify_person(request: Request) -> Identity:
+    who = (await signed_in(request)).identity(client_of(request))
+    if who is None:
+        raise PermissionDeniedError("Choose the tenant to act for: POST /auth/v1/session.")
     return who
 
 
-def _client(request: Request) -> Client:
-    address = None if request.client is None else request.client.host
-    return Client(address, request.headers.get("user-agent"))
+async def signed_in(request: Request) -> SignedIn:
+    """A dependency for the routes of a person's own account: needs a session, and no role."""
+    if "authorization" in request.headers:
+        # which of the two counts must not depend on who reads the request
+        raise InvalidRequestError(
+            "Send a key or the cookie of a session, not both.", code="ambiguous_credentials"
+        )
+    return await get_sign_in(request).identify(request)
 
 
 def require(scope: Scope) -> Callable[[Request], Awaitable[Principal]]:
@@ -120,6 +141,7 @@ async def public() -> None:
 
 
 setattr(public, AUTH_MARK, AuthMark("public"))
+setattr(signed_in, AUTH_MARK, AuthMark("person"))
 
 
 def _with_scope(who: Identity, scope: Scope) -> Principal:

@@ -12,6 +12,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF
+
 from weft.tenancy.keys import create_key, try_parse_key
 
 
@@ -27,6 +30,11 @@ class SecretFiles:
     operator_key: str = field(repr=False)
     operator_key_file: Path
     is_new: bool
+
+    def derive(self, purpose: str) -> bytes:
+        """32 bytes for one purpose: HKDF-SHA-256 (RFC 5869), labelled with it."""
+        kdf = HKDF(algorithm=SHA256(), length=32, salt=b"weft", info=purpose.encode())
+        return kdf.derive(self.pepper)
 
 
 def read_or_create_secrets(data_dir: Path) -> SecretFiles:

@@ -1,0 +1,99 @@
+"""A tenant's members and invites, in OpenAI's shapes (`/v1/organization/users` and `/invites`)."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from fastapi import APIRouter, Depends, Query
+
+from weft.audit import Target, record
+from weft.db.dependencies import PageDep, ReadSession, WriteSession
+from weft.tenancy import invites, members
+from weft.tenancy.acting import actor_of
+from weft.tenancy.auth import require_admin
+from weft.tenancy.emails import MAX_EMAIL_CHARS
+from weft.tenancy.principal import TenantAdmin
+from weft.tenancy.user_repository import UserRepository
+from weft.tenancy.user_schemas import (
+    InviteCreate,
+    RoleChange,
+    invite_to_wire,
+    member_to_wire,
+    new_invite_to_wire,
+)
+
+router = APIRouter(prefix="/v1/organization", tags=["members"])
+Reader = Annotated[TenantAdmin, Depends(require_admin("members:read"))]
+Writer = Annotated[TenantAdmin, Depends(require_admin("members:write"))]
+Email = Annotated[str, Query(max_length=MAX_EMAIL_CHARS)]
+
+
+@router.get("/users")
+async def list_users(
+    admin: Reader,
+    session: ReadSession,
+    page: PageDep,
+    emails: Annotated[list[Email] | None, Query(max_length=100)] = None,
+) -> dict[str, object]:
+    wanted = [email.strip().lower() for email in emails or ()]
+    found = await UserRepository(session).list_members(admin, page, wanted)
+    return found.to_wire(lambda row: member_to_wire(row[0], row[1]))
+
+
+@router.get("/users/{user_id}")
+async def get_user(admin: Reader, user_id: str, session: ReadSession) -> dict[str, object]:
+    return member_to_wire(*await members.get_member(session, admin, user_id))
+
+
+@router.post("/users/{user_id}")
+async def change_role(
+    admin: Writer, user_id: str, body: RoleChange, session: WriteSession
+) -> dict[str, object]:
+    """Give a member another role. Their sessions for this tenant end."""
+    membership, user = await members.set_role(session, admin, admin.permissions, user_id, body.role)
+    target = Target(user_id, admin.tenant_id)
+    await record(session, actor_of(admin), "user.updated", target, {"role": body.role})
+    return member_to_wire(membership, user)
+
+
+@router.delete("/users/{user_id}")
+async def remove_user(admin: Writer, user_id: str, session: WriteSession) -> dict[str, object]:
+    """Take a member out of the tenant. Their account stays theirs."""
+    membership, user = await members.remove_member(session, admin, admin.permissions, user_id)
+    target = Target(user_id, admin.tenant_id)
+    changes = {"email": user.email, "role": membership.role}
+    await record(session, actor_of(admin), "user.deleted", target, changes)
+    return {"id": user_id, "object": "organization.user.deleted", "deleted": True}
+
+
+@router.post("/invites")
+async def create_invite(
+    admin: Writer, body: InviteCreate, session: WriteSession
+) -> dict[str, object]:
+    """Invite an address. `token` is shown now and never again: pass it on to them."""
+    made = await invites.create_invite(
+        session,
+        admin,
+        admin.permissions,
+        actor_of(admin),
+        email=body.email,
+        role=body.role,
+    )
+    return new_invite_to_wire(made)
+
+
+@router.get("/invites")
+async def list_invites(admin: Reader, session: ReadSession, page: PageDep) -> dict[str, object]:
+    return (await UserRepository(session).list_invites(admin, page)).to_wire(invite_to_wire)
+
+
+@router.get("/invites/{invite_id}")
+async def get_invite(admin: Reader, invite_id: str, session: ReadSession) -> dict[str, object]:
+    return invite_to_wire(await invites.get_invite(session, admin, invite_id))
+
+
+@router.delete("/invites/{invite_id}")
+async def delete_invite(admin: Writer, invite_id: str, session: WriteSession) -> dict[str, object]:
+    """Take an invite back."""
+    row = await invites.delete_invite(session, admin, actor_of(admin), invite_id)
+    return {"id": row.id, "object": "organization.invite.deleted", "deleted": True}
