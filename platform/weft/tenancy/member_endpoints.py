@@ -33,7 +33,7 @@ async def list_users(
     admin: Reader,
     session: ReadSession,
     page: PageDep,
-    emails: Annotated[list[Email] | None, Query(max_length=100)] = None,
+    emails: Annotated[list[Email] | None, Query(alias="emails[]", max_length=100)] = None,
 ) -> dict[str, object]:
     wanted = [email.strip().lower() for email in emails or ()]
     found = await UserRepository(session).list_members(admin, page, wanted)
