@@ -142,7 +142,7 @@ def _create_exports() -> None:
         _bool("is_final", null=True),
         _int("num_rows", null=True),
         _int("billed_pico", null=True),
-        _text("file_sha256", 64, null=True),
+        _text("content_sha256", 64, null=True),
         _text("manifest_sha256", 64, null=True),
     )
     op.create_index("uq_exports_series", "exports", ["target", "series", "sequence"], unique=True)

@@ -49,6 +49,7 @@ def create_statement() -> Callable[..., Statement]:
             invoice=issued if is_final else None,
             charges=list(zip(charges, numbers, strict=True)),
             watermark_at=at,
+            is_final=is_final,
             project_names={"proj_1": "default"},
             invoice_ids={Month(2026, 10): "inv_2026-10_tnt_a"},
         )

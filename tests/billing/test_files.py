@@ -139,5 +139,7 @@ def test_a_manifest_lists_hashes_sums_and_the_schema(
 
 
 def test_an_export_has_a_folder_of_its_own() -> None:
-    assert LABEL.folder == ("cost_and_usage/v1.4/billing_period=2026-11/tenant=tnt_a/export=000001")
+    assert LABEL.folder == (
+        "focus/v1.4/cost_and_usage/billing_period=2026-11/tenant=tnt_a/export=000001"
+    )
     assert LABEL.export_id != ExportLabel(*(LABEL.dataset, "1.2"), "2026-11", "all", 1).export_id

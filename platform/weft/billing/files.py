@@ -35,20 +35,13 @@ class ExportError(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class FileSums:
-    """How many rows a table had and what its columns of decimals add up to."""
-
-    num_rows: int
-    sums: Mapping[str, Decimal]
-
-
-@dataclass(frozen=True, slots=True)
 class WrittenFile:
-    """A file as a manifest lists it."""
+    """A file as a manifest lists it. `content_sha256` is of its rows, whatever its format."""
 
     name: str
     num_bytes: int
     sha256: str
+    content_sha256: str
     num_rows: int
     sums: Mapping[str, Decimal]
 
@@ -68,7 +61,14 @@ def write_table(
         _write_parquet(table.columns, counter.rows(), path, metadata)
     with path.open("rb") as file:
         sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-    return WrittenFile(path.name, path.stat().st_size, sha256, counter.num_rows, counter.sums)
+    return WrittenFile(
+        path.name,
+        path.stat().st_size,
+        sha256,
+        counter.content_sha256,
+        counter.num_rows,
+        counter.sums,
+    )
 
 
 class _Counter:
@@ -79,7 +79,12 @@ class _Counter:
         self._decimals = [i for i, c in enumerate(table.columns) if c.type == "decimal"]
         self._texts = [i for i, c in enumerate(table.columns) if c.type == "string"]
         self._totals = [Decimal(0)] * len(table.columns)
+        self._content = hashlib.sha256(repr(table.columns).encode())
         self.num_rows = 0
+
+    @property
+    def content_sha256(self) -> str:
+        return self._content.hexdigest()
 
     @property
     def sums(self) -> dict[str, Decimal]:
@@ -98,6 +103,7 @@ class _Counter:
                         f"{self._table.columns[i].name} is {text[:60]!r}, which a spreadsheet "
                         "takes for a formula; rename it"
                     )
+            self._content.update(repr(row).encode())
             self.num_rows += 1
             yield row
 

@@ -36,7 +36,8 @@ class ExportLabel:
     @property
     def series(self) -> str:
         """The folder of all exports that replace each other."""
-        return f"{self.dataset}/v{self.focus_version}/billing_period={self.month}/{self.scope}"
+        dataset = f"focus/v{self.focus_version}/{self.dataset}"
+        return f"{dataset}/billing_period={self.month}/{self.scope}"
 
     @property
     def folder(self) -> str:
@@ -69,6 +70,7 @@ def create_manifest(
         "is_final": is_final,
         "watermark": utc_text(watermark_at),
         "generator_version": generator,
+        "content_sha256": file.content_sha256,
         "files": [_file(file)],
         "sums": {CURRENCY: _sums(file)},
         "focus": create_schema(label, columns),

@@ -114,7 +114,7 @@ class ExportRow(TenantOwned, Base):
     is_final: Mapped[bool | None]
     num_rows: Mapped[int | None]
     billed_pico: Mapped[int | None]
-    file_sha256: Mapped[str | None] = mapped_column(String(64))
+    content_sha256: Mapped[str | None] = mapped_column(String(64))
     manifest_sha256: Mapped[str | None] = mapped_column(String(64))
 
 

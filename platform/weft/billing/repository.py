@@ -173,6 +173,11 @@ class BillingRepository:
         statement = page.apply(select(InvoiceRow), InvoiceRow.id)
         return Page.of((await self._session.scalars(scoped(statement, owner))).all(), page)
 
+    async def list_invoice_ids(self, owner: Owner) -> Sequence[tuple[str, str]]:
+        """(month, id) of each."""
+        rows = await self._session.execute(scoped(select(InvoiceRow.month, InvoiceRow.id), owner))
+        return [(month, invoice_id) for month, invoice_id in rows]
+
     async def list_all_invoices(self, month: Month | None = None) -> Sequence[InvoiceRow]:
         statement = select(InvoiceRow).order_by(InvoiceRow.month, InvoiceRow.tenant_id)
         if month is not None:

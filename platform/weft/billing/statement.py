@@ -46,10 +46,10 @@ class IssuedInvoice:
 class Statement:
     """`invoice` is None while the month is open, or where nothing was used.
 
-    `issuer` is as it was when the invoice was issued. `charges` is read once: each with the number
-    of its line, or None before there is an invoice. `invoice_ids` are those of earlier months, by
-    month. `watermark_at` is when what was known ended: the close of the month, or for an open one
-    the newest event that is in it.
+    `is_final`: the month is closed. `issuer` is as it was when the invoice was issued. `charges` is
+    read once: each with the number of its line, or None before there is an invoice. `invoice_ids`
+    are those of earlier months, by month. `watermark_at` is when what was known ended: the close of
+    the month, or for an open one the newest event that is in it.
     """
 
     tenant_id: str
@@ -59,9 +59,6 @@ class Statement:
     invoice: IssuedInvoice | None
     charges: Iterable[tuple[Charge, int | None]]
     watermark_at: int
+    is_final: bool
     project_names: Mapping[str, str] = field(default_factory=dict)
     invoice_ids: Mapping[Month, str] = field(default_factory=dict)
-
-    @property
-    def is_final(self) -> bool:
-        return self.invoice is not None
