@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import bisect
+from collections.abc import Sequence
 
 
 class Arena:
-    """Units `[0, num_units)`; free runs are kept sorted and never touch each other."""
+    """Units `[0, num_units)`; free runs are kept sorted and never touch each other. Some can be
+    withheld: nobody has them, and nobody gets them before they are restored."""
 
     def __init__(self, num_units: int) -> None:
         self.num_units = num_units
         self._starts: list[int] = [0] if num_units else []
         self._sizes: dict[int, int] = {0: num_units} if num_units else {}
+        self._withheld: list[tuple[int, int]] = []
 
     @property
     def num_free(self) -> int:
@@ -47,6 +50,49 @@ class Arena:
     def _insert(self, start: int, size: int) -> None:
         bisect.insort(self._starts, start)
         self._sizes[start] = size
+
+    @property
+    def num_withheld(self) -> int:
+        return sum(size for _, size in self._withheld)
+
+    def withhold(self, num_units: int) -> list[tuple[int, int]]:
+        """Up to `num_units` of those that are free, the last ones first, as runs."""
+        runs = []
+        while num_units > 0 and self._starts:
+            start = self._starts.pop()
+            length = self._sizes.pop(start)
+            size = min(length, num_units)
+            if length > size:
+                self._insert(start, length - size)
+            runs.append((start + length - size, size))
+            num_units -= size
+        self._withheld += runs
+        return runs
+
+    def withheld(self, num_units: int) -> list[tuple[int, int]]:
+        """The first ones of those that are withheld, as runs of `num_units` together."""
+        runs = []
+        for start, length in sorted(self._withheld):
+            size = min(length, num_units)
+            if size > 0:
+                runs.append((start, size))
+                num_units -= size
+        return runs
+
+    def restore(self, runs: Sequence[tuple[int, int]]) -> None:
+        """Have withheld units given out again; each run lies within one that was withheld."""
+        for start, size in runs:
+            place = next(
+                i for i, (first, length) in enumerate(self._withheld)
+                if first <= start and start + size <= first + length
+            )  # fmt: skip
+            first, length = self._withheld.pop(place)
+            parts = [(first, start - first), (start + size, first + length - start - size)]
+            self._withheld += [part for part in parts if part[1]]
+            self.give_back(start, size)
+
+    def withheld_runs(self) -> list[tuple[int, int]]:
+        return sorted(self._withheld)
 
     def free_runs(self) -> list[tuple[int, int]]:
         return [(start, self._sizes[start]) for start in self._starts]

@@ -113,16 +113,17 @@ class Loader:
             if weights is None:
                 return False
         num_bytes = self._pool.num_bytes_needed(weights)
-        if num_bytes > self._pool.num_bytes:
+        if num_bytes > self._pool.max_bytes:
             raise AdapterTooLargeError(
                 f"the adapter needs {num_bytes} bytes of device memory, "
-                f"the pool has {self._pool.num_bytes}"
+                f"the pool has {self._pool.max_bytes}"
             )
         if has_to_wait:
             return self._block(digest, num_bytes)
         while (pooled := self._try_load(digest, weights, num_bytes)) is None:
             with table.lock:
                 has_evicted = table.evict_one(num_bytes)
+                table.on_lack(num_bytes, not has_evicted)
             if not has_evicted:
                 # free bytes that do not suffice lie in holes: one more has to go
                 return self._block(digest, max(num_bytes, self._pool.num_free_bytes + 1))

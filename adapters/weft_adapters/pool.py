@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -20,7 +20,7 @@ from weft_adapters.placement import Placement, Placer, PooledSite, Run
 from weft_adapters.site_weights import SiteWeights, matrices_of
 from weft_adapters.sites import BaseSpec, Site
 from weft_adapters.tensors import Float32
-from weft_kernels.memory import zeros
+from weft_kernels.memory import Reserved, zeros
 
 # torch runs an operation on more elements than this in parallel. A second thread that does so has
 # OpenMP keep a second team of threads, and with more of them than cores every parallel region of
@@ -61,7 +61,7 @@ class PagePool:
     """One flat tensor of `budget_bytes`, shared by all adapters of one base. Thread-safe.
 
     With `keep_checksums`, `integrity` finds pages that were changed, at the price of reading every
-    adapter once more when it is loaded.
+    adapter once more when it is loaded. `max_bytes`: it may grow to so much; on a CPU only.
     """
 
     def __init__(
@@ -72,14 +72,23 @@ class PagePool:
         device: torch.device | str,
         *,
         keep_checksums: bool = False,
+        max_bytes: int | None = None,
     ) -> None:
         self._base, self._keep_checksums = base, keep_checksums
         self.dtype, self.device = dtype, torch.device(device)
-        self._placer = Placer(base, budget_bytes // dtype.itemsize)
-        if self._placer.arena.num_units == 0:
+        self._placer = Placer(base, (max_bytes or budget_bytes) // dtype.itemsize)
+        arena = self._placer.arena
+        if budget_bytes < self._unit_bytes:
             raise ValueError(f"a pool of {budget_bytes} bytes has no room for a single page")
-        num_elements = self._placer.arena.num_units * self._placer.unit_elements
-        self._memory = zeros(num_elements, dtype=dtype, device=self.device)
+        num_elements = arena.num_units * self._placer.unit_elements
+        self._reserved: Reserved | None = None
+        if max_bytes is None:
+            self._memory = zeros(num_elements, dtype=dtype, device=self.device)
+        else:
+            self._reserved = Reserved(num_elements, dtype=dtype)
+            self._memory = self._reserved.tensor
+            arena.withhold(arena.num_units - budget_bytes // self._unit_bytes)
+            self._commit(arena.free_runs())
         # numpy copies a few rows in a fraction of torch's time, and on the calling thread alone
         is_on_host = self.device.type == "cpu" and dtype == torch.float32
         self._host_array = self._memory.numpy() if is_on_host else None
@@ -111,7 +120,41 @@ class PagePool:
 
     @property
     def num_bytes(self) -> int:
+        with self._lock:
+            arena = self._placer.arena
+            return (arena.num_units - arena.num_withheld) * self._unit_bytes
+
+    @property
+    def max_bytes(self) -> int:
+        """What it may grow to."""
         return self._memory.numel() * self.dtype.itemsize
+
+    def grow(self, num_bytes: int) -> int:
+        """Up to `num_bytes` more, in whole units; how many they are. Their memory is there before
+        anybody gets them."""
+        with self._lock:
+            runs = self._placer.arena.withheld(num_bytes // self._unit_bytes)
+        self._commit(runs)
+        with self._lock:
+            self._placer.arena.restore(runs)
+        return sum(size for _, size in runs) * self._unit_bytes
+
+    def shrink(self, num_bytes: int) -> int:
+        """Give up to `num_bytes` that are free back to the system, in whole units; how many they
+        are. OSError where the system does not take them; they are nobody's then."""
+        assert self._reserved is not None, "the pool has one size"
+        with self._lock:
+            runs = self._placer.arena.withhold(num_bytes // self._unit_bytes)
+        for start, size in runs:
+            first = start * self._placer.unit_elements
+            self._reserved.release(first, first + size * self._placer.unit_elements)
+        return sum(size for _, size in runs) * self._unit_bytes
+
+    def _commit(self, runs: Sequence[tuple[int, int]]) -> None:
+        for start, size in runs:
+            assert self._reserved is not None, "the pool has one size"
+            first = start * self._placer.unit_elements
+            self._reserved.commit(first, first + size * self._placer.unit_elements)
 
     @property
     def num_free_bytes(self) -> int:
@@ -291,10 +334,12 @@ class PagePool:
             placements = [*held, *self._being_written.values()]
             taken = [units for placement in placements for units in self._placer.units(placement)]
             position = 0
-            for start, size in sorted([*taken, *self._placer.arena.free_runs()]):
+            arena = self._placer.arena
+            rest = [*arena.free_runs(), *arena.withheld_runs()]
+            for start, size in sorted([*taken, *rest]):
                 assert start == position, "a page is lost or shared"
                 position = start + size
-            assert position == self._placer.arena.num_units, "free + used pages are not all pages"
+            assert position == arena.num_units, "free + used pages are not all pages"
             for adapter in self._adapters.values():
                 found = None if adapter.checksum is None else self._checksum(adapter.placement)
                 assert found == adapter.checksum, f"the pages of {adapter.digest} have changed"

@@ -28,7 +28,8 @@ MAX_LOOKED_AT = 256
 
 class TierTable:
     """Shared by the engine's side of the tiers and their threads. `queue` is what the loader does
-    next; what has to be fetched or read before is `arrive`'s."""
+    next; what has to be fetched or read before is `arrive`'s. `on_lack(num_bytes, has_to_wait)` is
+    called where an adapter of that size finds no free room, and has to wait for it or not."""
 
     def __init__(
         self,
@@ -48,6 +49,7 @@ class TierTable:
         self.blocked = Waitlist()
         self.leaving: frozenset[str] = frozenset()
         self.is_closing = False
+        self.on_lack: Callable[[int, bool], None] = lambda num_bytes, has_to_wait: None
         self._source, self._arrive = source, arrive
 
     # ---- states ----

@@ -19,6 +19,7 @@ from collections.abc import Callable, Sequence
 
 from weft_adapters.arrivals import AdapterUnreadableError, Arrivals
 from weft_adapters.base_weights import BaseWeights
+from weft_adapters.exchange import BlockMemory, MemoryExchange
 from weft_adapters.fetch import DownloadedSource, as_source
 from weft_adapters.loader import AdapterTooLargeError, Loader
 from weft_adapters.pace import Pace
@@ -72,6 +73,13 @@ class AdapterTiers:
         self._table = TierTable(self._source, pool, host_budget_bytes, self._arrivals.add, policy)
         self._arrivals.serve(self._table)
         self._loader = Loader(self._table, self._arrivals, pool, self.pace, self._tell)
+        self.exchange: MemoryExchange | None = None
+
+    def lend(self, memory: BlockMemory, min_adapter_bytes: int) -> MemoryExchange:
+        """Have the pool, and whoever owns this memory of KV blocks, lend each other room from now
+        on; the pool keeps `min_adapter_bytes`."""
+        self.exchange = MemoryExchange(self._table, self._pool, memory, min_adapter_bytes)
+        return self.exchange
 
     # ---- for the engine; never blocks on I/O ----
 
@@ -217,6 +225,8 @@ class AdapterTiers:
             self._table.is_closing = True
             self._table.lock.notify_all()
         self._arrivals.close()
+        if self.exchange is not None:
+            self.exchange.close()
         self._loader.join()
         self._source.close()
 

@@ -10,6 +10,7 @@ import contextlib
 import math
 import mmap
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -28,14 +29,55 @@ def zeros(*shape: int, dtype: torch.dtype, device: torch.device) -> Tensor:
 
 def _map(num_bytes: int) -> Tensor:
     """uint8 `[num_bytes]` at a multiple of 2 MiB; its memory goes with its last view."""
+    memory, skip = _map_pages(num_bytes)
+    return torch.frombuffer(memory, dtype=torch.uint8)[skip : skip + num_bytes]
+
+
+def _map_pages(num_bytes: int) -> tuple[mmap.mmap, int]:
+    """Pages that are not there before they are touched, and where in them `num_bytes` begin."""
     memory = mmap.mmap(-1, num_bytes + _HUGE)
     if hasattr(mmap, "MADV_HUGEPAGE"):
         # it is advice: a kernel that was built without huge pages refuses it
         with contextlib.suppress(OSError):
             memory.madvise(mmap.MADV_HUGEPAGE)
-    whole = torch.frombuffer(memory, dtype=torch.uint8)
-    skip = -whole.data_ptr() % _HUGE
-    return whole[skip : skip + num_bytes]
+    return memory, -torch.frombuffer(memory, dtype=torch.uint8).data_ptr() % _HUGE
+
+
+class Reserved:
+    """Addresses on the CPU for `tensor`, whose memory comes and goes in parts.
+
+    A part reads as zeros before it is committed. Releasing keeps pages of 4 KiB that a part shares
+    with its neighbours. OSError where the system does not take pages back.
+    """
+
+    def __init__(self, *shape: int, dtype: torch.dtype) -> None:
+        self._item_bytes = dtype.itemsize
+        num_bytes = math.prod(shape) * dtype.itemsize
+        self._memory, self._skip = _map_pages(num_bytes)
+        # written by numpy, on the calling thread alone
+        self._bytes = np.frombuffer(self._memory, dtype=np.uint8)
+        own = self._bytes[self._skip : self._skip + num_bytes]
+        self.tensor = torch.from_numpy(own).view(dtype).view(*shape)
+
+    def commit(self, start: int, stop: int) -> None:
+        """Have the memory of these elements there, zeroed, before somebody waits for it."""
+        first, last = self._bounds(start, stop)
+        self._bytes[first:last] = 0
+
+    def release(self, start: int, stop: int) -> None:
+        """Give the memory of these elements back to the system; they are zeros from now on."""
+        first, last = self._bounds(start, stop)
+        whole_first = -(-first // mmap.PAGESIZE) * mmap.PAGESIZE
+        whole_last = last // mmap.PAGESIZE * mmap.PAGESIZE
+        if whole_first >= whole_last:
+            self._bytes[first:last] = 0
+            return
+        self._bytes[first:whole_first] = 0
+        self._bytes[whole_last:last] = 0
+        self._memory.madvise(mmap.MADV_DONTNEED, whole_first, whole_last - whole_first)
+
+    def _bounds(self, start: int, stop: int) -> tuple[int, int]:
+        return self._skip + start * self._item_bytes, self._skip + stop * self._item_bytes
 
 
 class Arena:

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from tests.conftest import Bench
 
 BLOCK_SIZE = 4
+# who was told that an adapter is not there asks again after so many steps
+ASK_EVERY_STEPS = 3
 
 
 @dataclass
@@ -34,12 +36,21 @@ class FakeResidency:
     turn_steps: int = 1
     now: int = 0
     asked_at: dict[str, int] = field(default_factory=dict)
+    wanted_at: dict[str, int] = field(default_factory=dict)
     arrived_at: dict[str, int] = field(default_factory=dict)
     leaving: set[str] = field(default_factory=set)
     references: Counter[str] = field(default_factory=Counter)
     load_cost: float = 0.0
 
+    @property
+    def num_changes(self) -> int:
+        num_loaded = sum(self.now >= at + self.load_steps for at in self.asked_at.values())
+        return 100 * (self.now // ASK_EVERY_STEPS) + num_loaded
+
     def try_acquire(self, digest: str) -> bool:
+        self.wanted_at[digest] = self.now
+        if digest in self.leaving and not self._due():
+            self.leaving.remove(digest)  # who needed its room is gone
         if digest in self.leaving:
             return False
         if digest not in self.arrived_at:
@@ -50,12 +61,20 @@ class FakeResidency:
         self.references[digest] += 1
         return True
 
+    def _due(self) -> list[str]:
+        """Who could come if there were room, and is still asked for."""
+        return [
+            digest
+            for digest, asked_at in self.asked_at.items()
+            if self.now >= asked_at + self.load_steps
+            and self.now - self.wanted_at[digest] <= ASK_EVERY_STEPS
+        ]
+
     def _make_room(self) -> None:
         for digest in [d for d in self.leaving if not self.references[d]]:
             self.leaving.remove(digest)
             del self.arrived_at[digest]
-        due = [d for d in self.asked_at if self.now >= self.asked_at[d] + self.load_steps]
-        lack = len(self.arrived_at) - len(self.leaving) + len(due) - self.room
+        lack = len(self.arrived_at) - len(self.leaving) + len(self._due()) - self.room
         for digest in sorted(self.arrived_at, key=self.arrived_at.__getitem__)[: max(0, lack)]:
             if self.now >= self.arrived_at[digest] + self.turn_steps:
                 self.leaving.add(digest)

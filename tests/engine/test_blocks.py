@@ -86,3 +86,20 @@ def test_no_block_has_two_holders_and_none_is_lost(
         assert set(blocks) <= set(range(1, num_blocks))
         assert manager.num_free == manager.num_usable - len(blocks)
         manager.integrity()
+
+
+def test_withheld_blocks_are_nobodys_until_they_are_restored() -> None:
+    blocks = BlockManager(10, 4, num_withheld=3)
+    assert (blocks.num_usable, blocks.num_free) == (6, 6)
+    held = blocks.allocate(2)
+    blocks.publish(held[0], b"x")
+    blocks.release(held)
+    assert blocks.withhold(4) == [3, 4, 5, 6], "those that cache nothing go first, the last ones"
+    assert blocks.match([b"x"]) == [1]
+    assert blocks.withhold(5) == [2, 1]
+    assert blocks.match([b"x"]) == []
+    assert (blocks.num_usable, blocks.num_free, blocks.num_withheld) == (0, 0, 9)
+    blocks.integrity()
+    blocks.restore(blocks.withheld(4))
+    assert sorted(blocks.allocate(4)) == [1, 2, 3, 4]
+    blocks.integrity()

@@ -12,6 +12,8 @@ from weft.messages import EngineRequest, SamplingParams
 class Resident:
     """Every adapter is on the device."""
 
+    num_changes = 0
+
     def try_acquire(self, digest: str) -> bool:
         return True
 

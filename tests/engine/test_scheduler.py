@@ -27,6 +27,10 @@ class Residency:
     references: dict[str, int] = field(default_factory=dict)
     load_costs: dict[str, float] = field(default_factory=dict)
 
+    @property
+    def num_changes(self) -> int:
+        return hash((frozenset(self.resident), frozenset(self.broken)))
+
     def try_acquire(self, digest: str) -> bool:
         self.asked.append(digest)
         if digest not in self.resident:
@@ -112,6 +116,23 @@ def test_a_request_behind_a_cold_adapter_is_not_held_up() -> None:
     assert "cold" in residency.asked
     residency.resident.add("cold")
     assert {i.req.request_id for i in run_step(scheduler).scheduled} == {"warm", "cold"}
+
+
+def test_adapters_on_their_way_are_asked_for_again_only_when_something_has_changed() -> None:
+    residency = Residency()
+    scheduler = create_scheduler(residency)
+    scheduler.add(create_req("warm", 4, 20))
+    run_step(scheduler)
+    for name in ("a", "b"):
+        scheduler.add(create_req(name, 4, 2, adapter=name))
+    for _ in range(3):
+        run_step(scheduler)
+    assert sorted(residency.asked) == ["a", "b"]
+    scheduler.add(create_req("c", 4, 2, adapter="c"))
+    run_step(scheduler)
+    assert residency.asked.count("c") == 1, "one that is new is asked for at once"
+    residency.resident.add("b")
+    assert "b" in {item.req.request.request_id for item in run_step(scheduler).scheduled}
 
 
 def test_too_many_distinct_adapters_queue() -> None:

@@ -33,25 +33,38 @@ class Admission:
             return False
         if self._running.is_full and not self._running.may_claim(queue):
             return False
-        for req in queue.heads(now):
-            if req not in step.tried and req not in step.refused:
-                step.tried.add(req)
-                if self._try_start(step, queue, req):
+        num_changes, num_absent = self._adapters.num_changes, 0
+        heads = queue.heads(now)
+        for req in heads:
+            if req in step.tried or req in step.refused:
+                continue
+            step.tried.add(req)
+            digest = req.adapter_digest
+            if digest is None:
+                if not step.is_closed and self._find_room(step, queue, req):
                     return True
+            elif not self._has_failed(step, queue, digest):
+                # asked also when there is no room, so that the adapter is there when there is
+                if not self._adapters.try_acquire(digest):
+                    num_absent += 1
+                elif self._try_start_with(step, queue, req, digest):
+                    return True
+        queue.stalled_at = num_changes if num_absent == len(heads) else None
         return False
 
-    def _try_start(self, step: StepDraft, queue: TenantQueue, req: Req) -> bool:
-        digest = req.adapter_digest
-        if digest is None:
-            return not step.is_closed and self._find_room(step, queue, req)
+    def is_stalled(self, queue: TenantQueue) -> bool:
+        """All that waits there waits for adapters that have not come since it was tried."""
+        return queue.stalled_at is not None and queue.stalled_at == self._adapters.num_changes
+
+    def _has_failed(self, step: StepDraft, queue: TenantQueue, digest: str) -> bool:
         reason = self._adapters.failure(digest)
         if reason is not None:
             refusal = Refusal("adapter_unavailable", reason)
             step.refused.update(dict.fromkeys(queue.adapters[digest], refusal))
-            return False
-        # asked also when there is no room, so that the adapter is there when there is
-        if not self._adapters.try_acquire(digest):
-            return False
+        return reason is not None
+
+    def _try_start_with(self, step: StepDraft, queue: TenantQueue, req: Req, digest: str) -> bool:
+        """`req` holds a reference to the adapter, and keeps it if it starts."""
         self._waiting.charge(req, self._adapters.take_load_cost(digest))
         is_closed = step.is_closed or step.is_closed_to_adapters
         if not is_closed and self._find_room(step, queue, req):

@@ -15,15 +15,17 @@ from collections.abc import Iterable, Sequence
 class BlockManager:
     """Gives out blocks of `block_size` tokens.
 
-    Invariant: free + used + cached = `num_blocks - 1`; no block is two of them at once.
+    Some can be withheld, while their memory serves another purpose. Invariant: free + used + cached
+    + withheld = `num_blocks - 1`; no block is two of them at once.
     """
 
-    def __init__(self, num_blocks: int, block_size: int) -> None:
+    def __init__(self, num_blocks: int, block_size: int, num_withheld: int = 0) -> None:
         if num_blocks < 2:
             raise ValueError(f"the KV cache needs at least 2 blocks, not {num_blocks}")
         self.block_size = block_size
         self.num_blocks = num_blocks
-        self._free: deque[int] = deque(range(1, num_blocks))
+        self._free: deque[int] = deque(range(1, num_blocks - num_withheld))
+        self._withheld = list(range(num_blocks - num_withheld, num_blocks))
         self._references = [0] * num_blocks
         self._published: dict[bytes, int] = {}
         self._hash_of: dict[int, bytes] = {}
@@ -40,8 +42,8 @@ class BlockManager:
 
     @property
     def num_usable(self) -> int:
-        """All blocks but the null block."""
-        return self.num_blocks - 1
+        """All blocks but the null block and those that are withheld."""
+        return self.num_blocks - 1 - len(self._withheld)
 
     def num_needed(self, num_tokens: int) -> int:
         """Blocks that hold `num_tokens` tokens."""
@@ -63,6 +65,33 @@ class BlockManager:
         block, _ = self._cached.popitem(last=False)
         del self._published[self._hash_of.pop(block)]
         return block
+
+    def withhold(self, count: int) -> list[int]:
+        """Take up to `count` of those that can be given out, the last ones of those that cache
+        nothing first; they lie together where that can be had."""
+        free = sorted(self._free)
+        num_free = min(count, len(free))
+        self._free = deque(free[: len(free) - num_free])
+        taken = free[len(free) - num_free :]
+        taken += [self._take_one() for _ in range(min(count - num_free, len(self._cached)))]
+        self._withheld += taken
+        return taken
+
+    @property
+    def num_withheld(self) -> int:
+        return len(self._withheld)
+
+    def withheld(self, count: int) -> list[int]:
+        """The first `count` of those that are withheld, or all."""
+        return sorted(self._withheld)[:count]
+
+    def restore(self, blocks: Sequence[int]) -> None:
+        """Have blocks that were withheld given out again."""
+        restored = set(blocks)
+        left = [block for block in self._withheld if block not in restored]
+        assert len(self._withheld) - len(left) == len(blocks), "a block that was not withheld"
+        self._withheld = left
+        self._free.extend(blocks)
 
     def share(self, blocks: Iterable[int]) -> None:
         """Take one more reference to each of some used or cached blocks."""
@@ -128,6 +157,7 @@ class BlockManager:
         used = {b for b in range(1, self.num_blocks) if self._references[b] > 0}
         assert not (free | cached) & used, "a block is used and free or cached at once"
         assert not free & cached, "a block is free and cached at once"
+        assert not (free | cached | used) & set(self._withheld), "a withheld block is in use"
         assert len(free) + len(used) + len(cached) == self.num_usable, "a block is lost"
         assert cached <= self._hash_of.keys(), "a cached block has no hash"
         assert not free & self._hash_of.keys(), "a free block is published"

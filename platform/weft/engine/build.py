@@ -19,6 +19,7 @@ from weft.engine.config import (
 from weft.engine.engine import Engine
 from weft.engine.grammar import Grammars
 from weft.engine.kv_cache import create_kv_cache
+from weft.engine.kv_memory import LentKVCache
 from weft.engine.memory_plan import MemoryPlan, resolve_memory
 from weft.engine.model.config import ModelConfig, create_model_config, read_hf_config
 from weft.engine.model.decoder import Decoder, KVCache
@@ -90,21 +91,22 @@ def build_engine(
     )  # fmt: skip
     base = BaseSpec.from_config(raw, digest)
     pool = PagePool(
-        base, config.adapter_bytes, dtype, device, keep_checksums=config.check_integrity
-    )
+        base, config.adapter_bytes, dtype, device, keep_checksums=config.check_integrity,
+        max_bytes=memory.max_adapter_bytes if memory.is_lent else None,
+    )  # fmt: skip
     served = ServedWeights(weights, base, config.quantization)
     tiers = _create_tiers(config, remote_store, pool, base, served, on_adapter_change)
     kv_dtype = resolve_kv_dtype(config.kv_dtype, dtype)
-    kv, host_kv = _create_caches(config, model, memory, kv_dtype, device)
+    kv, host_kv, lent = _create_caches(config, model, memory, kv_dtype, device)
+    if lent is not None:
+        tiers.lend(lent, config.min_adapter_bytes or config.adapter_bytes)
     decoder = Decoder(model, weights, memory.max_model_len, backend)
     runner = _create_runner(config, decoder, kv, host_kv, base, pool, tokenizer.eos_token_ids)
     engine = Engine(
         config, runner, tiers, tokenizer,
         Grammars(lambda: tokenizer.vocabulary, model.vocab_size, tokenizer.eos_token_ids),
         is_async=resolve_async_scheduling(config.async_scheduling, device),
-        num_blocks=memory.num_blocks,
-        num_host_blocks=memory.num_host_blocks,
-        max_model_len=memory.max_model_len,
+        memory=memory,
         vocab_size=model.vocab_size,
         eos_token_ids=tokenizer.eos_token_ids,
         prefix_roots=_prefix_roots(config, digest, dtype, kv_dtype),
@@ -159,17 +161,23 @@ def _adapter_source(
 def _create_caches(
     config: EngineConfig, model: ModelConfig, memory: MemoryPlan, kv_dtype: torch.dtype,
     device: torch.device,
-) -> tuple[KVCache, KVCache | None]:  # fmt: skip
-    """The device's cache, and the host's for requests that are swapped out."""
+) -> tuple[KVCache, KVCache | None, LentKVCache | None]:  # fmt: skip
+    """The device's cache, the host's for requests that are swapped out, and the device's once more
+    where it lends its memory."""
     shape = (config.block_size, model.num_kv_heads, model.head_dim)
-    kv = create_kv_cache(model.num_layers, memory.num_blocks, shape, kv_dtype, device)
+    lent = None
+    if memory.is_lent:
+        lent = LentKVCache(model.num_layers, memory.max_blocks, memory.num_blocks, shape, kv_dtype)
+        kv = lent.cache
+    else:
+        kv = create_kv_cache(model.num_layers, memory.num_blocks, shape, kv_dtype, device)
     if not memory.num_host_blocks:
-        return kv, None
+        return kv, None, lent
     host_kv = create_kv_cache(
         model.num_layers, memory.num_host_blocks, shape, kv_dtype, torch.device("cpu"),
         is_pinned=device.type == "cuda",
     )  # fmt: skip
-    return kv, host_kv
+    return kv, host_kv, lent
 
 
 def _create_runner(

@@ -30,6 +30,9 @@ class EngineConfig:
     `prefix_cache` keeps blocks of finished requests for others of the same tenant and adapter that
     begin alike; `share_base_prefix` also between tenants, for the base model alone. `swap_bytes`:
     host memory for requests that are preempted; beyond it they are computed again.
+    `min_kv_bytes`, `min_adapter_bytes`: KV blocks and adapter pages lend each other what of
+    `kv_bytes` and `adapter_bytes` they do not need, and keep so much; None: what they have stays
+    theirs. On a CPU only.
     `kernels`: "native" are the CPU's own in C++ (float32), "triton" those of CUDA devices, "torch"
     what torch composes; "auto" the fastest that can run.
     `async_scheduling` schedules a step while the one before it runs; None: on CUDA. On a CPU both
@@ -67,6 +70,8 @@ class EngineConfig:
     block_size: int = 16
     kv_bytes: int | None = None
     adapter_bytes: int = 256 * MIB
+    min_kv_bytes: int | None = None
+    min_adapter_bytes: int | None = None
     host_adapter_bytes: int = 512 * MIB
     disk_dir: Path | None = None
     disk_adapter_bytes: int = 10 * 1024 * MIB
@@ -112,6 +117,8 @@ class EngineConfig:
             "max_model_len": self.max_model_len or 1,
             "max_running_per_tenant": self.max_running_per_tenant or 1,
             "kv_bytes": self.kv_bytes or 1,
+            "min_kv_bytes": 1 if self.min_kv_bytes is None else self.min_kv_bytes,
+            "min_adapter_bytes": 1 if self.min_adapter_bytes is None else self.min_adapter_bytes,
         }
         for key, value in counts.items():
             if value < 1:

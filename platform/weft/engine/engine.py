@@ -17,6 +17,8 @@ from weft.engine.blocks import BlockManager
 from weft.engine.config import EngineConfig
 from weft.engine.detokenizer import Detokenizer
 from weft.engine.grammar import Grammars
+from weft.engine.lending import BlockLending
+from weft.engine.memory_plan import MemoryPlan
 from weft.engine.metrics import EngineCounters, observe
 from weft.engine.plan import Refusal, StepPlan
 from weft.engine.prefix import PrefixRoots
@@ -43,9 +45,7 @@ class Engine:
         grammars: Grammars,
         *,
         is_async: bool,
-        num_blocks: int,
-        num_host_blocks: int,
-        max_model_len: int,
+        memory: MemoryPlan,
         vocab_size: int,
         eos_token_ids: frozenset[int],
         prefix_roots: PrefixRoots | None,
@@ -53,19 +53,24 @@ class Engine:
         self._runner, self._tiers, self._tokenizer = runner, tiers, tokenizer
         self.grammars = grammars
         self._check_integrity = config.check_integrity
-        self._max_model_len, self._vocab_size = max_model_len, vocab_size
+        self._max_model_len, self._vocab_size = memory.max_model_len, vocab_size
         self.adapters = TierResidency(tiers, config.adapter_load_cost)
         self.scheduler = Scheduler(
-            BlockManager(num_blocks, config.block_size),
+            BlockManager(
+                memory.max_blocks, config.block_size, memory.max_blocks - memory.num_blocks
+            ),
             self.adapters,
             max_running=config.max_running,
             max_step_tokens=config.max_step_tokens,
             max_adapters_in_batch=config.max_adapters_in_batch,
             eos_token_ids=eos_token_ids,
             prefix_roots=prefix_roots,
-            num_host_blocks=num_host_blocks,
+            num_host_blocks=memory.num_host_blocks,
             max_running_per_tenant=config.max_running_per_tenant,
         )
+        self._lending = None
+        if tiers.exchange is not None:
+            self._lending = BlockLending(self.scheduler, tiers.exchange, memory.min_blocks)
         self.counters = EngineCounters()
         self._reqs: dict[str, list[Req]] = {}
         self._texts: dict[Req, Detokenizer] = {}
@@ -150,6 +155,8 @@ class Engine:
         had_steps = bool(self._in_flight)
         if had_steps and not self.scheduler.can_look_ahead:
             outputs += self.settle()
+        if self._lending is not None and not self._in_flight:
+            self._lending.balance()
         now = time.monotonic()
         self.adapters.expect(self.scheduler.waiting, now)
         plan = self.scheduler.schedule(now)

@@ -21,6 +21,7 @@ class MemoryPlan:
     """Bytes by purpose on the engine's device, and the number of KV blocks they pay for.
 
     `scratch_bytes`: the largest matrix that quantized weights are dequantized to at a time.
+    `max_blocks`, `max_adapter_bytes`: what either may have while the other lends it all it can.
     """
 
     max_model_len: int
@@ -31,6 +32,17 @@ class MemoryPlan:
     num_host_blocks: int
     adapter_bytes: int
     free_bytes: int
+    min_blocks: int
+    max_blocks: int
+    max_adapter_bytes: int
+
+    @property
+    def is_lent(self) -> bool:
+        """KV blocks and adapter pages lend each other room."""
+        is_fixed = (
+            self.max_blocks == self.num_blocks and self.max_adapter_bytes == self.adapter_bytes
+        )
+        return not is_fixed
 
 
 def _free_bytes(device: torch.device) -> int:
@@ -149,6 +161,9 @@ def resolve_memory(
             f"than one request of max_model_len={max_model_len}: raise kv_bytes (at least "
             f"{(per_req + 1) * block_bytes}) or lower max_model_len"
         )
+    min_blocks, max_blocks, max_adapter_bytes = _lent(
+        config, num_blocks, block_bytes, per_req, device
+    )
     plan = MemoryPlan(
         max_model_len=max_model_len,
         weight_bytes=weight_bytes(model, dtype, config.quantization),
@@ -158,9 +173,13 @@ def resolve_memory(
         num_host_blocks=config.swap_bytes // block_bytes,
         adapter_bytes=config.adapter_bytes,
         free_bytes=free,
+        min_blocks=min_blocks,
+        max_blocks=max_blocks,
+        max_adapter_bytes=max_adapter_bytes,
     )
     for_weights = plan.weight_bytes + plan.scratch_bytes
-    for_adapters = (2 if copies_adapters else 1) * plan.adapter_bytes
+    for_copies = plan.max_adapter_bytes if copies_adapters else 0
+    for_adapters = plan.adapter_bytes + for_copies
     needed = for_weights + plan.kv_bytes + for_adapters
     if device.type == "cpu":
         needed += config.swap_bytes
@@ -170,3 +189,33 @@ def resolve_memory(
             f"({for_adapters}) need {needed} bytes, but only {free} are free on {device}"
         )
     return plan
+
+
+def _lent(
+    config: EngineConfig, num_blocks: int, block_bytes: int, per_req: int, device: torch.device
+) -> tuple[int, int, int]:
+    """The least and the most blocks, and the most bytes of adapters."""
+    min_kv, min_adapters = config.min_kv_bytes, config.min_adapter_bytes
+    if min_kv is None and min_adapters is None:
+        return num_blocks - 1, num_blocks, config.adapter_bytes
+    if device.type != "cpu":
+        raise ValueError(
+            "min_kv_bytes and min_adapter_bytes need a CPU: on CUDA, what KV cache and adapters "
+            "have stays theirs"
+        )
+    kv_bytes = num_blocks * block_bytes
+    min_kv = kv_bytes if min_kv is None else min_kv
+    min_adapters = config.adapter_bytes if min_adapters is None else min_adapters
+    for key, least, value in (
+        ("kv_bytes", min_kv, kv_bytes), ("adapter_bytes", min_adapters, config.adapter_bytes)
+    ):  # fmt: skip
+        if least > value:
+            raise ValueError(f"min_{key}={least} is more than {key}={value}")
+    # a request of full length must be able to run
+    min_blocks = max(per_req, min_kv // block_bytes - 1)
+    max_blocks = num_blocks + (config.adapter_bytes - min_adapters) // block_bytes
+    return (
+        min_blocks,
+        max_blocks,
+        config.adapter_bytes + (num_blocks - 1 - min_blocks) * block_bytes,
+    )

@@ -27,12 +27,18 @@ def rank(req: Req) -> tuple[float, float, int]:
 
 @dataclass(eq=False, slots=True)
 class TenantQueue:
-    """What one tenant has waiting and running. `adapters` holds no empty list."""
+    """What one tenant has waiting and running. `adapters` holds no empty list.
+
+    `stalled_at`: the adapters of all that waits could not be had when the residency had this number
+    of changes, and nothing has been added since. A hundred that wait for their loads would have to
+    be asked for in every step else.
+    """
 
     tenant_id: str
     share: TenantShare
     max_running: int | None = None
     num_running: int = 0
+    stalled_at: int | None = None
     adapters: dict[str | None, list[Req]] = field(default_factory=dict)
     counters: VirtualCounters[str | None] = field(default_factory=VirtualCounters)
 
@@ -88,6 +94,7 @@ class WaitingQueues:
     def add(self, req: Req) -> None:
         queue = self.tenant(req)
         self._waiting[req] = None
+        queue.stalled_at = None
         insort(queue.adapters.setdefault(req.adapter_digest, []), req, key=rank)
         queue.counters.enter(req.adapter_digest)
         self.counters.enter(req.tenant_id)
@@ -95,6 +102,7 @@ class WaitingQueues:
     def remove(self, req: Req) -> None:
         del self._waiting[req]
         queue = self.tenants[req.tenant_id]
+        queue.stalled_at = None
         reqs = queue.adapters[req.adapter_digest]
         place = bisect_left(reqs, rank(req), key=rank)
         del reqs[next(i for i in range(place, len(reqs)) if reqs[i] is req)]

@@ -27,9 +27,14 @@ class TierResidency:
         self._references: dict[str, int] = {}
         self._asked: dict[str, int] = {}
         self._asked_s = 0.0
+        self._num_rounds = 0  # of asking
         self._expected: list[str] = []
         self._expected_s = 0.0
         self.held: dict[str, PooledAdapter] = {}
+
+    @property
+    def num_changes(self) -> int:
+        return self._num_rounds + self._tiers.num_changes
 
     def try_acquire(self, digest: str) -> bool:
         # asking in every step for each adapter that requests wait for costs more than it brings
@@ -58,6 +63,7 @@ class TierResidency:
         """Tell the tiers whom requests wait for, in the order of their turns."""
         if now - self._asked_s >= ASK_EVERY_S:
             self._asked_s = now
+            self._num_rounds += 1
             self._asked.clear()
         if now - self._expected_s < EXPECT_EVERY_S or not (len(waiting) or self._expected):
             return

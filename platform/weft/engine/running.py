@@ -21,6 +21,10 @@ MAX_YIELDS = 3
 class AdapterResidency(Protocol):
     """What the scheduler asks of the adapter tiers; no call blocks."""
 
+    @property
+    def num_changes(self) -> int:
+        """Another number when an adapter that could not be acquired may be tried again."""
+
     def try_acquire(self, digest: str) -> bool:
         """Take a reference if the adapter is on the device; else have it fetched and say False."""
 

@@ -73,6 +73,7 @@ class Scheduler:
         self._reclaimer = Reclaimer(self.waiting, self._running, self.memory, blocks)
         self._expiries = Expiries()
         self._lacks_yield = False
+        self.lacks_blocks = False  # some could have started in the last step if there were more
 
     @property
     def running(self) -> list[Req]:
@@ -131,7 +132,7 @@ class Scheduler:
                 is_idle = all(req in refused for req in self.running)
                 if self._reclaimer.drop_held(step) if is_idle else self._reclaimer.reclaim():
                     continue
-            self._lacks_yield = step.lacks_yield
+            self._lacks_yield, self.lacks_blocks = step.lacks_yield, step.lacks_blocks
             for item in step.scheduled:
                 item.req.num_computed += item.num_new
                 item.req.num_steps_in_flight += 1
@@ -180,7 +181,8 @@ class Scheduler:
         open_tenants = {
             queue.tenant_id: queue
             for queue in self.waiting.tenants.values()
-            if queue.adapters or queue.tenant_id in begun
+            if queue.tenant_id in begun
+            or (queue.adapters and not self._admission.is_stalled(queue))
         }
         counters = self.waiting.counters
         # a full batch may have spent the budget, but who yields a place gives its token back
