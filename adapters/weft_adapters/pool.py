@@ -110,8 +110,9 @@ class PagePool:
 
     @property
     def num_pages(self) -> int:
-        """All units; a page of the narrowest site takes one or more."""
-        return self._placer.arena.num_units
+        """All units that are the pool's; a page of the narrowest site takes one or more."""
+        with self._lock:
+            return self._placer.arena.num_units - self._placer.arena.num_withheld
 
     @property
     def num_free_pages(self) -> int:
@@ -120,9 +121,7 @@ class PagePool:
 
     @property
     def num_bytes(self) -> int:
-        with self._lock:
-            arena = self._placer.arena
-            return (arena.num_units - arena.num_withheld) * self._unit_bytes
+        return self.num_pages * self._unit_bytes
 
     @property
     def max_bytes(self) -> int:

@@ -265,7 +265,8 @@ class AdapterPlacement:
 class EngineStats:
     """A snapshot of the engine, cheap enough to take on every scrape.
 
-    `num_cached_prompt_tokens` of the prompt tokens came from the prefix cache. `histograms` maps a
+    `num_cached_prompt_tokens` of the prompt tokens came from the prefix cache. `num_pauses`: of
+    requests whose adapter had to make room for another. `histograms` maps a
     metric to observations made since the last snapshot was taken with
     `drain=True`: "time_to_first_token", "inter_token_latency", "queue_time", "adapter_load_time"
     (all seconds).
@@ -281,6 +282,7 @@ class EngineStats:
     num_generation_tokens: int
     num_preemptions: int
     num_cached_prompt_tokens: int = 0
+    num_pauses: int = 0
     running_adapters: tuple[str, ...] = ()
     waiting_adapters: tuple[str, ...] = ()
     adapter_states: Mapping[str, str] = field(default_factory=dict)

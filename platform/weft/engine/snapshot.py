@@ -33,6 +33,7 @@ def take_stats(built: BuiltEngine, num_waiting: int, *, drain: bool) -> EngineSt
         num_prompt_tokens=counters.num_prompt_tokens,
         num_generation_tokens=counters.num_generation_tokens,
         num_preemptions=scheduler.num_preemptions,
+        num_pauses=scheduler.num_pauses,
         num_cached_prompt_tokens=counters.num_cached_prompt_tokens,
         running_adapters=tuple(sorted({r.adapter_digest for r in running if r.adapter_digest})),
         waiting_adapters=tuple(sorted({r.adapter_digest for r in waiting if r.adapter_digest})),

@@ -97,6 +97,7 @@ def _stats_families(stats: EngineStats, base: str) -> Iterator[Metric]:
         ("vllm:prompt_tokens", "Prompt tokens.", stats.num_prompt_tokens),
         ("vllm:generation_tokens", "Generated tokens.", stats.num_generation_tokens),
         ("vllm:num_preemptions", "Preempted requests.", stats.num_preemptions),
+        ("weft_pauses", "Requests that paused for adapters to take turns.", stats.num_pauses),
         ("vllm:prefix_cache_queries", "Prompt tokens looked up.", stats.num_prompt_tokens),
         (
             "vllm:prefix_cache_hits",

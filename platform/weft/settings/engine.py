@@ -61,6 +61,20 @@ class EngineSettings(Settings):
         unit="MiB",
         above=0,
     )
+    min_kv_bytes: int | None = setting(
+        None,
+        "MiB of KV cache to keep; the rest is lent to adapters. On a CPU. Default: all.",
+        flag="--min-kv-mib",
+        unit="MiB",
+        above=0,
+    )
+    min_adapter_bytes: int | None = setting(
+        None,
+        "MiB to keep for adapters; the rest is lent to the KV cache. On a CPU. Default: all.",
+        flag="--min-adapter-mib",
+        unit="MiB",
+        above=0,
+    )
     host_adapter_bytes: int | None = setting(
         None,
         f"MiB for adapters in host memory. {_AUTO}",
