@@ -9,23 +9,16 @@ from __future__ import annotations
 import threading
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from weft_adapters.device_vocabulary import DeviceVocabulary, create_device_vocabulary
-from weft_adapters.placement import Placement, Placer, PooledSite, Run
+from weft_adapters.page_memory import PageMemory
+from weft_adapters.placement import Block, Placement, Placer, PooledSite, Run
 from weft_adapters.site_weights import SiteWeights, matrices_of
 from weft_adapters.sites import BaseSpec, Site
-from weft_adapters.tensors import Float32
-from weft_kernels.memory import Reserved, zeros
-
-# torch runs an operation on more elements than this in parallel. A second thread that does so has
-# OpenMP keep a second team of threads, and with more of them than cores every parallel region of
-# the engine's own thread sleeps and wakes: its steps took twice as long.
-_MAX_ELEMENTS_AT_ONCE = 32768
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,12 +42,6 @@ class PooledAdapter:
 
 
 Prepare = Callable[[Mapping[Site, PooledSite]], object]
-
-
-def _pieces(num_elements: int, device: torch.device) -> list[slice]:
-    """Of a size that torch handles on the calling thread alone."""
-    step = _MAX_ELEMENTS_AT_ONCE if device.type == "cpu" else max(1, num_elements)
-    return [slice(i, min(i + step, num_elements)) for i in range(0, num_elements, step)]
 
 
 class PagePool:
@@ -81,32 +68,20 @@ class PagePool:
         if budget_bytes < self._unit_bytes:
             raise ValueError(f"a pool of {budget_bytes} bytes has no room for a single page")
         num_elements = arena.num_units * self._placer.unit_elements
-        self._reserved: Reserved | None = None
-        if max_bytes is None:
-            self._memory = zeros(num_elements, dtype=dtype, device=self.device)
-        else:
-            self._reserved = Reserved(num_elements, dtype=dtype)
-            self._memory = self._reserved.tensor
+        self._pages = PageMemory(num_elements, dtype, self.device, is_lent=max_bytes is not None)
+        if max_bytes is not None:
             arena.withhold(arena.num_units - budget_bytes // self._unit_bytes)
             self._commit(arena.free_runs())
-        # numpy copies a few rows in a fraction of torch's time, and on the calling thread alone
-        is_on_host = self.device.type == "cpu" and dtype == torch.float32
-        self._host_array = self._memory.numpy() if is_on_host else None
         self._adapters: dict[str, PooledAdapter] = {}
         self._being_written: dict[str, Placement] = {}
         self._num_loads = 0
         self._prepare: Prepare | None = None
-        self._copy_stream: torch.cuda.Stream | None = None
-        if self.device.type == "cuda":
-            self._copy_stream = torch.cuda.Stream(self.device)  # type: ignore[no-untyped-call]
-            # the memory is zeroed by the stream of this thread
-            self._copy_stream.wait_stream(torch.cuda.current_stream(self.device))
         self._lock = threading.Lock()
 
     @property
     def memory(self) -> Tensor:
         """The whole arena, flat: `Run.offset` counts its elements. To be read, not written."""
-        return self._memory
+        return self._pages.memory
 
     @property
     def num_pages(self) -> int:
@@ -126,7 +101,7 @@ class PagePool:
     @property
     def max_bytes(self) -> int:
         """What it may grow to."""
-        return self._memory.numel() * self.dtype.itemsize
+        return self._pages.memory.numel() * self.dtype.itemsize
 
     def grow(self, num_bytes: int) -> int:
         """Up to `num_bytes` more, in whole units; how many they are. Their memory is there before
@@ -141,19 +116,15 @@ class PagePool:
     def shrink(self, num_bytes: int) -> int:
         """Give up to `num_bytes` that are free back to the system, in whole units; how many they
         are. OSError where the system does not take them; they are nobody's then."""
-        assert self._reserved is not None, "the pool has one size"
         with self._lock:
             runs = self._placer.arena.withhold(num_bytes // self._unit_bytes)
         for start, size in runs:
-            first = start * self._placer.unit_elements
-            self._reserved.release(first, first + size * self._placer.unit_elements)
+            self._pages.release(self._placer.elements(Block(start, size)))
         return sum(size for _, size in runs) * self._unit_bytes
 
     def _commit(self, runs: Sequence[tuple[int, int]]) -> None:
         for start, size in runs:
-            assert self._reserved is not None, "the pool has one size"
-            first = start * self._placer.unit_elements
-            self._reserved.commit(first, first + size * self._placer.unit_elements)
+            self._pages.commit(self._placer.elements(Block(start, size)))
 
     @property
     def num_free_bytes(self) -> int:
@@ -199,7 +170,7 @@ class PagePool:
                 return None
             self._being_written[digest] = placement
         try:
-            with self._copying():
+            with self._pages.copying():
                 for site, pooled in placement.sites.items():
                     self._write(site, pooled, weights[site])
                     pause()
@@ -221,22 +192,9 @@ class PagePool:
             del self._being_written[digest]
         return adapter
 
-    @contextmanager
-    def _copying(self) -> Iterator[None]:
-        """What is copied within is there at the end."""
-        if self._copy_stream is None:
-            yield
-            return
-        with torch.cuda.stream(self._copy_stream):
-            yield
-        # blocking: the thread sleeps, and keeps no core
-        done = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
-        done.record(self._copy_stream)
-        done.synchronize()
-
     def _views(self, site: Site, run: Run) -> tuple[Tensor, Tensor]:
         bounds = self._placer.bounds(site, run)
-        a, b = (self._memory[part].view(run.num_rows, -1) for part in bounds)
+        a, b = (self._pages.memory[part].view(run.num_rows, -1) for part in bounds)
         return a, b
 
     def _write(self, site: Site, pooled: PooledSite, weights: SiteWeights) -> None:
@@ -245,13 +203,13 @@ class PagePool:
             rows = slice(row, row + run.num_rows)
             bounds = self._placer.bounds(site, run)
             for part, source in zip(bounds, (weights.a, weights.b), strict=True):
-                self._copy(source[rows], part, site)
+                self._pages.copy(source[rows], part, site)
             row += run.num_rows
         for offset, vector in (
             (pooled.row_scale, weights.row_scale), (pooled.bias, weights.bias)
         ):  # fmt: skip
             if offset is not None and vector is not None:
-                self._copy(vector, slice(offset, offset + vector.size), site)
+                self._pages.copy(vector, slice(offset, offset + vector.size), site)
 
     def _write_vocabulary(
         self, placement: Placement, weights: Mapping[Site, SiteWeights]
@@ -259,24 +217,9 @@ class PagePool:
         matrices, views = matrices_of(weights), []
         for block, matrix in zip(placement.matrices, matrices, strict=True):
             bounds = self._placer.elements(block)
-            self._copy(matrix, bounds, "embedding or head")
-            views.append(self._memory[bounds][: matrix.size].view(matrix.shape))
+            self._pages.copy(matrix, bounds, "embedding or head")
+            views.append(self._pages.memory[bounds][: matrix.size].view(matrix.shape))
         return create_device_vocabulary(self._base, weights, matrices, views)
-
-    def _copy(self, source: Float32, bounds: slice, site: Site | str) -> None:
-        """Values to a part of the arena, and zeros after them: it may hold another adapter's."""
-        filled = slice(bounds.start, bounds.start + source.size)
-        padding = slice(filled.stop, bounds.stop)
-        if self._host_array is not None:
-            self._host_array[filled].reshape(source.shape)[:] = source
-            self._host_array[padding] = 0
-            return
-        target, part = self._memory[filled], torch.from_numpy(source).reshape(-1)
-        for piece in _pieces(source.size, self.device):
-            target[piece].copy_(part[piece], non_blocking=True)
-            if self.dtype != torch.float32 and not torch.isfinite(target[piece]).all():
-                raise ValueError(f"The weights of {site} are too large for {self.dtype}.")
-        self._memory[padding].zero_()
 
     def get(self, digest: str) -> PooledAdapter | None:
         with self._lock:
@@ -288,7 +231,7 @@ class PagePool:
         views = [self._views(site, run) for run in runs]
         if not views:
             num_in, num_out = self._base.shape(site)
-            return self._memory.new_empty(0, num_in), self._memory.new_empty(0, num_out)
+            return self._pages.memory.new_empty(0, num_in), self._pages.memory.new_empty(0, num_out)
         if len(views) == 1:
             return views[0]
         return torch.cat([a for a, _ in views]), torch.cat([b for _, b in views])
@@ -306,7 +249,7 @@ class PagePool:
     def _vectors(self, site: Site, pooled: PooledSite) -> list[Tensor | None]:
         num_out = self._base.shape(site)[1]
         return [
-            None if offset is None else self._memory[offset : offset + num_out]
+            None if offset is None else self._pages.memory[offset : offset + num_out]
             for offset in (pooled.row_scale, pooled.bias)
         ]
 
@@ -323,7 +266,9 @@ class PagePool:
             for run in pooled.runs:
                 yield from self._views(site, run)
             yield from (vector for vector in self._vectors(site, pooled) if vector is not None)
-        yield from (self._memory[self._placer.elements(block)] for block in placement.matrices)
+        yield from (
+            self._pages.memory[self._placer.elements(block)] for block in placement.matrices
+        )
 
     def integrity(self) -> None:
         """AssertionError when a page is lost or shared, or, where the pool keeps checksums, does
