@@ -23,7 +23,9 @@ from weft.gateway import endpoints as inference
 from weft.gateway import lorax, vllm_compat
 from weft.gateway import probe_endpoints as probes
 from weft.gateway.error_handlers import install_error_handlers
+from weft.gateway.hosts import AllowedHosts
 from weft.gateway.middleware import RequestContextMiddleware
+from weft.gateway.request_guard import RequestGuard
 from weft.gateway.runtime import Gateway
 from weft.messages import EngineClient
 from weft.registry import endpoints as adapters
@@ -132,7 +134,13 @@ def create_app(settings: ServerSettings, engine: EngineClient, tokenizer: BaseTo
     for field in dataclasses.fields(services):
         setattr(app.state, field.name, getattr(services, field.name))
     install_error_handlers(app)
-    app.add_middleware(RequestContextMiddleware, max_body_bytes=settings.max_body_bytes)
+    app.add_middleware(
+        RequestGuard,
+        hosts=AllowedHosts.of(settings.allowed_hosts, settings.host),
+        max_body_bytes=settings.max_body_bytes,
+        body_timeout_s=settings.body_timeout_s,
+    )
+    app.add_middleware(RequestContextMiddleware)  # added last: the outermost
     for module in _ROUTES:
         app.include_router(module.router)
 

@@ -119,6 +119,25 @@ class PayloadTooLargeError(WeftError):
     code = "payload_too_large"
 
 
+class RequestTimeoutError(WeftError):
+    """The body did not come in time; the connection is closed."""
+
+    status_code = 408
+    type = "invalid_request_error"
+    code = "request_timeout"
+
+    def __init__(self) -> None:
+        super().__init__("The request body did not come in time.", headers={"connection": "close"})
+
+
+class UnsupportedMediaTypeError(WeftError):
+    """The body is in a form that no route reads."""
+
+    status_code = 415
+    type = "invalid_request_error"
+    code = "unsupported_media_type"
+
+
 class RateLimitError(WeftError):
     """Too much at a time; `retry-after` says when to try again."""
 

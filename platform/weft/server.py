@@ -16,6 +16,7 @@ from types import FrameType
 import uvicorn
 from fastapi import FastAPI
 
+from weft.gateway.http_protocol import MAX_HEAD_BYTES, create_protocol
 from weft.gateway.runtime import Gateway
 from weft.settings import ServerSettings
 
@@ -29,6 +30,9 @@ def _config(app: FastAPI, settings: ServerSettings) -> uvicorn.Config:
         host=settings.host,
         port=settings.port,
         lifespan="on",
+        http=create_protocol(settings.head_timeout_s),
+        ws="none",
+        h11_max_incomplete_event_size=MAX_HEAD_BYTES,
         server_header=False,
         access_log=False,
         log_level="warning",

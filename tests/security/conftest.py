@@ -41,6 +41,8 @@ def site(tmp_path_factory: pytest.TempPathFactory, migrated: Path) -> Iterator[S
         port=0,
         max_upload_bytes=2**20,
         max_body_bytes=100_000,
+        head_timeout_s=1.0,
+        body_timeout_s=1.0,
         max_versions_per_tenant=6,
         max_stored_bytes_per_tenant=2**20,
     )

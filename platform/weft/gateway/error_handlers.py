@@ -17,6 +17,7 @@ from weft.errors import (
     InvalidRequestError,
     NotFoundError,
     PayloadTooLargeError,
+    RequestTimeoutError,
     WeftError,
 )
 
@@ -81,6 +82,8 @@ def _translate(request: Request, error: HTTPException) -> WeftError:
         return NotFoundError(f"Unknown URL: {url}")
     if error.status_code == 405:
         return MethodNotAllowedError(f"Not allowed: {url}")
+    if error.status_code == 408:
+        return RequestTimeoutError()
     if error.status_code == 413:
         return PayloadTooLargeError("The request body is too large.")
     if error.status_code < 500:

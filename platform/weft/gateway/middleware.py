@@ -1,4 +1,4 @@
-"""The one layer around everything: request id, body limit, headers, and the last catch of errors.
+"""The layer around everything: request id, headers, and the last catch of errors.
 
 Pure ASGI, so that streams are not buffered and disconnects reach the endpoints.
 """
@@ -8,14 +8,14 @@ from __future__ import annotations
 import logging
 import time
 
-from fastapi import HTTPException
-from starlette.datastructures import MutableHeaders
+from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from weft.db.ids import create_id
 from weft.errors import WeftError
 from weft.gateway.error_handlers import error_response
+from weft.gateway.request_guard import is_client_id
 
 logger = logging.getLogger("weft.gateway")
 
@@ -24,19 +24,18 @@ _SECURITY_HEADERS = {
     "x-frame-options": "DENY",
     "referrer-policy": "no-referrer",
     "cache-control": "no-store",
+    "cross-origin-resource-policy": "same-origin",
+    # an answer is data: were a browser led to show one, it would load and run nothing
+    "content-security-policy": "default-src 'none'; frame-ancestors 'none'; sandbox",
 }
+_HTTPS_ONLY = "max-age=31536000"
 
 
 class RequestContextMiddleware:
-    """Gives `state.request_id` and sets the headers that every response has, errors included.
+    """Gives `state.request_id` and sets the headers that every response has, errors included."""
 
-    A body may have `state.max_body_bytes`; a route that counts for itself sets that to None before
-    it reads.
-    """
-
-    def __init__(self, app: ASGIApp, max_body_bytes: int) -> None:
+    def __init__(self, app: ASGIApp) -> None:
         self._app = app
-        self._max_body_bytes = max_body_bytes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -45,7 +44,7 @@ class RequestContextMiddleware:
         started_s = time.monotonic()
         state = scope.setdefault("state", {})
         state["request_id"] = create_id("req")
-        state["max_body_bytes"] = self._max_body_bytes
+        client_id = Headers(scope=scope).get("x-client-request-id", "")
         has_started = False
 
         async def send_with_headers(message: Message) -> None:
@@ -58,12 +57,16 @@ class RequestContextMiddleware:
                 headers["openai-version"] = "2020-10-01"
                 if "tenant_id" in state:
                     headers["openai-organization"] = state["tenant_id"]
+                if is_client_id(client_id):
+                    headers["x-client-request-id"] = client_id
                 for name, value in _SECURITY_HEADERS.items():
                     headers.setdefault(name, value)
+                if scope["scheme"] == "https":
+                    headers.setdefault("strict-transport-security", _HTTPS_ONLY)
             await send(message)
 
         try:
-            await self._app(scope, _limited(scope, receive), send_with_headers)
+            await self._app(scope, receive, send_with_headers)
         except ClientDisconnect:
             return  # it went while it was sending: no fault of ours, and nobody reads an answer
         except Exception:
@@ -74,19 +77,3 @@ class RequestContextMiddleware:
                 f"The server had an error. Tell the operator this id: {state['request_id']}."
             )
             await error_response(error)(scope, receive, send_with_headers)
-
-
-def _limited(scope: Scope, receive: Receive) -> Receive:
-    """`receive`, raising 413 (FastAPI passes only its own exceptions on from a body) at the cap."""
-    num_bytes = 0
-
-    async def limited() -> Message:
-        nonlocal num_bytes
-        message = await receive()
-        num_bytes += len(message.get("body", b""))
-        cap = scope["state"]["max_body_bytes"]
-        if cap is not None and num_bytes > cap:
-            raise HTTPException(413)
-        return message
-
-    return limited

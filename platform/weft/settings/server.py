@@ -7,6 +7,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 from weft.settings.adapters import AdapterSettings
+from weft.settings.door import DoorSettings
 from weft.settings.engine import EngineSettings
 from weft.settings.fields import Option, setting
 from weft.settings.requests import RequestSettings
@@ -18,7 +19,7 @@ DEFAULT_DATA_DIR = Path("weft-data")
 
 @dataclass(frozen=True, kw_only=True)
 class ServerSettings(
-    EngineSettings, AdapterSettings, RequestSettings, SignInSettings, StoreSettings
+    EngineSettings, AdapterSettings, RequestSettings, DoorSettings, SignInSettings, StoreSettings
 ):
     """All groups together. Sizes are bytes, times seconds.
 

@@ -1,0 +1,22 @@
+"""What comes through the door: which hosts a server answers for, how slowly bytes may come."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from weft.settings.fields import Settings, setting
+
+
+@dataclass(frozen=True, kw_only=True)
+class DoorSettings(Settings):
+    """A request's head has to be there within `head_timeout_s`; its body may take
+    `body_timeout_s`, and a second more for each 4 KiB of it."""
+
+    allowed_hosts: tuple[str, ...] = setting(
+        (),
+        "A host name that requests may name; repeat for several, '*.name' means all below it. "
+        "Default: those of the loopback where the server listens on it, else any.",
+        flag="--allowed-host",
+    )
+    head_timeout_s: float = setting(20.0, above=0)
+    body_timeout_s: float = setting(30.0, above=0)
