@@ -55,7 +55,7 @@ def raw_post(
     host, port = site.url.removeprefix("http://").split(":")
     sock = socket.create_connection((host, int(port)))
     head = (
-        f"POST {path} HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {key}\r\n"
+        f"POST {path} HTTP/1.1\r\nhost: localhost\r\nauthorization: Bearer {key}\r\n"
         f"content-type: {content_type}\r\ncontent-length: {len(body) + num_missing}\r\n\r\n"
     )
     sock.sendall(head.encode() + body)
