@@ -48,6 +48,7 @@ from weft.tenancy.service import Authenticator
 from weft.tenancy.sign_in import SignIn
 from weft.tokenizer import BaseTokenizer
 from weft.usage import endpoints as usage
+from weft.usage import report_endpoints as reports
 
 if TYPE_CHECKING:
     from weft.engine.worker import InProcessEngine
@@ -73,6 +74,7 @@ _ROUTES = (
     placements,
     uploads,
     usage,
+    reports,
     tenants,
     audit,
     members,

@@ -109,7 +109,7 @@ async def test_two_places_get_the_same_bytes(
     for name in ("a", "b"):
         target = FolderTarget(tmp_path / name)
         for file_format in ("csv", "parquet"):
-            wanted = WantedExport(AUGUST, format=file_format)  # type: ignore[arg-type]
+            wanted = WantedExport(AUGUST, format=file_format)
             await Exporter(sqlite_books.database, target).export(acme, wanted)
         found.append({
             str(path.relative_to(tmp_path / name)): path.read_bytes()
