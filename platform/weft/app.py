@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager
 from typing import TYPE_CHECKING
 
 from fastapi import Depends, FastAPI
@@ -33,6 +33,7 @@ from weft.registry import placement_endpoints as placements
 from weft.registry import upload_endpoints as uploads
 from weft.registry import version_endpoints as versions
 from weft.registry.build import create_registry
+from weft.registry.recovery import make_up_for_crash
 from weft.registry.runtime import Registry
 from weft.settings import EngineSettings, ServerSettings
 from weft.storage.build import create_remote_store
@@ -110,8 +111,15 @@ def create_services(
 
 @asynccontextmanager
 async def running(settings: ServerSettings, services: Services) -> AsyncIterator[None]:
-    """The services at work: what a crash left is made up for, and at the end all is closed."""
-    with lock_data_folder(settings.data_dir):
+    """The services at work; at the end all is closed.
+
+    A process that serves alone holds the data folder and makes up for a crash; where there are
+    several, that is their supervisor's.
+    """
+    with ExitStack() as stack:
+        if settings.num_workers == 1:
+            stack.enter_context(lock_data_folder(settings.data_dir))
+            await make_up_for_crash(services.database, settings.uploads_dir)
         num_lost = await services.gateway.recorder.start()
         if num_lost:
             logger.warning("%d requests were lost in a crash and are billed nothing", num_lost)
@@ -119,6 +127,15 @@ async def running(settings: ServerSettings, services: Services) -> AsyncIterator
             yield
         await services.gateway.close()
         await services.database.close()
+
+
+async def recover(settings: ServerSettings) -> None:
+    """Make up for a crash, before any of several processes works on the data."""
+    database = Database(database_url(settings.database_url, settings.database_file))
+    try:
+        await make_up_for_crash(database, settings.uploads_dir)
+    finally:
+        await database.close()
 
 
 def create_app(settings: ServerSettings, engine: EngineClient, tokenizer: BaseTokenizer) -> FastAPI:

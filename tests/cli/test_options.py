@@ -91,3 +91,20 @@ def test_a_bound_is_checked_and_named() -> None:
         Sizes(count=-1)
     with pytest.raises(ValueError, match="kind must be one of a, b, not 'c'"):
         Sizes(kind="c")
+
+
+def test_several_workers_need_stores_that_they_share() -> None:
+    postgres, redis = "postgresql://weft@db/weft", "redis://cache"
+    base = Path("model")
+    with pytest.raises(ValueError, match="several workers need a PostgreSQL database"):
+        ServerSettings(base_dir=base, num_workers=2, redis_url=redis)
+    with pytest.raises(ValueError, match="SQLite is written by one process"):
+        ServerSettings(base_dir=base, num_workers=2, redis_url=redis, database_url="sqlite:///a")
+    with pytest.raises(ValueError, match="several workers need Redis"):
+        ServerSettings(base_dir=base, num_workers=2, database_url=postgres)
+    several = ServerSettings(
+        base_dir=base, num_workers=2, database_url=postgres, redis_url=redis, port=80
+    )
+    assert several.probes_at == ("127.0.0.1", 81)
+    assert ServerSettings(base_dir=base).probes_at is None
+    assert ServerSettings(base_dir=base, probe_port=9000).probes_at == ("127.0.0.1", 9000)

@@ -34,7 +34,7 @@ from weft.messages import (
     TokenLogprobs,
     Usage,
 )
-from weft.server import background_server
+from weft.server.http import background_server
 from weft.settings import ServerSettings
 from weft.tokenizer import BaseTokenizer
 

@@ -13,7 +13,7 @@ from weft.app import create_app
 from weft.gateway.lorax_wire import LoraxFormat, LoraxShape, lorax_error
 from weft.gateway.wire import Choice
 from weft.messages import EngineOutput, EngineQueueFullError, TokenLogprobs, Usage
-from weft.server import background_server
+from weft.server.http import background_server
 from weft.settings import ServerSettings
 from weft.tokenizer import BaseTokenizer
 from weft.vocabulary import Vocabulary

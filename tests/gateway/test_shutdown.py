@@ -22,7 +22,7 @@ import pathlib, runpy, sys
 conftest, folder, port = sys.argv[1], pathlib.Path(sys.argv[2]), int(sys.argv[3])
 from weft.app import create_app
 from weft.demo.tokens import write_tokenizer
-from weft.server import run_server
+from weft.server.http import run_server
 from weft.settings import ServerSettings
 from weft.tokenizer import BaseTokenizer
 engine = runpy.run_path(conftest)["EchoEngine"]()

@@ -16,7 +16,7 @@ from tests.tiny import BASE_DIGEST, HF_CONFIG, create_lora
 
 from weft.app import create_app
 from weft.demo.tokens import write_tokenizer
-from weft.server import background_server
+from weft.server.http import background_server
 from weft.settings import ServerSettings
 from weft.tokenizer import BaseTokenizer
 from weft_adapters.sites import BaseSpec

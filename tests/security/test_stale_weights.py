@@ -23,7 +23,7 @@ from weft.demo import ADAPTERS_DIR, BASE_DIR, BASE_NAME
 from weft.engine.build import BuiltEngine
 from weft.engine.offline import run_requests
 from weft.messages import EngineRequest, SamplingParams
-from weft.server import background_server
+from weft.server.http import background_server
 from weft.settings import ServerSettings
 from weft.tokenizer import BaseTokenizer
 

@@ -1,7 +1,10 @@
-"""`weft serve`: one process with gateway, control plane and engine."""
+"""`weft serve`: one process with gateway, control plane and engine, or several."""
 
 from __future__ import annotations
 
+import asyncio
+from contextlib import ExitStack
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from weft.cli.base import check_base
@@ -11,7 +14,6 @@ from weft.cli.progress import progress_bars
 from weft.settings import MIB, ServerSettings, base_url
 
 if TYPE_CHECKING:
-    from weft.engine.worker import InProcessEngine
     from weft.messages import EngineInfo
     from weft.tenancy.secret_files import SecretFiles
 
@@ -26,29 +28,25 @@ def serve(settings: ServerSettings) -> None:
 def _run(settings: ServerSettings) -> None:
     from sqlalchemy.exc import DatabaseError
 
-    from weft.app import create_app, prepare_data
-    from weft.db.lock import DataFolderInUseError, lock_data_folder
+    from weft.app import prepare_data
+    from weft.db.errors import DatabaseUnavailableError
+    from weft.db.lock import DataFolderInUseError
     from weft.db.schema import SchemaMismatchError
     from weft.db.urls import database_url, redacted
-    from weft.server import check_address, run_server
+    from weft.server.http import check_address
     from weft.tenancy.secret_files import SecretFileError
-    from weft.tokenizer import BaseTokenizer
 
     try:
         # before the model is loaded: these need no minute to find out
         check_address(settings.host, settings.port)
+        if settings.probes_at is not None:
+            check_address(*settings.probes_at, option="--probe")
         secrets = prepare_data(settings)
-        with lock_data_folder(settings.data_dir):
-            tokenizer = BaseTokenizer.from_dir(settings.base_dir)
-        engine = _load(settings)
-        try:
-            app = create_app(settings, engine, tokenizer)
-            _greet(settings, engine.info, secrets)
-            run_server(app, settings)
-        finally:
-            engine.close()
+        serve_it = _serve_alone if settings.num_workers == 1 else _serve_with_workers
+        serve_it(settings, secrets)
     except (
         DataFolderInUseError,
+        DatabaseUnavailableError,
         OSError,
         RuntimeError,
         SchemaMismatchError,
@@ -61,11 +59,42 @@ def _run(settings: ServerSettings) -> None:
         raise fail(f"{redacted(url)} could not be used: {error.orig}") from error
 
 
-def _load(settings: ServerSettings) -> InProcessEngine:
-    from weft.app import build_engine
+def _serve_alone(settings: ServerSettings, secrets: SecretFiles) -> None:
+    """All in this process."""
+    from weft.app import build_engine, create_app
+    from weft.db.lock import lock_data_folder
+    from weft.server.http import run_server
+    from weft.tokenizer import BaseTokenizer
 
+    with lock_data_folder(settings.data_dir):
+        tokenizer = BaseTokenizer.from_dir(settings.base_dir)
     with progress_bars() as report:
-        return build_engine(settings, report)
+        engine = build_engine(settings, report)
+    try:
+        app = create_app(settings, engine, tokenizer)
+        _greet(settings, engine.info, secrets)
+        run_server(app, settings)
+    finally:
+        engine.close()
+
+
+def _serve_with_workers(settings: ServerSettings, secrets: SecretFiles) -> None:
+    """This process starts and watches the others."""
+    from weft.app import recover
+    from weft.db.lock import lock_data_folder
+    from weft.server.supervisor import supervise
+
+    with lock_data_folder(settings.data_dir):
+        asyncio.run(recover(settings))
+        bars = ExitStack()
+        report = bars.enter_context(progress_bars())
+
+        def on_started(info: EngineInfo, port: int) -> None:
+            bars.close()
+            _greet(replace(settings, port=port), info, secrets)
+
+        with bars:
+            supervise(settings, report, on_started)
 
 
 def _formats(info: EngineInfo) -> str:
@@ -84,6 +113,9 @@ def _greet(settings: ServerSettings, info: EngineInfo, secrets: SecretFiles) -> 
         f"listening on    {base_url(settings.host, settings.port)}",
         f"operator file   {secrets.operator_key_file}",
     ]
+    if settings.probes_at is not None:
+        host, probe_port = settings.probes_at
+        lines.append(f"probes on       {host}:{probe_port}")
     if secrets.is_new:
         lines += [
             f"operator key    {secrets.operator_key}",

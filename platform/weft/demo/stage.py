@@ -19,7 +19,7 @@ import httpx2
 
 from weft.app import build_engine, create_app, prepare_data
 from weft.demo import ADAPTERS_DIR, BASE_DIR, BASE_NAME
-from weft.server import background_server
+from weft.server.http import background_server
 from weft.settings import ServerSettings
 from weft.tokenizer import BaseTokenizer
 

@@ -106,6 +106,11 @@ class InProcessEngine:
             return f"A step has been running for over {self._config.step_timeout_s:.0f} s."
         return ""
 
+    @property
+    def failure(self) -> str | None:
+        """What ended the engine's thread, if a fault did."""
+        return self._failure
+
     async def prepare_grammar(self, grammar: Grammar) -> None:
         await self._engine.grammars.prepare(grammar)
 

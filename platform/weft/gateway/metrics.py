@@ -27,11 +27,10 @@ _HISTOGRAMS = {
 
 
 class GatewayMetrics:
-    """One app's metrics, in a registry of their own."""
+    """Of the requests that one process has taken, in a registry of their own."""
 
-    def __init__(self, engine: EngineClient) -> None:
-        self._engine = engine
-        self._base = engine.info.base_name
+    def __init__(self, base_name: str) -> None:
+        self._base = base_name
         self._registry = CollectorRegistry()
         self._finished = Counter(
             "vllm:request_success",
@@ -39,21 +38,14 @@ class GatewayMetrics:
             ("model_name", "finished_reason"),
             registry=self._registry,
         )
-        self._e2e = self._histogram("vllm:e2e_request_latency_seconds", "Admission to end.")
-        self._observed = {
-            key: self._histogram(name, text) for key, (name, text) in _HISTOGRAMS.items()
-        }
-        self._of_engine = _Families()
-        self._registry.register(self._of_engine)
+        self._e2e = _histogram(
+            self._registry, base_name, "vllm:e2e_request_latency_seconds", "Admission to end."
+        )
         self._write_failures = Counter(
             "weft_usage_write_failures",
             "Attempts to write a request's usage that failed; each is tried again.",
             registry=self._registry,
         )
-
-    def _histogram(self, name: str, text: str) -> Histogram:
-        family = Histogram(name, text, ("model_name",), buckets=_SECONDS, registry=self._registry)
-        return family.labels(self._base)
 
     def request_finished(self, reason: FinishReason, elapsed_s: float) -> None:
         self._finished.labels(self._base, reason).inc()
@@ -61,6 +53,30 @@ class GatewayMetrics:
 
     def usage_write_failed(self) -> None:
         self._write_failures.inc()
+
+    def render(self) -> bytes:
+        """The text exposition."""
+        return generate_latest(self._registry)
+
+
+def _histogram(registry: CollectorRegistry, base_name: str, name: str, text: str) -> Histogram:
+    family = Histogram(name, text, ("model_name",), buckets=_SECONDS, registry=registry)
+    return family.labels(base_name)
+
+
+class EngineMetrics:
+    """Of one engine; one process scrapes it, as its observations are given out once."""
+
+    def __init__(self, engine: EngineClient) -> None:
+        self._engine = engine
+        self._base = engine.info.base_name
+        self._registry = CollectorRegistry()
+        self._observed = {
+            key: _histogram(self._registry, self._base, name, text)
+            for key, (name, text) in _HISTOGRAMS.items()
+        }
+        self._families = _Families()
+        self._registry.register(self._families)
 
     async def render(self) -> bytes:
         """The text exposition; takes the engine's observations since the last call."""
@@ -70,7 +86,7 @@ class GatewayMetrics:
             if histogram is not None:
                 for value in values:
                     histogram.observe(value)
-        self._of_engine.families = [
+        self._families.families = [
             *_stats_families(stats, self._base),
             *adapter_families(stats, placements, self._engine.info),
         ]

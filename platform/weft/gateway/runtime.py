@@ -17,7 +17,7 @@ from weft.db.database import Database
 from weft.db.ids import now
 from weft.gateway.faults import draining_error
 from weft.gateway.generation import Generation, Generations, Job
-from weft.gateway.metrics import GatewayMetrics
+from weft.gateway.metrics import EngineMetrics, GatewayMetrics
 from weft.gateway.model_tokens import ModelTokenizers, ModelTokens
 from weft.gateway.responses import StreamLimits
 from weft.messages import EngineClient, EngineRequest, RequestVocabulary, SamplingParams
@@ -63,7 +63,8 @@ class Gateway:
         self.engine = engine
         self.tokenizer = tokenizer
         self.base = self.served_base(engine)
-        self.metrics = GatewayMetrics(engine)
+        self.metrics = GatewayMetrics(engine.info.base_name)
+        self.engine_metrics = EngineMetrics(engine)
         self.recorder = UsageRecorder(database)
         self.limits = StreamLimits(settings.keepalive_s, settings.stall_timeout_s)
         self._database, self._merger = database, merger

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import socket
 from collections.abc import AsyncIterator
 from typing import Any, Generic, TypeVar
 
@@ -153,6 +154,29 @@ PROTOCOL = _protocol()
 
 class FrameError(Exception):
     """What came is no message of this protocol."""
+
+
+def read_frame(sock: socket.socket) -> bytes:
+    """One message's bytes from a socket that blocks; FrameError at its end or for a long one."""
+    size = int.from_bytes(_read_exactly(sock, _LENGTH_BYTES), "big")
+    if size > MAX_FRAME_BYTES:
+        raise FrameError(f"A frame of {size} bytes came; at most {MAX_FRAME_BYTES} may.")
+    return _read_exactly(sock, size)
+
+
+def _read_exactly(sock: socket.socket, size: int) -> bytes:
+    data = bytearray()
+    while len(data) < size:
+        part = sock.recv(size - len(data))
+        if not part:
+            raise FrameError("The connection ended within a frame.")
+        data += part
+    return bytes(data)
+
+
+def write_frame(sock: socket.socket, payload: bytes) -> None:
+    """To a socket that blocks."""
+    sock.sendall(len(payload).to_bytes(_LENGTH_BYTES, "big") + payload)
 
 
 T = TypeVar("T")

@@ -6,6 +6,7 @@ What is to be done is in the table of versions, so a crash loses no import: it b
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -42,6 +43,8 @@ from weft.registry.sources import SOURCE_TYPES, AnySource, Source, SourceError
 from weft_adapters.faults import Fault
 from weft_adapters.validation import ValidationReport
 
+# imports that other processes have promised
+_POLL_S = 1.0
 logger = logging.getLogger("weft.registry")
 
 _SOURCE: TypeAdapter[Source] = TypeAdapter(AnySource)
@@ -141,6 +144,15 @@ class Importer:
                 for version in await self._due():
                     self._running[version.id] = version
                     group.create_task(self._import(version), name=f"import-{version.id}")
+                await self._wait()
+
+    async def _wait(self) -> None:
+        """Until something is due: of this process at once, of others by asking."""
+        if self._database.is_sqlite:
+            await self._wake.wait()
+            return
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_POLL_S):
                 await self._wake.wait()
 
     async def _due(self) -> Sequence[AdapterVersion]:

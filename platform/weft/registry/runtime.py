@@ -13,20 +13,22 @@ from typing import Annotated
 from fastapi import Depends, Request
 
 from weft.db.database import Database
+from weft.db.leases import create_holder, run_alone
 from weft.messages import EngineClient
 from weft.registry.fetcher import Fetcher
 from weft.registry.imports import Importer
-from weft.registry.intake import sweep_uploads
 from weft.registry.merging import Merger
 from weft.registry.pinning import Pins
 from weft.registry.publishing import Publisher
 from weft.registry.purging import Purger
-from weft.registry.recovery import recover
+from weft.registry.recovery import recover_imports
 from weft.registry.uploads import Uploads
 from weft.storage.s3 import S3Store
 
 # nobody takes that long to store an adapter
 _HALF_UPLOAD_S = 24 * 3600.0
+# how often a process that does not work asks whether it is its turn
+_TURN_S = 5.0
 logger = logging.getLogger("weft.registry")
 
 
@@ -56,23 +58,36 @@ class Registry:
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
-        """Make up for a crash, then sweep in the background."""
-        sweep_uploads(self.uploads_dir)
-        num_rejected = await recover(self.database)
-        if num_rejected:
-            logger.warning("%d uploads were interrupted by a crash", num_rejected)
+        """Sweep and import in the background; what a crash left was made up for before."""
         await self.pins.reconcile()
-        tasks = (
-            asyncio.create_task(self._sweep_for_ever(), name="weft-registry-sweeper"),
-            asyncio.create_task(self.importer.run(), name="weft-registry-importer"),
-        )
+        work = self._work() if self.database.is_sqlite else self._work_in_turn()
+        working = asyncio.create_task(work, name="weft-registry")
         try:
             yield
         finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+            working.cancel()
+            await asyncio.gather(working, return_exceptions=True)
             await self.fetcher.close()
+
+    async def _work(self) -> None:
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._sweep_for_ever(), name="weft-registry-sweeper")
+            group.create_task(self.importer.run(), name="weft-registry-importer")
+
+    async def _work_in_turn(self) -> None:
+        """Of the processes on one database one works; when it ends another takes its place."""
+
+        async def work() -> None:
+            await recover_imports(self.database)
+            await self._work()
+
+        holder = create_holder()
+        while True:
+            try:
+                await run_alone(self.database, "registry", holder, work)
+            except Exception:  # the database was away, or the lease was lost with it
+                logger.exception("the registry's upkeep has ended; it is begun again")
+            await asyncio.sleep(_TURN_S)
 
     async def _sweep_for_ever(self) -> None:
         while True:

@@ -1,0 +1,27 @@
+"""Whether requests should come to this process: its engine, its database, and its own state."""
+
+from __future__ import annotations
+
+import asyncio
+
+from sqlalchemy import text
+
+from weft.db.database import Database
+from weft.db.errors import DatabaseUnavailableError
+from weft.db.scope import unscoped
+from weft.gateway.runtime import Gateway
+
+# of the stores together; who asks waits little longer
+_TIMEOUT_S = 3.0
+
+
+async def find_fault(gateway: Gateway, database: Database) -> str:
+    """Why requests should go elsewhere, as a sentence; empty when they are welcome."""
+    if gateway.not_ready_reason:
+        return gateway.not_ready_reason
+    try:
+        async with asyncio.timeout(_TIMEOUT_S), database.reading() as session:
+            await session.execute(unscoped(text("SELECT 1"), "asks whether the database answers"))
+    except (DatabaseUnavailableError, TimeoutError):
+        return "The database does not answer."
+    return ""
