@@ -7,7 +7,6 @@ needs torch, imported when it is called.
 from __future__ import annotations
 
 import dataclasses
-import logging
 from collections.abc import AsyncIterator, Callable
 from contextlib import ExitStack, asynccontextmanager
 from typing import TYPE_CHECKING
@@ -50,11 +49,11 @@ from weft.tenancy.sign_in import SignIn
 from weft.tokenizer import BaseTokenizer
 from weft.usage import endpoints as usage
 from weft.usage import report_endpoints as reports
+from weft.usage.metering import Metering
+from weft.usage.sinks import create_sinks
 
 if TYPE_CHECKING:
     from weft.engine.worker import InProcessEngine
-
-logger = logging.getLogger("weft.app")
 
 
 def prepare_data(settings: ServerSettings) -> SecretFiles:
@@ -90,6 +89,7 @@ class Services:
     """What the routes work with; each is found by its name in the app's state."""
 
     database: Database
+    metering: Metering
     gateway: Gateway
     registry: Registry
     authenticator: Authenticator
@@ -103,10 +103,24 @@ def create_services(
     secrets = prepare_data(settings)
     database = Database(database_url(settings.database_url, settings.database_file))
     registry = create_registry(settings, engine, database)
-    gateway = Gateway(settings, engine, tokenizer, database, registry.merger, registry.read_config)
+    metering = Metering(
+        database,
+        engine,
+        create_sinks(settings.usage_sink_targets, settings.usage_sink_token),
+        is_alone=settings.database_url is None,
+    )
+    gateway = Gateway(
+        settings,
+        engine,
+        tokenizer,
+        database,
+        metering.recorder,
+        registry.merger,
+        registry.read_config,
+    )
     authenticator = Authenticator(secrets.pepper, secrets.operator_key)
     sign_in = create_sign_in(settings, database, secrets)
-    return Services(database, gateway, registry, authenticator, sign_in)
+    return Services(database, metering, gateway, registry, authenticator, sign_in)
 
 
 @asynccontextmanager
@@ -120,12 +134,10 @@ async def running(settings: ServerSettings, services: Services) -> AsyncIterator
         if settings.num_workers == 1:
             stack.enter_context(lock_data_folder(settings.data_dir))
             await make_up_for_crash(services.database, settings.uploads_dir)
-        num_lost = await services.gateway.recorder.start()
-        if num_lost:
-            logger.warning("%d requests were lost in a crash and are billed nothing", num_lost)
-        async with services.registry.running(), services.sign_in.upkeep.running():
-            yield
-        await services.gateway.close()
+        async with services.metering.running():
+            async with services.registry.running(), services.sign_in.upkeep.running():
+                yield
+            await services.gateway.close()
         await services.database.close()
 
 

@@ -7,6 +7,7 @@ names, aliases and versions end in the registry.
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
@@ -223,6 +224,7 @@ class EngineInfo:
     `hf_config` is the base's `config.json` and `base_digest` identifies its weights; adapters are
     bound to that digest. `memory_bytes` maps "weights", "kv" and "adapters" to bytes.
     `quantization`: what the base's projections are rounded to; `kv_dtype`: None is `dtype`.
+    `engine_id` is this engine's alone, also among those that come after it: its counts are its own.
     """
 
     base_name: str
@@ -237,6 +239,7 @@ class EngineInfo:
     quantization: str | None = None
     kv_dtype: str | None = None
     max_adapters_in_batch: int = 1
+    engine_id: str = field(default_factory=lambda: f"engine_{secrets.token_hex(16)}")
 
 
 AdapterLevel = Literal["gpu", "cpu", "disk", "remote"]

@@ -225,14 +225,18 @@ class Generation:
             logger.exception("%s: the engine's stream failed", job.request.request_id)
             error = str(caught)
             last = replace(last, is_last=False)
+        is_lost = not last.is_last or last.error_code == "engine_failed"
         if not last.is_last:  # what it had was read; only its end is new
             last = EngineOutput(last.request_id, "", (), last.usage, "error", error, is_last=True)
         assert last.finish_reason is not None, "the last output ends its choice"
         reason: FinishReason = "error" if has_failed else last.finish_reason
-        self._owner.metrics.request_finished(reason, time.monotonic() - self._started_s)
+        ended_s = time.monotonic()
+        self._owner.metrics.request_finished(reason, ended_s - self._started_s)
+        # an engine that is gone has not said what it counted: nobody pays for that
+        outcome: Outcome = "lost" if is_lost else _OUTCOMES[reason]
 
         async def write() -> None:
-            await self._owner.recorder.finish(job.metered, last.usage, reason, _OUTCOMES[reason])
+            await self._owner.recorder.finish(job.metered, last.usage, reason, outcome, ended_s)
 
         is_written = await self._owner.try_write(write)
         self.num_open -= 1

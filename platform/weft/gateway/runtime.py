@@ -56,6 +56,7 @@ class Gateway:
         engine: EngineClient,
         tokenizer: BaseTokenizer,
         database: Database,
+        recorder: UsageRecorder,
         merger: Merger,
         read_config: Callable[[str], bytes],
     ) -> None:
@@ -65,7 +66,7 @@ class Gateway:
         self.base = self.served_base(engine)
         self.metrics = GatewayMetrics(engine.info.base_name)
         self.engine_metrics = EngineMetrics(engine)
-        self.recorder = UsageRecorder(database)
+        self.recorder = recorder
         self.limits = StreamLimits(settings.keepalive_s, settings.stall_timeout_s)
         self._database, self._merger = database, merger
         self._tokenizers = ModelTokenizers(tokenizer, self.vocab_size, read_config)
@@ -162,6 +163,8 @@ class Gateway:
             adapter_id=model.adapter_id,
             adapter_version=model.version,
             adapter_digest=model.digest,
+            num_prompt_tokens=len(prompt),
+            max_completion_tokens=sampling.n * sampling.max_tokens,
         )
         return Job(request, metered)
 

@@ -10,6 +10,7 @@ from weft.settings.adapters import AdapterSettings
 from weft.settings.door import DoorSettings
 from weft.settings.engine import EngineSettings
 from weft.settings.fields import Option, setting
+from weft.settings.metering import MeteringSettings
 from weft.settings.requests import RequestSettings
 from weft.settings.sign_in import SignInSettings
 from weft.settings.stores import StoreSettings
@@ -19,7 +20,13 @@ DEFAULT_DATA_DIR = Path("weft-data")
 
 @dataclass(frozen=True, kw_only=True)
 class ServerSettings(
-    EngineSettings, AdapterSettings, RequestSettings, DoorSettings, SignInSettings, StoreSettings
+    EngineSettings,
+    AdapterSettings,
+    RequestSettings,
+    DoorSettings,
+    SignInSettings,
+    MeteringSettings,
+    StoreSettings,
 ):
     """All groups together. Sizes are bytes, times seconds.
 

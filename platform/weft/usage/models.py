@@ -53,7 +53,7 @@ class UsagePending(_Request, Base):
     __table_args__ = (Index("ix_usage_pending_replica_id", "replica_id"),)
 
     hold_pico: Mapped[int]
-    budget_holds: Mapped[list[dict[str, Any]]] = mapped_column(JSON)
+    budget_holds: Mapped[list[list[str | int]]] = mapped_column(JSON)
 
 
 class UsageEvent(_Request, Base):

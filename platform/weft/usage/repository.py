@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from sqlalchemy import delete, func, select, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from weft.db.dialect import database_now_ms
 from weft.db.scope import Owner, scoped, unscoped
-from weft.usage.models import Replica, UsageEvent, UsagePending
+from weft.usage.models import OutboxMessage, Replica, UsageEvent, UsagePending
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,38 +33,34 @@ class UsageRepository:
     def __init__(self, session: AsyncSession) -> None:
         self._session = session
 
-    def add(self, *rows: Replica | UsageEvent | UsagePending) -> None:
+    def add(self, *rows: OutboxMessage | UsageEvent | UsagePending) -> None:
         self._session.add_all(rows)
 
-    async def find_pending(self, event_id: str, owner: Owner) -> UsagePending | None:
-        statement = select(UsagePending).where(UsagePending.event_id == event_id)
-        return await self._session.scalar(scoped(statement, owner))
+    async def take_pending(self, event_ids: Sequence[str], owner: Owner) -> Sequence[UsagePending]:
+        """Remove pending rows; those that are still there are the caller's to settle."""
+        statement = (
+            delete(UsagePending)
+            .where(UsagePending.event_id.in_(event_ids))
+            .returning(UsagePending)
+            .execution_options(synchronize_session=False)
+        )
+        return (await self._session.scalars(scoped(statement, owner))).all()
 
-    async def delete_pending(self, event_ids: Sequence[str], owner: Owner) -> None:
-        statement = delete(UsagePending).where(UsagePending.event_id.in_(event_ids))
-        await self._session.execute(scoped(statement, owner))
+    async def take_seq(self, replica_id: str) -> tuple[int, int]:
+        """The next number of the replica's events, and the time in ms.
 
-    async def list_all_pending(self) -> Sequence[UsagePending]:
-        reason = "at start every pending row was left by a crash, whosever it is"
-        return (await self._session.scalars(unscoped(select(UsagePending), reason))).all()
-
-    async def take_seq(self, replica_id: str) -> int:
-        """The next number of the replica's events; its row stays locked until the commit."""
+        The replica's row stays locked until the commit, so that numbers are committed in order.
+        """
         statement = (
             update(Replica)
             .where(Replica.id == replica_id)
             .values(last_seq=Replica.last_seq + 1)
-            .returning(Replica.last_seq)
+            .returning(Replica.last_seq, database_now_ms())
             .execution_options(synchronize_session=False)
         )
         reason = "a replica numbers the events of all tenants"
-        return (await self._session.scalars(unscoped(statement, reason))).one()
-
-    async def close_replicas(self, at_ms: int) -> None:
-        """Those that are not closed yet: their processes are gone."""
-        statement = update(Replica).where(Replica.closed_at_ms.is_(None))
-        statement = statement.values(closed_at_ms=at_ms)
-        await self._session.execute(unscoped(statement, "a replica belongs to no tenant"))
+        replica_seq, now_ms = (await self._session.execute(unscoped(statement, reason))).one()
+        return replica_seq, now_ms
 
     async def sum_by_model(
         self, owner: Owner, start_ms: int | None, end_ms: int | None
@@ -84,4 +81,4 @@ class UsageRepository:
             statement = statement.where(event.ended_at_ms < end_ms)
         statement = statement.group_by(*keys).order_by(event.model, event.adapter_id)
         rows = await self._session.execute(scoped(statement, owner))
-        return [UsageSum(*row) for row in rows]
+        return [UsageSum(*row[:4], *(int(number) for number in row[4:])) for row in rows]
