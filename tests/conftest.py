@@ -37,7 +37,7 @@ from weft_adapters.store import FolderStore
 # these models are tiny: a second thread costs more than it brings, above all beside other work
 torch.set_num_threads(1)
 
-pytest_plugins = ["tests.servers"]
+pytest_plugins = ["tests.stores"]
 
 VOCAB_SIZE = 320
 NEAR_TIE = 1e-4

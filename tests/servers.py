@@ -1,16 +1,12 @@
-"""Real PostgreSQL and Redis servers on loopback for the tests, started at need.
+"""Real PostgreSQL and Redis servers on loopback, which tests may stop and start again.
 
-A server is started once per process of the test run, or named by WEFT_TEST_POSTGRES_URL or
-WEFT_TEST_REDIS_URL. Where one can be had by neither way, its tests are skipped and the end of the
-run says so; with CI=true they fail. Imports no more than the standard library until a fixture is
-used: the engine's tests run on machines without the web's packages.
+Imports no more than the standard library until a server is started.
 """
 
 from __future__ import annotations
 
 import os
 import pwd
-import secrets
 import shutil
 import signal
 import socket
@@ -18,12 +14,10 @@ import subprocess
 import tempfile
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from pathlib import Path
-from typing import Any, TypeVar
-
-import pytest
+from typing import Any
 
 START_TIMEOUT_S = 60.0
 # where distributions keep what is not on the PATH
@@ -34,8 +28,6 @@ _WATCH = (
     'read _; kill -9 "$1" 2>/dev/null; while kill -0 "$1" 2>/dev/null; do sleep 0.1; done; '
     'rm -rf "$2"'
 )
-
-_not_run: set[str] = set()
 
 
 class ServerMissingError(Exception):
@@ -164,7 +156,7 @@ class PostgresServer(LocalServer):
         import psycopg
 
         try:
-            psycopg.connect(_libpq(self.url), connect_timeout=2).close()
+            psycopg.connect(libpq_url(self.url), connect_timeout=2).close()
         except psycopg.OperationalError:
             return False
         return True
@@ -201,165 +193,6 @@ class RedisServer(LocalServer):
                 return False
 
 
-ServerT = TypeVar("ServerT", bound=LocalServer)
-
-
-class PostgresDatabases:
-    """Fresh databases on one PostgreSQL server, with this release's tables or empty."""
-
-    def __init__(self, server_url: str) -> None:
-        self.server_url = server_url
-        self._template: str | None = None
-
-    def create(self, *, is_empty: bool = False) -> str:
-        """The URL of a new database: a copy of one that was migrated once, or without a table."""
-        if is_empty:
-            return self._create("template0")
-        if self._template is None:
-            from weft.db.schema import migrate
-
-            self._template = self._create("template0")
-            migrate(self._template)
-        return self._create(self._template.rsplit("/", 1)[1])
-
-    def drop(self, url: str) -> None:
-        """Remove a database, cutting off whoever is connected."""
-        self._execute(f"DROP DATABASE {url.rsplit('/', 1)[1]} WITH (FORCE)")
-
-    def close(self) -> None:
-        if self._template is not None:
-            self.drop(self._template)
-
-    def _create(self, template: str) -> str:
-        name = f"weft_test_{secrets.token_hex(6)}"
-        self._execute(f"CREATE DATABASE {name} TEMPLATE {template}")
-        return f"{self.server_url.rsplit('/', 1)[0]}/{name}"
-
-    def _execute(self, statement: str) -> None:
-        import psycopg
-
-        # a name in a statement is one of `_create`'s
-        with closing(psycopg.connect(_libpq(self.server_url), autocommit=True)) as connection:
-            connection.execute(statement.encode())
-
-
-@pytest.fixture(scope="session")
-def create_postgres() -> Callable[[], PostgresServer]:
-    """Gives a PostgreSQL server that is not started yet, for tests that stop it; they close it."""
-    return lambda: _or_skip("PostgreSQL", PostgresServer)
-
-
-@pytest.fixture(scope="session")
-def create_redis() -> Callable[[], RedisServer]:
-    """Gives a Redis server that is not started yet, for tests that stop it; they close it."""
-    return lambda: _or_skip("Redis", RedisServer)
-
-
-@pytest.fixture(scope="session")
-def postgres() -> Iterator[PostgresDatabases]:
-    """Databases on the PostgreSQL server of this process's tests."""
-    named = os.environ.get("WEFT_TEST_POSTGRES_URL")
-    server = None if named else _or_skip("PostgreSQL", PostgresServer)
-    if server is not None:
-        server.start()
-    databases = PostgresDatabases(named or (server.url if server else ""))
-    yield databases
-    if server is not None:
-        server.close()
-    else:
-        databases.close()
-
-
-@pytest.fixture
-def postgres_url(postgres: PostgresDatabases) -> Iterator[str]:
-    """A fresh, migrated PostgreSQL database."""
-    url = postgres.create()
-    yield url
-    postgres.drop(url)
-
-
-@pytest.fixture(scope="session")
-def _migrated_sqlite_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A migrated SQLite database, to copy."""
-    from weft.db.schema import migrate
-    from weft.db.urls import sqlite_url
-
-    file = tmp_path_factory.mktemp("sqlite") / "weft.db"
-    migrate(sqlite_url(file))
-    return file
-
-
-@pytest.fixture
-def sqlite_database_url(_migrated_sqlite_file: Path, tmp_path: Path) -> str:
-    """A fresh, migrated SQLite database: `weft.db` in the test's folder."""
-    from weft.db.urls import sqlite_url
-
-    return sqlite_url(Path(shutil.copy(_migrated_sqlite_file, tmp_path / "weft.db")))
-
-
-@pytest.fixture(params=["sqlite", "postgresql"])
-def database_url(request: pytest.FixtureRequest) -> str:
-    """A fresh, migrated database: the test runs on both kinds."""
-    name = "sqlite_database_url" if request.param == "sqlite" else "postgres_url"
-    url: str = request.getfixturevalue(name)
-    return url
-
-
-@pytest.fixture(scope="session")
-def redis_server() -> Iterator[str]:
-    """The URL of the Redis server of this process's tests, without a database's number."""
-    named = os.environ.get("WEFT_TEST_REDIS_URL")
-    if named:
-        yield named.rstrip("/")
-        return
-    server = _or_skip("Redis", RedisServer)
-    server.start()
-    yield server.url
-    server.close()
-
-
-@pytest.fixture
-def redis_url(redis_server: str) -> str:
-    """A Redis database that holds nothing."""
-    import redis
-
-    # processes that test beside each other may share a server that was named
-    worker = os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")
-    url = f"{redis_server}/{worker}"
-    with redis.Redis.from_url(url) as client:
-        client.flushdb()
-    return url
-
-
-def _or_skip(what: str, create: Callable[[], ServerT]) -> ServerT:
-    try:
-        return create()
-    except ServerMissingError as error:
-        if os.environ.get("CI") == "true":
-            pytest.fail(f"{what} cannot be tested: {error}")
-        _not_run.add(f"{what}: {error}")
-        pytest.skip(str(error))
-
-
-def pytest_sessionfinish(session: pytest.Session) -> None:
-    """One of several processes tells the one that reports."""
-    output: dict[str, object] | None = getattr(session.config, "workeroutput", None)
-    if output is not None:
-        output["servers_not_run"] = sorted(_not_run)
-
-
-@pytest.hookimpl(optionalhook=True)
-def pytest_testnodedown(node: Any) -> None:
-    """pytest-xdist: one of the processes has ended."""
-    _not_run.update(getattr(node, "workeroutput", {}).get("servers_not_run", ()))
-
-
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """What was not tested is said where nobody overlooks it."""
-    for what in sorted(_not_run):
-        terminalreporter.write_line(f"NOT TESTED on {what}", red=True, bold=True)
-
-
 def _postgres_programs() -> Path:
     """The folder of PostgreSQL's server programs."""
     found = shutil.which("postgres")
@@ -386,6 +219,6 @@ def _free_port() -> int:
         return port
 
 
-def _libpq(url: str) -> str:
+def libpq_url(url: str) -> str:
     """SQLAlchemy's URL as PostgreSQL's own library reads it."""
     return url.replace("postgresql+psycopg://", "postgresql://")

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
-from tests.servers import PostgresDatabases
+from tests.stores import PostgresDatabases
 from typer.testing import CliRunner
 
 from weft.cli import app

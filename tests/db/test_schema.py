@@ -5,24 +5,16 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
-from alembic import command
-from sqlalchemy import create_engine, inspect, text
+from sqlalchemy import create_engine, text
 from sqlalchemy.pool import NullPool
 
 from weft.db import schema
 from weft.db.lock import DataFolderInUseError, lock_data_folder
-
-
-def tables(url: str) -> set[str]:
-    return set(inspect(create_engine(url, poolclass=NullPool)).get_table_names())
-
-
-def test_the_migrations_make_exactly_the_models(url: str) -> None:
-    schema.migrate(url)
-    command.check(schema.alembic_config(url))
+from weft.db.urls import sqlite_url
 
 
 def test_an_empty_database_is_made_ready_once(url: str) -> None:
@@ -41,21 +33,32 @@ def test_another_schema_refuses_to_start_and_names_the_command(url: str) -> None
         schema.prepare(url)
 
 
-def test_two_commands_at_once_migrate_once(url: str) -> None:
-    """The second waits; both find the migrations without `weft`."""
-    commands = [
-        subprocess.Popen(
-            [sys.executable, "-m", "alembic", "upgrade", "head"],
-            cwd=Path(schema.__file__).parents[3],
-            env={**os.environ, "WEFT_DATABASE_URL": url},
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for _ in range(2)
-    ]
-    for each in commands:
-        _, said = each.communicate()
-        assert each.returncode == 0, said
+def test_a_second_migration_waits_for_the_first(url: str) -> None:
+    order = []
+
+    def migrate_second() -> None:
+        with schema.migrating(url):
+            order.append("second")
+
+    second = threading.Thread(target=migrate_second)
+    with schema.migrating(url):
+        second.start()
+        second.join(0.2)
+        order.append("first")
+    second.join()
+    assert order == ["first", "second"]
+
+
+def test_the_alembic_command_finds_the_migrations(tmp_path: Path) -> None:
+    url = sqlite_url(tmp_path / "weft.db")
+    done = subprocess.run(
+        [sys.executable, "-m", "alembic", "upgrade", "head"],
+        cwd=Path(schema.__file__).parents[3],
+        env={**os.environ, "WEFT_DATABASE_URL": url},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
     current, expected = schema.revisions(url)
     assert current == expected is not None
 

@@ -10,12 +10,12 @@ import pytest
 from fastapi import FastAPI
 from sqlalchemy import func, select
 from sqlalchemy.ext.asyncio import AsyncSession
-from tests.servers import PostgresDatabases, PostgresServer
+from tests.servers import PostgresServer
+from tests.stores import PostgresDatabases
 
 from weft.db.database import Database
 from weft.db.dependencies import ReadSession, WriteSession
 from weft.db.errors import DatabaseUnavailableError
-from weft.db.schema import migrate
 from weft.db.scope import unscoped
 from weft.gateway.error_handlers import install_error_handlers
 from weft.tenancy.models import Tenant
@@ -29,12 +29,15 @@ def server(create_postgres: Callable[[], PostgresServer]) -> Iterator[PostgresSe
     server.close()
 
 
+@pytest.fixture(scope="module")
+def databases(server: PostgresServer) -> PostgresDatabases:
+    return PostgresDatabases(server.url)
+
+
 @pytest.fixture
-async def lost(server: PostgresServer) -> AsyncIterator[Database]:
+async def lost(databases: PostgresDatabases) -> AsyncIterator[Database]:
     """On the server that the test stops; its pool has connections that were good before."""
-    url = PostgresDatabases(server.url).create(is_empty=True)
-    migrate(url)
-    database = Database(url)
+    database = Database(databases.create())
     await asyncio.gather(*(count(database) for _ in range(3)))
     yield database
     await database.close()
