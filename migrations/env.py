@@ -5,27 +5,12 @@
 
 from __future__ import annotations
 
-import importlib
 import os
-import pkgutil
 
 from alembic import context
 
-import weft
 from weft.db.base import Base
-from weft.db.schema import migrating
-
-# tables are in modules of these whose names end in "models"; importing them fills the metadata
-PACKAGES = ("audit", "billing", "db", "limits", "registry", "tenancy", "usage")
-
-
-def _import_models() -> None:
-    for package in pkgutil.iter_modules(weft.__path__, "weft."):
-        if package.ispkg and package.name.removeprefix("weft.") in PACKAGES:
-            path = importlib.import_module(package.name).__path__
-            for module in pkgutil.iter_modules(path, f"{package.name}."):
-                if module.name.endswith("models"):
-                    importlib.import_module(module.name)
+from weft.db.schema import import_models, migrating
 
 
 def _url() -> str:
@@ -36,7 +21,7 @@ def _url() -> str:
 
 
 def _run() -> None:
-    _import_models()
+    import_models()
     with migrating(_url()) as connection:
         context.configure(
             connection=connection,

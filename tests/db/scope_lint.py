@@ -7,7 +7,7 @@ run through such a session, and what no test runs.
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 
 # these take a statement and say whose rows it means
 SCOPES = {"scoped", "scoped_or_shared", "unscoped"}
@@ -38,8 +38,11 @@ INFRASTRUCTURE = ("db/",)
 STATEMENT_FILES = ("repository.py", "probe_endpoints.py", "models.py")
 
 
-def faults_of(source: str, name: str) -> list[str]:
-    """What is wrong in the file `name` (relative to the package) with this text."""
+def faults_of(source: str, name: str, tenant_tables: Set[str]) -> list[str]:
+    """What is wrong in the file `name` (relative to the package) with this text.
+
+    `tenant_tables`: the classes of tables whose rows belong to tenants.
+    """
     if name.startswith(INFRASTRUCTURE) or ("session" not in source and "sql" not in source):
         return []
     tree = ast.parse(source)
@@ -50,7 +53,7 @@ def faults_of(source: str, name: str) -> list[str]:
         if isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef):
             found += _function_faults(function, imported, scopes)
     for node in ast.walk(tree):
-        if isinstance(node, ast.Compare) and _compares_tenant(node):
+        if isinstance(node, ast.Compare) and _compares_tenant(node, tenant_tables):
             found.append(f"line {node.lineno} compares a tenant_id: that is the scope's part")
         if isinstance(node, ast.Constant) and node.value == "weft_scope":
             found.append(f"line {node.lineno} marks a statement by itself")
@@ -146,21 +149,20 @@ def _called(call: ast.Call) -> str:
     return call.func.id if isinstance(call.func, ast.Name) else ""
 
 
-def _compares_tenant(node: ast.Compare) -> bool:
+def _compares_tenant(node: ast.Compare, tenant_tables: Set[str]) -> bool:
     """`Table.tenant_id == something` where something is no column: a scope made by hand."""
-    if not isinstance(node.ops[0], ast.Eq):
-        return False
     sides = [node.left, *node.comparators]
-    columns = [side for side in sides if _is_column(side)]
-    return len(columns) < len(sides) and any(
-        isinstance(side, ast.Attribute) and side.attr == "tenant_id" for side in columns
-    )
-
-
-def _is_column(side: ast.expr) -> bool:
-    """An attribute of a class, which is a column; in Python code `row.tenant_id` is a value."""
+    columns = [side for side in sides if isinstance(side, ast.Attribute) and _is_column(side)]
     return (
-        isinstance(side, ast.Attribute)
-        and isinstance(side.value, ast.Name)
-        and side.value.id[:1].isupper()
+        isinstance(node.ops[0], ast.Eq)
+        and len(columns) < len(sides)
+        and any(
+            column.attr == "tenant_id" and ast.unparse(column.value) in tenant_tables
+            for column in columns
+        )
     )
+
+
+def _is_column(side: ast.Attribute) -> bool:
+    """An attribute of a class, which is a column; in Python code `row.tenant_id` is a value."""
+    return isinstance(side.value, ast.Name) and side.value.id[:1].isupper()

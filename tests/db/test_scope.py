@@ -10,6 +10,7 @@ from sqlalchemy.orm import aliased
 
 from weft.db.base import Base, PlatformOwned, TenantOwned
 from weft.db.database import Database
+from weft.db.schema import import_models
 from weft.db.scope import TenantOwner, scoped, unscoped
 from weft.tenancy.models import ApiKey, Project, Tenant
 
@@ -81,6 +82,7 @@ async def test_a_failed_transaction_leaves_nothing(database: Database) -> None:
 
 
 def test_every_table_says_whose_its_rows_are() -> None:
+    import_models()
     for mapper in Base.registry.mappers:
         owners = {
             owner for owner in (TenantOwned, PlatformOwned) if issubclass(mapper.class_, owner)

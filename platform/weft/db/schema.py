@@ -5,7 +5,9 @@ Runs Alembic from code, so that `weft migrate` works wherever the package runs. 
 
 from __future__ import annotations
 
+import importlib
 import os
+import pkgutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,11 +25,21 @@ from weft.db.urls import sync_url
 
 # how long a second `weft migrate` waits for the first
 MIGRATION_WAIT_S = 600
+_PACKAGES_WITH_TABLES = ("audit", "billing", "db", "limits", "registry", "tenancy", "usage")
 _MIGRATION_LOCK = 0x6D696772
 
 
 class SchemaMismatchError(Exception):
     """The database is at another revision than this release."""
+
+
+def import_models() -> None:
+    """Fill the metadata with every table there is: in modules whose names end in "models"."""
+    for name in _PACKAGES_WITH_TABLES:
+        package = importlib.import_module(f"weft.{name}")
+        for module in pkgutil.iter_modules(package.__path__, f"weft.{name}."):
+            if module.name.endswith("models"):
+                importlib.import_module(module.name)
 
 
 def find_migrations(environ: Mapping[str, str] = os.environ) -> Path:
