@@ -36,15 +36,17 @@ from weft.registry.recovery import make_up_for_crash
 from weft.registry.runtime import Registry
 from weft.settings import EngineSettings, ServerSettings
 from weft.storage.build import create_remote_store
+from weft.tenancy import admin_key_endpoints as admin_keys
 from weft.tenancy import audit_endpoints as audit
 from weft.tenancy import endpoints as tenants
 from weft.tenancy import member_endpoints as members
+from weft.tenancy import organization_endpoints as organization
 from weft.tenancy import session_endpoints as sessions
 from weft.tenancy import user_endpoints as users
 from weft.tenancy.auth import public
+from weft.tenancy.authenticator import Authenticator
 from weft.tenancy.build import create_sign_in
 from weft.tenancy.secret_files import SecretFiles, read_or_create_secrets
-from weft.tenancy.service import Authenticator
 from weft.tenancy.sign_in import SignIn
 from weft.tokenizer import BaseTokenizer
 from weft.usage import endpoints as usage
@@ -80,6 +82,8 @@ _ROUTES = (
     members,
     users,
     sessions,
+    organization,
+    admin_keys,
     probes,
 )
 
@@ -118,7 +122,7 @@ def create_services(
         registry.merger,
         registry.read_config,
     )
-    authenticator = Authenticator(secrets.pepper, secrets.operator_key)
+    authenticator = Authenticator(database, secrets.pepper, secrets.operator_key)
     sign_in = create_sign_in(settings, database, secrets)
     return Services(database, metering, gateway, registry, authenticator, sign_in)
 
@@ -135,7 +139,11 @@ async def running(settings: ServerSettings, services: Services) -> AsyncIterator
             stack.enter_context(lock_data_folder(settings.data_dir))
             await make_up_for_crash(services.database, settings.uploads_dir)
         async with services.metering.running():
-            async with services.registry.running(), services.sign_in.upkeep.running():
+            async with (
+                services.registry.running(),
+                services.sign_in.upkeep.running(),
+                services.authenticator.running(),
+            ):
                 yield
             await services.gateway.close()
         await services.database.close()

@@ -68,6 +68,15 @@ class PermissionDeniedError(WeftError):
     code = "insufficient_permissions"
 
 
+class TenantSuspendedError(PermissionDeniedError):
+    """Whoever asks is right, and its tenant is suspended."""
+
+    code = "tenant_suspended"
+
+    def __init__(self) -> None:
+        super().__init__("Your organization is suspended. Please ask whoever operates this server.")
+
+
 class ModelNotFoundError(WeftError):
     """No such model or adapter, or not the caller's: the same answer for both."""
 

@@ -83,7 +83,7 @@ def test_the_operator_manages_tenants_and_keys(site: Any) -> None:
 
 
 def test_the_secret_files_are_only_the_owners(site: Any) -> None:
-    for name in ("operator_key", "key_pepper"):
+    for name in ("operator_key", "master_secret"):
         assert stat.S_IMODE((site.settings.data_dir / name).stat().st_mode) == 0o600
 
 

@@ -111,7 +111,7 @@ def _greet(settings: ServerSettings, info: EngineInfo, secrets: SecretFiles) -> 
         f"memory          {memory}",
         f"data            {settings.data_dir}",
         f"listening on    {base_url(settings.host, settings.port)}",
-        f"operator file   {secrets.operator_key_file}",
+        f"operator file   {secrets.operator_key_file or 'none: the environment holds the key'}",
     ]
     if settings.probes_at is not None:
         host, probe_port = settings.probes_at

@@ -1,7 +1,8 @@
-"""`weft tenant`: tenants in the data folder's database."""
+"""`weft tenant`: tenants in the server's database."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
 
     from weft.tenancy.secret_files import SecretFiles
 
-app = typer.Typer(help="Create, list and delete tenants.", no_args_is_help=True)
+app = typer.Typer(help="Create, list, suspend and delete tenants.", no_args_is_help=True)
 Name = Annotated[str, typer.Argument(help="The tenant's name or id.")]
 
 
@@ -23,10 +24,10 @@ def create(name: Name, data: DataOption = DEFAULT_DATA_DIR, as_json: JsonOption 
     """Create a tenant with its default project."""
     from weft.cli.control import run_in_transaction
     from weft.tenancy import service
-    from weft.tenancy.schemas import tenant_to_wire
+    from weft.tenancy.schemas import TenantObject
 
     async def work(session: AsyncSession, _secrets: SecretFiles) -> dict[str, object]:
-        return tenant_to_wire(await service.create_tenant(session, name))
+        return TenantObject.of(await service.create_tenant(session, name)).model_dump()
 
     tenant = run_in_transaction(data, work, creates=True)
     if as_json:
@@ -41,14 +42,43 @@ def list_(data: DataOption = DEFAULT_DATA_DIR, as_json: JsonOption = False) -> N
     from weft.cli.control import run_in_transaction
     from weft.db.paging import PageRequest
     from weft.tenancy import service
-    from weft.tenancy.schemas import tenant_to_wire
+    from weft.tenancy.schemas import TenantObject
 
     async def work(session: AsyncSession, _secrets: SecretFiles) -> list[dict[str, object]]:
         page = await service.list_tenants(session, PageRequest(limit=10**9, order="asc"))
-        return [tenant_to_wire(tenant) for tenant in page.rows]
+        return [TenantObject.of(tenant).model_dump() for tenant in page.rows]
 
     rows = run_in_transaction(data, work)
-    print_rows(rows, ("id", "name", "created_at"), as_json=as_json)
+    print_rows(rows, ("id", "name", "status", "created_at"), as_json=as_json)
+
+
+@app.command("suspend")
+def suspend(name: Name, data: DataOption = DEFAULT_DATA_DIR, as_json: JsonOption = False) -> None:
+    """Refuse a tenant's keys until it is resumed; a server does so within seconds."""
+    _set_suspended(name, data, is_suspended=True, as_json=as_json)
+
+
+@app.command("resume")
+def resume(name: Name, data: DataOption = DEFAULT_DATA_DIR, as_json: JsonOption = False) -> None:
+    """Let a suspended tenant's keys work again."""
+    _set_suspended(name, data, is_suspended=False, as_json=as_json)
+
+
+def _set_suspended(name: str, data: Path, *, is_suspended: bool, as_json: bool) -> None:
+    from weft.cli.control import run_in_transaction
+    from weft.tenancy import service
+    from weft.tenancy.schemas import TenantObject
+
+    async def work(session: AsyncSession, _secrets: SecretFiles) -> dict[str, object]:
+        act = service.suspend_tenant if is_suspended else service.resume_tenant
+        return TenantObject.of(await act(session, name)).model_dump()
+
+    tenant = run_in_transaction(data, work)
+    if as_json:
+        print_json(tenant)
+    else:
+        what = "Suspended" if is_suspended else "Resumed"
+        out.print(f"{what} tenant {tenant['name']} ({tenant['id']}).", markup=False)
 
 
 @app.command("delete")

@@ -15,6 +15,7 @@ from typing import Literal
 from fastapi import Request
 
 from weft.errors import AuthenticationError, InvalidRequestError, PermissionDeniedError
+from weft.tenancy.authenticator import Authenticator
 from weft.tenancy.client import client_of
 from weft.tenancy.principal import (
     Identity,
@@ -24,7 +25,6 @@ from weft.tenancy.principal import (
     Scope,
     TenantAdmin,
 )
-from weft.tenancy.service import Authenticator
 from weft.tenancy.sessions import SignedIn
 from weft.tenancy.sign_in import get_sign_in
 
@@ -63,10 +63,9 @@ async def _identify_key(request: Request) -> Identity:
     if kind.lower() != "bearer":
         raise AuthenticationError
     authenticator: Authenticator = request.app.state.authenticator
-    # its own short session: a generation must not hold a connection
-    async with request.app.state.database.reading() as session:
-        found = await authenticator.authenticate(session, text.strip())
-    return replace(found, client=client_of(request))
+    client = client_of(request)
+    found = await authenticator.authenticate(text.strip(), client.address)
+    return replace(found, client=client)
 
 
 async def _identify_person(request: Request) -> Identity:

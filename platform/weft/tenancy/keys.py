@@ -12,10 +12,12 @@ import hmac
 import secrets
 import zlib
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, cast, get_args
 
-KeyKind = Literal["live", "admin"]
+# a project's key, a tenant's admin key, an operator's key
+KeyKind = Literal["live", "admin", "operator"]
 
+_KINDS = frozenset(get_args(KeyKind))
 _BASE58 = "123456789ABCDEFGHJKLMNPQRSTUVWXYZabcdefghijkmnopqrstuvwxyz"
 _BASE62 = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
 _ID_CHARS, _SECRET_CHARS, _CHECKSUM_CHARS = 12, 43, 6
@@ -38,9 +40,10 @@ class KeyText:
         return str(self)[-4:]
 
 
-def create_key(kind: KeyKind) -> KeyText:
-    """A new random key."""
-    key_id = "".join(secrets.choice(_BASE58) for _ in range(_ID_CHARS))
+def create_key(kind: KeyKind, key_id: str | None = None) -> KeyText:
+    """A key with a new random secret; of a new id, or of the one that it is rotated on."""
+    if key_id is None:
+        key_id = "".join(secrets.choice(_BASE58) for _ in range(_ID_CHARS))
     secret = _base62(int.from_bytes(secrets.token_bytes(32), "big"), _SECRET_CHARS)
     return KeyText(kind, key_id, secret)
 
@@ -57,10 +60,9 @@ def try_parse_key(text: str) -> KeyText | None:
         return None
     if not hmac.compare_digest(_checksum(text[:-_CHECKSUM_CHARS]), text[-_CHECKSUM_CHARS:]):
         return None
-    secret = tail[:-_CHECKSUM_CHARS]
-    if kind == "live":
-        return KeyText("live", key_id, secret)
-    return KeyText("admin", key_id, secret) if kind == "admin" else None
+    if kind not in _KINDS:
+        return None
+    return KeyText(cast(KeyKind, kind), key_id, tail[:-_CHECKSUM_CHARS])
 
 
 def hash_secret(secret: str, pepper: bytes) -> str:

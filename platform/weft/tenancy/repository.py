@@ -1,15 +1,13 @@
-"""Queries on tenants, projects and keys."""
+"""Queries on tenants and projects."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
-from sqlalchemy import select, update
+from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from weft.db.paging import Page, PageRequest
 from weft.db.scope import Owner, scoped, unscoped
-from weft.tenancy.models import ApiKey, Project, Tenant
+from weft.tenancy.models import Project, Tenant
 
 _OPERATOR = "tenants are the operator's own table"
 
@@ -20,7 +18,7 @@ class TenantRepository:
     def __init__(self, session: AsyncSession) -> None:
         self._session = session
 
-    def add(self, *rows: Tenant | Project | ApiKey) -> None:
+    def add(self, *rows: Tenant | Project) -> None:
         self._session.add_all(rows)
 
     async def flush(self) -> None:
@@ -38,28 +36,21 @@ class TenantRepository:
         rows = (await self._session.scalars(unscoped(statement, _OPERATOR))).all()
         return Page.of(rows, page)
 
-    async def find_project(self, name: str, owner: Owner) -> Project | None:
-        return await self._session.scalar(
-            scoped(select(Project).where(Project.name == name), owner)
-        )
+    async def find_project(self, project_id: str, owner: Owner) -> Project | None:
+        """In use or archived."""
+        statement = select(Project).where(Project.id == project_id)
+        return await self._session.scalar(scoped(statement, owner))
 
-    async def find_key_of_anyone(self, key_id: str) -> ApiKey | None:
-        """The key with this id if its tenant lives: how a tenant becomes known at all."""
-        statement = (
-            select(ApiKey)
-            .join(Tenant, Tenant.id == ApiKey.tenant_id)
-            .where(ApiKey.id == key_id, Tenant.deleted_at.is_(None))
-        )
-        reason = "authentication finds out the tenant by the key id"
-        return await self._session.scalar(unscoped(statement, reason))
+    async def find_project_by_name(self, name: str, owner: Owner) -> Project | None:
+        """Only in use: archived ones give their names free."""
+        statement = select(Project).where(Project.name == name, Project.archived_at.is_(None))
+        return await self._session.scalar(scoped(statement, owner))
 
-    async def find_key(self, key_id: str, owner: Owner) -> ApiKey | None:
-        return await self._session.scalar(scoped(select(ApiKey).where(ApiKey.id == key_id), owner))
-
-    async def list_keys(self, owner: Owner) -> Sequence[ApiKey]:
-        statement = select(ApiKey).order_by(ApiKey.created_at, ApiKey.id)
-        return (await self._session.scalars(scoped(statement, owner))).all()
-
-    async def revoke_all_keys(self, owner: Owner, time_s: int) -> None:
-        statement = update(ApiKey).where(ApiKey.revoked_at.is_(None)).values(revoked_at=time_s)
-        await self._session.execute(scoped(statement, owner))
+    async def list_projects(
+        self, owner: Owner, page: PageRequest, *, include_archived: bool
+    ) -> Page[Project]:
+        statement = select(Project)
+        if not include_archived:
+            statement = statement.where(Project.archived_at.is_(None))
+        rows = (await self._session.scalars(scoped(page.apply(statement, Project.id), owner))).all()
+        return Page.of(rows, page)

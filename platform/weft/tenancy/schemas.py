@@ -1,55 +1,76 @@
-"""Tenants and keys on the wire."""
+"""Tenants and projects on the wire, in OpenAI's shapes where it has them."""
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict, Field
+from typing import Literal
 
-from weft.tenancy.models import ApiKey, Tenant
-from weft.tenancy.principal import ALL_SCOPES
-from weft.tenancy.service import NewKey
+from pydantic import BaseModel, ConfigDict
+
+from weft.db.lists import ListItem
+from weft.tenancy.models import Project, Tenant
 
 
-class TenantCreate(BaseModel):
-    """Body of `POST /admin/v1/tenants`."""
+class Body(BaseModel):
+    """What a request may say: nothing else, and of these types."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
+
+
+class TenantCreate(Body):
+    """Body of `POST /admin/v1/tenants`."""
+
     name: str
 
 
-class KeyCreate(BaseModel):
-    """Body of `POST /admin/v1/tenants/{id}/keys`; `expires_at` is in Unix seconds."""
+class ProjectName(Body):
+    """Body of `POST /v1/organization/projects` and `.../projects/{id}`."""
 
-    model_config = ConfigDict(extra="forbid", strict=True)
-    name: str = Field(default="", max_length=128)
-    scopes: list[str] = Field(default_factory=lambda: list[str](ALL_SCOPES), max_length=16)
-    expires_at: int | None = Field(default=None, le=2**40)
+    name: str
 
 
-def tenant_to_wire(tenant: Tenant) -> dict[str, object]:
-    return {
-        "id": tenant.id,
-        "object": "tenant",
-        "name": tenant.name,
-        "created_at": tenant.created_at,
-    }
+class TenantObject(ListItem):
+    """A tenant."""
+
+    object: Literal["tenant"] = "tenant"
+    name: str
+    status: Literal["active", "suspended"]
+    created_at: int
+    suspended_at: int | None
+
+    @classmethod
+    def of(cls, row: Tenant) -> TenantObject:
+        return cls(
+            id=row.id,
+            name=row.name,
+            status="active" if row.suspended_at is None else "suspended",
+            created_at=row.created_at,
+            suspended_at=row.suspended_at,
+        )
 
 
-def key_to_wire(row: ApiKey) -> dict[str, object]:
-    """A key without its secret."""
-    return {
-        "id": row.id,
-        "object": "api_key",
-        "tenant_id": row.tenant_id,
-        "project_id": row.project_id,
-        "name": row.name,
-        "redacted_value": f"weft_live_{row.id}_...{row.last4}",
-        "scopes": row.scopes,
-        "created_at": row.created_at,
-        "expires_at": row.expires_at,
-        "revoked_at": row.revoked_at,
-    }
+class Deleted(BaseModel):
+    """What is gone."""
+
+    id: str
+    object: str
+    deleted: Literal[True] = True
 
 
-def new_key_to_wire(key: NewKey) -> dict[str, object]:
-    """A key with its secret: the only time that it is shown."""
-    return {**key_to_wire(key.row), "value": key.text}
+class ProjectObject(ListItem):
+    """OpenAI's project."""
+
+    object: Literal["organization.project"] = "organization.project"
+    name: str
+    status: Literal["active", "archived"]
+    created_at: int
+    archived_at: int | None
+
+    @classmethod
+    def of(cls, row: Project) -> ProjectObject:
+        return cls(
+            id=row.id,
+            name=row.name,
+            status="active" if row.archived_at is None else "archived",
+            created_at=row.created_at,
+            archived_at=row.archived_at,
+        )

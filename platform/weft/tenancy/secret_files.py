@@ -1,6 +1,9 @@
-"""Secrets that live in the data folder: the pepper of key hashes and the operator's key.
+"""The secrets of an installation: one master, from which keys for each purpose are derived, and
+the operator's first key.
 
-Each file is made once, with mode 600; one that others can read is refused. Knows no database.
+Both come from the environment (`WEFT_MASTER_SECRET`, `WEFT_OPERATOR_KEY`, or the same names with
+`_FILE` for a file that holds it), which is how several machines share them, or else from files in
+the data folder, made once with mode 600; one that others can read is refused. Knows no database.
 """
 
 from __future__ import annotations
@@ -8,47 +11,116 @@ from __future__ import annotations
 import os
 import secrets
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from weft.tenancy.keys import create_key, try_parse_key
 
+# each purpose has a key of its own, so that what leaks of one tells nothing of another
+Purpose = Literal["key-pepper", "session", "csrf", "encryption"]
+
+MIN_MASTER_CHARS = 32
+_MIN_DISTINCT_CHARS = 10
+_PLACEHOLDERS = ("changeme", "change-me", "change_me", "example", "password", "placeholder")
+
 
 class SecretFileError(Exception):
-    """A secret's file cannot be trusted; the message says why and what to do."""
+    """A secret cannot be trusted; the message says why and what to do, never the secret."""
 
 
 @dataclass(frozen=True, slots=True)
 class SecretFiles:
-    """What the data folder's secret files hold. `is_new` when the operator key was made now."""
+    """The secrets. `is_new` when the operator key was made now.
 
-    pepper: bytes = field(repr=False)
+    `operator_key_file` is None where the environment holds the operator key. `legacy_pepper` is
+    that of a data folder from before there was a master: its keys were hashed with it.
+    """
+
+    master: str = field(repr=False)
     operator_key: str = field(repr=False)
-    operator_key_file: Path
+    operator_key_file: Path | None
     is_new: bool
+    legacy_pepper: bytes | None = field(default=None, repr=False)
 
-    def derive(self, purpose: str) -> bytes:
-        """32 bytes for one purpose: HKDF-SHA-256 (RFC 5869), labelled with it."""
+    @property
+    def pepper(self) -> bytes:
+        """What the hashes of keys are made with."""
+        return self.legacy_pepper or self.derive("key-pepper")
+
+    def derive(self, purpose: Purpose) -> bytes:
+        """32 bytes for one purpose: HKDF-SHA-256 (RFC 5869) of the master, labelled with it."""
         kdf = HKDF(algorithm=SHA256(), length=32, salt=b"weft", info=purpose.encode())
-        return kdf.derive(self.pepper)
+        return kdf.derive(self.master.encode())
 
 
-def read_or_create_secrets(data_dir: Path) -> SecretFiles:
-    """Read both secrets, making those that are missing."""
+def read_or_create_secrets(data_dir: Path, environ: Mapping[str, str] = os.environ) -> SecretFiles:
+    """Read the secrets, making those that are nowhere; SecretFileError for an unsafe one."""
     data_dir.mkdir(parents=True, exist_ok=True)
-    pepper, _ = _read_or_create(data_dir / "key_pepper", lambda: secrets.token_hex(32))
-    operator_file = data_dir / "operator_key"
-    operator_key, is_new = _read_or_create(operator_file, lambda: str(create_key("admin")))
+    master_file = data_dir / "master_secret"
+    master, where = _from_environment("WEFT_MASTER_SECRET", environ), "WEFT_MASTER_SECRET"
+    if master is None:
+        master, _ = _read_or_create(master_file, lambda: secrets.token_hex(32))
+        where = str(master_file)
+    _refuse_weak(master, where)
+    operator_file: Path | None = None
+    operator_key, is_new = _from_environment("WEFT_OPERATOR_KEY", environ), False
+    where = "WEFT_OPERATOR_KEY"
+    if operator_key is None:
+        operator_file = data_dir / "operator_key"
+        operator_key, is_new = _read_or_create(operator_file, lambda: str(create_key("operator")))
+        where = str(operator_file)
     parsed = try_parse_key(operator_key)
-    if parsed is None or parsed.kind != "admin":
-        raise SecretFileError(f"{operator_file} holds no operator key; remove it to make a new one")
-    if len(pepper) != 64:
-        raise SecretFileError(f"{data_dir / 'key_pepper'} is damaged; restore it from a backup")
-    return SecretFiles(bytes.fromhex(pepper), operator_key, operator_file, is_new)
+    # the first release wrote "admin" where it means an operator
+    if parsed is None or parsed.kind not in ("operator", "admin"):
+        remedy = "remove it to make a new one" if operator_file else "correct or unset it"
+        raise SecretFileError(f"{where} holds no operator key; {remedy}")
+    return SecretFiles(master, operator_key, operator_file, is_new, _legacy_pepper(data_dir))
+
+
+def _legacy_pepper(data_dir: Path) -> bytes | None:
+    file = data_dir / "key_pepper"
+    if not file.exists():
+        return None
+    text = _read(file)
+    try:
+        pepper = bytes.fromhex(text)
+    except ValueError:
+        pepper = b""
+    if len(pepper) != 32:
+        raise SecretFileError(f"{file} is damaged; restore it from a backup")
+    return pepper
+
+
+def _refuse_weak(master: str, where: str) -> None:
+    """Length and variety catch what a person types; a random secret passes."""
+    if len(master) < MIN_MASTER_CHARS:
+        raise SecretFileError(
+            f"{where} has {len(master)} characters; a master secret needs {MIN_MASTER_CHARS} or "
+            "more, for example from: openssl rand -hex 32"
+        )
+    lower = master.lower()
+    if len(set(master)) < _MIN_DISTINCT_CHARS or any(word in lower for word in _PLACEHOLDERS):
+        raise SecretFileError(
+            f"{where} holds no random secret; make one, for example with: openssl rand -hex 32"
+        )
+
+
+def _from_environment(name: str, environ: Mapping[str, str]) -> str | None:
+    value, file = environ.get(name), environ.get(f"{name}_FILE")
+    if value is not None and file is not None:
+        raise SecretFileError(f"set {name} or {name}_FILE, not both")
+    if file is None:
+        return None if value is None else value.strip()
+    try:
+        # not the mode: an orchestrator's secret is mounted with one that it chose
+        return Path(file).read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise SecretFileError(f"{name}_FILE: {file} could not be read: {error}") from error
 
 
 def _read_or_create(file: Path, create: Callable[[], str]) -> tuple[str, bool]:
@@ -62,11 +134,18 @@ def _read_or_create(file: Path, create: Callable[[], str]) -> tuple[str, bool]:
             os.fsync(stream.fileno())
         try:
             os.link(new, file)
-            return file.read_text(encoding="ascii").strip(), True
+            return _read(file), True
         except FileExistsError:  # another process was first: its secret counts
-            return file.read_text(encoding="ascii").strip(), False
+            return _read(file), False
         finally:
             new.unlink()
+    return _read(file), False
+
+
+def _read(file: Path) -> str:
     if stat.S_IMODE(file.stat().st_mode) & 0o077:
         raise SecretFileError(f"{file} can be read by others; run: chmod 600 {file}")
-    return file.read_text(encoding="ascii").strip(), False
+    try:
+        return file.read_text(encoding="ascii").strip()
+    except UnicodeDecodeError as error:
+        raise SecretFileError(f"{file} is damaged; restore it from a backup") from error

@@ -1,77 +1,38 @@
-"""What can be done with tenants and keys. Each function works in the caller's transaction."""
+"""What can be done with tenants and their projects. Each function works in the caller's
+transaction, and tells the audit trail who did it."""
 
 from __future__ import annotations
 
-import hmac
 import re
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass, field
 
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from weft.audit import Target, record
 from weft.db.ids import create_id, now
 from weft.db.paging import Page, PageRequest
-from weft.db.scope import TenantOwner
-from weft.errors import AuthenticationError, ConflictError, InvalidRequestError, NotFoundError
-from weft.tenancy.keys import KeyText, create_key, hash_secret, try_parse_key
-from weft.tenancy.models import ApiKey, Project, Tenant
-from weft.tenancy.principal import ALL_SCOPES, Operator, Principal
+from weft.db.scope import Owner, TenantOwner
+from weft.errors import ConflictError, InvalidRequestError, NotFoundError
+from weft.tenancy.authority import Maker, audited
+from weft.tenancy.key_repository import KeyRepository
+from weft.tenancy.models import Project, Tenant
 from weft.tenancy.repository import TenantRepository
 
 DEFAULT_PROJECT = "default"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9 ._-]{0,126}")
 
 
-@dataclass(frozen=True, slots=True)
-class NewKey:
-    """A key just made. `text` is shown once and stored nowhere."""
-
-    row: ApiKey
-    text: str = field(repr=False)
-
-
-@dataclass(frozen=True, slots=True)
-class Authenticator:
-    """Turns the text of a key into who acts."""
-
-    pepper: bytes = field(repr=False)
-    operator_key: str = field(repr=False)
-
-    async def authenticate(self, session: AsyncSession, text: str) -> Principal | Operator:
-        """AuthenticationError, always the same, unless the key is right and alive."""
-        parsed = try_parse_key(text)
-        if parsed is None:
-            raise AuthenticationError
-        if parsed.kind == "admin":
-            if not hmac.compare_digest(text, self.operator_key):
-                raise AuthenticationError
-            return Operator(parsed.key_id)
-        row = await TenantRepository(session).find_key_of_anyone(parsed.key_id)
-        expected = "" if row is None else row.secret_hmac
-        is_right = hmac.compare_digest(hash_secret(parsed.secret, self.pepper), expected)
-        if row is None or not is_right or not row.is_valid_at(now()):
-            raise AuthenticationError
-        return Principal(row.tenant_id, row.project_id, row.id, frozenset(row.scopes))
-
-
-async def create_tenant(session: AsyncSession, name: str) -> Tenant:
-    """A tenant with its default project."""
-    if not _NAME.fullmatch(name) or name.startswith("tnt_"):
-        raise InvalidRequestError(
-            "A tenant's name is 1 to 127 letters, digits, spaces, '.', '_' or '-', begins with a "
-            "letter or digit, and not with 'tnt_'.",
-            param="name",
-        )
+async def create_tenant(session: AsyncSession, name: str, actor: Maker = None) -> Tenant:
+    """A tenant with its default project. `actor` None: whoever owns the data folder."""
+    _check_name(name, "tenant", "tnt_")
     repository = TenantRepository(session)
     if await repository.find_tenant(name) is not None:
         raise ConflictError(f"A tenant named '{name}' exists already.", param="name")
-    tenant = Tenant(id=create_id("tnt"), name=name, created_at=now(), deleted_at=None)
+    tenant = Tenant(id=create_id("tnt"), name=name, created_at=now())
     repository.add(tenant)
     await repository.flush()
-    repository.add(
-        Project(id=create_id("proj"), tenant_id=tenant.id, name=DEFAULT_PROJECT, created_at=now())
-    )
+    repository.add(_project(tenant.id, DEFAULT_PROJECT))
     await repository.flush()
+    await _record(session, actor, "tenant.created", tenant, {"name": name})
     return tenant
 
 
@@ -83,78 +44,133 @@ async def get_tenant(session: AsyncSession, id_or_name: str) -> Tenant:
     return tenant
 
 
+async def get_owner(session: AsyncSession, id_or_name: str) -> Owner:
+    """The tenant as an owner of rows."""
+    return TenantOwner((await get_tenant(session, id_or_name)).id)
+
+
 async def list_tenants(session: AsyncSession, page: PageRequest) -> Page[Tenant]:
     return await TenantRepository(session).list_tenants(page)
 
 
-async def delete_tenant(session: AsyncSession, id_or_name: str) -> Tenant:
+async def delete_tenant(session: AsyncSession, id_or_name: str, actor: Maker = None) -> Tenant:
     """The tenant's keys stop working at once; its usage stays on record."""
     tenant = await get_tenant(session, id_or_name)
     tenant.deleted_at = now()
-    await TenantRepository(session).revoke_all_keys(TenantOwner(tenant.id), now())
+    await KeyRepository(session).revoke_all(TenantOwner(tenant.id), now())
+    await _record(session, actor, "tenant.deleted", tenant, {"name": tenant.name})
     return tenant
 
 
-async def create_tenant_key(
-    session: AsyncSession,
-    tenant_id_or_name: str,
-    pepper: bytes,
-    *,
-    name: str = "",
-    scopes: Collection[str] = ALL_SCOPES,
-    expires_at: int | None = None,
-) -> NewKey:
-    """A key of the tenant's default project."""
-    unknown = sorted(set(scopes) - set(ALL_SCOPES))
-    if unknown or not scopes:
-        problem = f"'{unknown[0]}' is no scope" if unknown else "A key needs a scope"
-        raise InvalidRequestError(f"{problem}; scopes are {', '.join(ALL_SCOPES)}.", param="scopes")
-    if expires_at is not None and expires_at <= now():
-        raise InvalidRequestError("The key would have expired already.", param="expires_at")
-    repository = TenantRepository(session)
-    tenant = await get_tenant(session, tenant_id_or_name)
-    project = await repository.find_project(DEFAULT_PROJECT, TenantOwner(tenant.id))
+async def suspend_tenant(session: AsyncSession, id_or_name: str, actor: Maker = None) -> Tenant:
+    """Until it is resumed the tenant's keys are refused; requests that run come to their end."""
+    tenant = await get_tenant(session, id_or_name)
+    if tenant.suspended_at is None:
+        tenant.suspended_at = now()
+        await _record(session, actor, "tenant.suspended", tenant, {})
+    return tenant
+
+
+async def resume_tenant(session: AsyncSession, id_or_name: str, actor: Maker = None) -> Tenant:
+    tenant = await get_tenant(session, id_or_name)
+    if tenant.suspended_at is not None:
+        tenant.suspended_at = None
+        await _record(session, actor, "tenant.resumed", tenant, {})
+    return tenant
+
+
+async def create_project(
+    session: AsyncSession, owner: Owner, name: str, actor: Maker = None
+) -> Project:
+    _check_name(name, "project", "proj_")
+    await _check_free(session, owner, name)
+    project = _project(owner.tenant_id, name)
+    TenantRepository(session).add(project)
+    await _record(session, actor, "project.created", project, {"name": name})
+    return project
+
+
+async def get_project(session: AsyncSession, owner: Owner, project_id: str) -> Project:
+    """NotFoundError for what does not exist and for another tenant's alike."""
+    project = await TenantRepository(session).find_project(project_id, owner)
+    if project is None:
+        raise NotFoundError(f"No project '{project_id}' exists.")
+    return project
+
+
+async def default_project(session: AsyncSession, owner: Owner) -> Project:
+    project = await TenantRepository(session).find_project_by_name(DEFAULT_PROJECT, owner)
     assert project is not None, "every tenant has a default project"
-    key = create_key("live")
-    row = _key_row(key, project, pepper, name, scopes, expires_at)
-    repository.add(row)
-    await repository.flush()
-    return NewKey(row, str(key))
+    return project
 
 
-def _key_row(
-    key: KeyText,
-    project: Project,
-    pepper: bytes,
-    name: str,
-    scopes: Collection[str],
-    expires_at: int | None,
-) -> ApiKey:
-    return ApiKey(
-        id=key.key_id,
-        tenant_id=project.tenant_id,
-        project_id=project.id,
-        name=name,
-        secret_hmac=hash_secret(key.secret, pepper),
-        last4=key.last4,
-        scopes=sorted(scopes),
-        created_at=now(),
-        expires_at=expires_at,
-        revoked_at=None,
-    )
+async def find_project_to_use(
+    session: AsyncSession, owner: Owner, id_or_name: str | None
+) -> Project:
+    """The project in use of this id or name; None: the default one."""
+    if id_or_name is None:
+        return await default_project(session, owner)
+    repository = TenantRepository(session)
+    project = await repository.find_project_by_name(id_or_name, owner)
+    return project or await get_project(session, owner, id_or_name)
 
 
-async def list_tenant_keys(session: AsyncSession, tenant_id_or_name: str) -> Sequence[ApiKey]:
-    tenant = await get_tenant(session, tenant_id_or_name)
-    return await TenantRepository(session).list_keys(TenantOwner(tenant.id))
+async def rename_project(
+    session: AsyncSession, owner: Owner, project_id: str, name: str, actor: Maker = None
+) -> Project:
+    project = await get_project(session, owner, project_id)
+    if project.name == name:
+        return project
+    if project.archived_at is not None:
+        raise ConflictError("The project is archived: it cannot be changed.")
+    if project.name == DEFAULT_PROJECT:
+        raise ConflictError("The default project keeps its name.", param="name")
+    _check_name(name, "project", "proj_")
+    await _check_free(session, owner, name)
+    project.name = name
+    await _record(session, actor, "project.updated", project, {"name": name})
+    return project
 
 
-async def revoke_tenant_key(session: AsyncSession, tenant_id_or_name: str, key_id: str) -> ApiKey:
-    """Idempotent: the first revocation's time stays."""
-    tenant = await get_tenant(session, tenant_id_or_name)
-    row = await TenantRepository(session).find_key(key_id, TenantOwner(tenant.id))
-    if row is None:
-        raise NotFoundError(f"No key '{key_id}' exists.")
-    if row.revoked_at is None:
-        row.revoked_at = now()
-    return row
+async def archive_project(
+    session: AsyncSession, owner: Owner, project_id: str, actor: Maker = None
+) -> Project:
+    """Final and idempotent: its keys stop working, its usage stays on record."""
+    project = await get_project(session, owner, project_id)
+    if project.archived_at is None:
+        if project.name == DEFAULT_PROJECT:
+            raise ConflictError("The default project cannot be archived.")
+        project.archived_at = now()
+        await _record(session, actor, "project.archived", project, {})
+    return project
+
+
+def _project(tenant_id: str, name: str) -> Project:
+    return Project(id=create_id("proj"), tenant_id=tenant_id, name=name, created_at=now())
+
+
+async def _check_free(session: AsyncSession, owner: Owner, name: str) -> None:
+    if await TenantRepository(session).find_project_by_name(name, owner) is not None:
+        raise ConflictError(f"A project named '{name}' exists already.", param="name")
+
+
+def _check_name(name: str, what: str, id_prefix: str) -> None:
+    """Names are told from ids, which begin with the prefix."""
+    if not _NAME.fullmatch(name) or name.startswith(id_prefix):
+        raise InvalidRequestError(
+            f"A {what}'s name is 1 to 127 letters, digits, spaces, '.', '_' or '-', begins with a "
+            f"letter or digit, and not with '{id_prefix}'.",
+            param="name",
+        )
+
+
+async def _record(
+    session: AsyncSession,
+    actor: Maker,
+    event: str,
+    row: Tenant | Project,
+    changes: dict[str, object],
+) -> None:
+    await session.flush()
+    tenant_id = row.id if isinstance(row, Tenant) else row.tenant_id
+    await record(session, audited(actor), event, Target(row.id, tenant_id), changes)

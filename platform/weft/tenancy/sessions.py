@@ -15,7 +15,7 @@ from typing import cast
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from weft.db.ids import create_id, now
-from weft.errors import WeftError
+from weft.errors import TenantSuspendedError, WeftError
 from weft.tenancy.principal import Client, Identity, Operator, TenantAdmin
 from weft.tenancy.roles import PERMISSIONS, Role
 from weft.tenancy.session_repository import FoundSession, SessionRepository
@@ -69,6 +69,7 @@ class SignedIn:
     name: str
     is_operator: bool
     tenant_id: str | None
+    is_suspended: bool
     role: Role | None
     provider_id: str | None
     created_at: int
@@ -76,7 +77,9 @@ class SignedIn:
     expires_at: int
 
     def identity(self, client: Client) -> Identity | None:
-        """Who acts; None for a person who acts for nothing yet."""
+        """Who acts; None for a person who acts for nothing yet. TenantSuspendedError."""
+        if self.is_suspended:
+            raise TenantSuspendedError
         if self.role is None:
             return None
         permissions = PERMISSIONS[self.role]
@@ -189,6 +192,7 @@ async def find_signed_in(
         name=user.name,
         is_operator=user.is_operator,
         tenant_id=row.tenant_id,
+        is_suspended=found.tenant is not None and found.tenant.suspended_at is not None,
         role=_role(found),
         provider_id=row.provider_id,
         created_at=row.created_at,
