@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
@@ -11,8 +10,6 @@ from tests.internet import Handler, Internet, running_server
 from tests.registry.shelf import Shelf
 
 from weft.db.database import Database
-from weft.db.schema import prepare
-from weft.db.urls import sqlite_url
 from weft_adapters.store import FolderStore
 
 
@@ -32,17 +29,8 @@ def internet(server: tuple[int, Path], tmp_path: Path) -> Internet:
     return Internet(server[0], server[1], tmp_path)
 
 
-@pytest.fixture(scope="session")
-def schema(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A database at this release's schema."""
-    file = tmp_path_factory.mktemp("schema") / "weft.db"
-    prepare(sqlite_url(file))
-    return file
-
-
 @pytest.fixture
-async def shelf(tmp_path: Path, schema: Path) -> AsyncIterator[Shelf]:
-    shutil.copy(schema, tmp_path / "weft.db")
-    database = Database(sqlite_url(tmp_path / "weft.db"))
+async def shelf(tmp_path: Path, database_url: str) -> AsyncIterator[Shelf]:
+    database = Database(database_url)
     yield Shelf(tmp_path, database, FolderStore(tmp_path / "store"))
     await database.close()
