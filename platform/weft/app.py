@@ -24,8 +24,10 @@ from weft.gateway import probe_endpoints as probes
 from weft.gateway.error_handlers import install_error_handlers
 from weft.gateway.hosts import AllowedHosts
 from weft.gateway.middleware import RequestContextMiddleware
+from weft.gateway.rate_limit_headers import RateLimitHeaders
 from weft.gateway.request_guard import RequestGuard
 from weft.gateway.runtime import Gateway
+from weft.limits.build import create_limiter
 from weft.messages import EngineClient
 from weft.registry import endpoints as adapters
 from weft.registry import placement_endpoints as placements
@@ -118,6 +120,7 @@ def create_services(
         engine,
         tokenizer,
         database,
+        create_limiter(settings.redis_url),
         metering.recorder,
         registry.merger,
         registry.read_config,
@@ -138,7 +141,7 @@ async def running(settings: ServerSettings, services: Services) -> AsyncIterator
         if settings.num_workers == 1:
             stack.enter_context(lock_data_folder(settings.data_dir))
             await make_up_for_crash(services.database, settings.uploads_dir)
-        async with services.metering.running():
+        async with services.metering.running(), services.gateway.admission.running():
             async with (
                 services.registry.running(),
                 services.sign_in.upkeep.running(),
@@ -179,7 +182,8 @@ def create_app(settings: ServerSettings, engine: EngineClient, tokenizer: BaseTo
         max_body_bytes=settings.max_body_bytes,
         body_timeout_s=settings.body_timeout_s,
     )
-    app.add_middleware(RequestContextMiddleware)  # added last: the outermost
+    app.add_middleware(RequestContextMiddleware)
+    app.add_middleware(RateLimitHeaders)  # added last: the outermost
     for module in _ROUTES:
         app.include_router(module.router)
 

@@ -108,13 +108,20 @@ def test_every_outcome_is_exactly_one_event(site: Any, acme: str) -> None:
     assert result["input_cached_tokens"] == 3
 
 
+def create_generations(site: Any, recorder: Any, max_backlog_bytes: int) -> Any:
+    from weft.gateway.generation import Generations
+
+    gateway = site.app.state.gateway
+    return Generations(site.engine, recorder, gateway.admission, gateway.metrics, max_backlog_bytes)
+
+
 def test_a_reader_that_stops_is_cut_off_with_bounded_memory(site: Any, acme: str) -> None:
-    from weft.gateway.generation import Generation, Generations, Job
+    from weft.gateway.generation import Generation, Job
 
     class Recorder:
         async def finish(self, *args: object) -> None: ...
 
-    owner = Generations(site.engine, Recorder(), site.app.state.gateway.metrics, 5_000)  # type: ignore[arg-type]
+    owner = create_generations(site, Recorder(), 5_000)
 
     async def flood() -> None:
         request = EngineRequest("r", "t", (1,), SamplingParams(max_tokens=2_000))
@@ -134,12 +141,12 @@ def test_a_reader_that_stops_is_cut_off_with_bounded_memory(site: Any, acme: str
 
 
 def test_unread_outputs_are_merged_without_losing_text(site: Any) -> None:
-    from weft.gateway.generation import Generation, Generations, Job
+    from weft.gateway.generation import Generation, Job
 
     class Recorder:
         async def finish(self, *args: object) -> None: ...
 
-    owner = Generations(site.engine, Recorder(), site.app.state.gateway.metrics, 2**20)  # type: ignore[arg-type]
+    owner = create_generations(site, Recorder(), 2**20)
 
     async def run() -> None:
         request = EngineRequest("r", "t", (1,), SamplingParams(max_tokens=2_000))

@@ -13,7 +13,7 @@ from weft.db.scope import TenantOwner, unscoped
 from weft.limits import budgets
 from weft.limits.budgets import BudgetExceededError, BudgetHold
 from weft.limits.models import Budget
-from weft.limits.subjects import RequestSubjects, SubjectKind
+from weft.limits.subjects import Period, RequestSubjects, SubjectKind
 from weft.tenancy import service
 
 NOW = 1_763_762_400  # 2025-11-21 22:00 UTC
@@ -37,7 +37,7 @@ async def subjects(database: Database) -> RequestSubjects:
 
 
 async def make(
-    database: Database, kind: SubjectKind, subject_id: str, limit_pico: int, period: str = "day",
+    database: Database, kind: SubjectKind, subject_id: str, limit_pico: int, period: Period = "day",
     *, tenant_id: str | None,
 ) -> str:  # fmt: skip
     async with database.writing() as session:

@@ -10,6 +10,7 @@ import asyncio
 from collections.abc import Mapping
 from types import MappingProxyType
 
+from starlette.requests import Request
 from starlette.responses import Response
 
 from weft.errors import InvalidRequestError
@@ -30,7 +31,7 @@ async def answer(
     gateway: Gateway,
     principal: Principal,
     body: InferenceRequest,
-    request_id: str,
+    request: Request,
     model: ResolvedModel,
     prompts: list[tuple[int, ...]],
     answer_format: AnswerFormat,
@@ -44,10 +45,11 @@ async def answer(
         max_model_len=gateway.engine.info.max_model_len, vocab_size=tokens.vocab_size,
     )  # fmt: skip
     work = Work(
-        request_id, model, prompts, sampling, body.priority or 0, body.cache_salt or "",
-        tokens.vocabulary,
+        request.state.request_id, model, prompts, sampling, body.priority or 0,
+        body.cache_salt or "", tokens.vocabulary,
     )  # fmt: skip
     generation = await gateway.admit(principal, work)
+    request.state.rate_limit_headers = generation.headers
     headers = dict(headers)
     if model.digest is not None:
         headers["x-weft-adapter-version"] = model.name

@@ -41,7 +41,7 @@ async def create_chat_completion(
     request_id: str = request.state.request_id
     logprobs = await logprobs_format(tokens, bool(body.logprobs))
     answer_format = ChatFormat(request_id, model.name, logprobs)
-    return await answer(gateway, principal, body, request_id, model, prompts, answer_format)
+    return await answer(gateway, principal, body, request, model, prompts, answer_format)
 
 
 @router.post("/completions", response_class=Response)
@@ -58,7 +58,7 @@ async def create_completion(
     request_id: str = request.state.request_id
     logprobs = await logprobs_format(tokens, body.logprobs is not None)
     answer_format = CompletionFormat(request_id, model.name, logprobs)
-    return await answer(gateway, principal, body, request_id, model, prompts, answer_format)
+    return await answer(gateway, principal, body, request, model, prompts, answer_format)
 
 
 @router.get("/models")

@@ -9,12 +9,14 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 
 from weft.errors import InvalidRequestError, OverloadedError, WeftError
 from weft.gateway.faults import draining_error
 from weft.gateway.metrics import GatewayMetrics
+from weft.limits.admission import Admission
 from weft.messages import (
     EngineClient,
     EngineDeadError,
@@ -59,20 +61,30 @@ class Generations:
         self,
         engine: EngineClient,
         recorder: UsageRecorder,
+        admission: Admission,
         metrics: GatewayMetrics,
         max_backlog_bytes: int,
     ) -> None:
         self.engine = engine
         self.recorder = recorder
+        self.admission = admission
         self.metrics = metrics
         self.max_backlog_bytes = max_backlog_bytes
         self._tasks: set[asyncio.Task[None]] = set()
         self._running: set[Generation] = set()
 
-    async def start(self, jobs: Sequence[Job]) -> Generation:
-        """Write ahead, then admit all or none; a WeftError says why not."""
-        await self.recorder.begin([job.metered for job in jobs])
-        generation = Generation(self, jobs)
+    async def start(self, jobs: Sequence[Job], headers: Mapping[str, str]) -> Generation:
+        """Write ahead, then admit all or none; a WeftError says why not.
+
+        The jobs have their places, and whatever comes of them gives these back. `headers` tell the
+        reader what is left.
+        """
+        try:
+            await self.recorder.begin([job.metered for job in jobs])
+        except BaseException:  # cancelled, too
+            await self._give_back(jobs)
+            raise
+        generation = Generation(self, jobs, headers)
         streams: list[AsyncIterator[EngineOutput]] = []
         try:
             for job in jobs:
@@ -82,6 +94,7 @@ class Generations:
             generation.num_open = len(streams)
             self._pump(generation, streams)
             generation.cancel()
+            await self._give_back(jobs[len(streams) :])
             await self._forget([job.metered for job in jobs[len(streams) :]])
             refusal = _refusal(error)
             if refusal is None:
@@ -108,6 +121,10 @@ class Generations:
         finally:
             if generation.num_open == 0:
                 self._running.discard(generation)
+
+    async def _give_back(self, jobs: Sequence[Job]) -> None:
+        for job in jobs:
+            await self.admission.cancel(job.request.request_id)
 
     async def _forget(self, refused: Sequence[MeteredRequest]) -> None:
         async def write() -> None:
@@ -160,9 +177,15 @@ class Generation:
     Choice c of job j has the index `j * n + c`.
     """
 
-    def __init__(self, owner: Generations, jobs: Sequence[Job]) -> None:
+    def __init__(
+        self,
+        owner: Generations,
+        jobs: Sequence[Job],
+        headers: Mapping[str, str] = MappingProxyType({}),
+    ) -> None:
         self._owner = owner
         self._jobs = jobs
+        self.headers = headers
         self._started_s = time.monotonic()
         self._unread: list[tuple[int, EngineOutput]] = []
         self._place: dict[int, int] = {}  # of each choice's last output in `_unread`
@@ -239,6 +262,9 @@ class Generation:
             await self._owner.recorder.finish(job.metered, last.usage, reason, outcome, ended_s)
 
         is_written = await self._owner.try_write(write)
+        # before the reader sees the end, so that its next request finds the place free
+        num_tokens = last.usage.num_prompt_tokens + last.usage.num_completion_tokens
+        await self._owner.admission.settle(job.request.request_id, num_tokens)
         self.num_open -= 1
         self._put(first + last.index, last)
         if not is_written:

@@ -137,7 +137,6 @@ async def _generate(
     if model.digest is not None:
         ids = model.merged_from or (given.adapter_id or "",)
         headers |= {"x-adapter-id": ",".join(ids), "x-adapter-source": "local"}
-    request_id: str = request.state.request_id
     return await answer(
-        gateway, principal, completion, request_id, model, [prompt], answer_format, headers
+        gateway, principal, completion, request, model, [prompt], answer_format, headers
     )

@@ -14,6 +14,8 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 from weft.gateway.adapter_metrics import adapter_families
+from weft.limits.limiter import Dimension
+from weft.limits.subjects import SubjectKind
 from weft.messages import EngineClient, EngineStats, FinishReason
 
 _SECONDS = (0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5,
@@ -46,6 +48,17 @@ class GatewayMetrics:
             "Attempts to write a request's usage that failed; each is tried again.",
             registry=self._registry,
         )
+        self._limited = Counter(
+            "weft_requests_limited",
+            "Requests refused by a rate limit, by whose it is and what of.",
+            ("subject", "limit"),
+            registry=self._registry,
+        )
+        self._limiter_failures = Counter(
+            "weft_limiter_failures",
+            "Questions to the limiter that it did not answer.",
+            registry=self._registry,
+        )
 
     def request_finished(self, reason: FinishReason, elapsed_s: float) -> None:
         self._finished.labels(self._base, reason).inc()
@@ -53,6 +66,12 @@ class GatewayMetrics:
 
     def usage_write_failed(self) -> None:
         self._write_failures.inc()
+
+    def request_limited(self, subject: SubjectKind, dimension: Dimension) -> None:
+        self._limited.labels(subject, dimension).inc()
+
+    def limiter_failed(self) -> None:
+        self._limiter_failures.inc()
 
     def render(self) -> bytes:
         """The text exposition."""

@@ -20,6 +20,11 @@ from weft.gateway.generation import Generation, Generations, Job
 from weft.gateway.metrics import EngineMetrics, GatewayMetrics
 from weft.gateway.model_tokens import ModelTokenizers, ModelTokens
 from weft.gateway.responses import StreamLimits
+from weft.limits.admission import Admission
+from weft.limits.book import LimitBook
+from weft.limits.build import default_rates
+from weft.limits.limiter import Limiter
+from weft.limits.subjects import RequestSubjects
 from weft.messages import EngineClient, EngineRequest, RequestVocabulary, SamplingParams
 from weft.registry.merging import Merger, WantedMerge
 from weft.registry.service import ResolvedModel, ServedBase, resolve_model
@@ -56,6 +61,7 @@ class Gateway:
         engine: EngineClient,
         tokenizer: BaseTokenizer,
         database: Database,
+        limiter: Limiter,
         recorder: UsageRecorder,
         merger: Merger,
         read_config: Callable[[str], bytes],
@@ -70,8 +76,14 @@ class Gateway:
         self.limits = StreamLimits(settings.keepalive_s, settings.stall_timeout_s)
         self._database, self._merger = database, merger
         self._tokenizers = ModelTokenizers(tokenizer, self.vocab_size, read_config)
+        self.admission = Admission(
+            limiter,
+            LimitBook(database, default_rates(settings)),
+            self.metrics,
+            fails_open=settings.fail_open_limits,
+        )
         self._generations = Generations(
-            engine, self.recorder, self.metrics, settings.max_stream_backlog_bytes
+            engine, self.recorder, self.admission, self.metrics, settings.max_stream_backlog_bytes
         )
         self.is_draining = False
         self.started_at = now()
@@ -101,7 +113,7 @@ class Gateway:
         return await self._tokenizers.of(model)
 
     async def admit(self, principal: Principal, work: Work) -> Generation:
-        """Write ahead, and hand the prompts to the engine; all or none."""
+        """Reserve, write ahead, and hand the prompts to the engine; all or none."""
         if self.is_draining:
             raise draining_error()
         ids = [work.request_id]
@@ -111,7 +123,22 @@ class Gateway:
             self._job(principal, work, request_id, prompt, sampling)
             for request_id, prompt, sampling in zip(ids, work.prompts, work.sampling, strict=True)
         ]
-        return await self._generations.start(jobs)
+        headers = await self.admission.reserve(
+            self.subjects(principal, work.model.adapter_id),
+            work.model.name.partition("@")[0],
+            {job.request.request_id: _max_tokens(job.request) for job in jobs},
+        )
+        return await self._generations.start(jobs, headers)
+
+    def subjects(self, principal: Principal, adapter_id: str | None = None) -> RequestSubjects:
+        """Whom a request of this key counts for."""
+        return RequestSubjects(
+            tenant_id=principal.tenant_id,
+            project_id=principal.project_id,
+            key_id=principal.key_id,
+            base=self.base.name,
+            adapter_id=adapter_id,
+        )
 
     async def drain(self, deadline_s: float) -> None:
         """Admit nothing more, let streams finish for `deadline_s`, end the rest, meter all."""
@@ -167,6 +194,11 @@ class Gateway:
             max_completion_tokens=sampling.n * sampling.max_tokens,
         )
         return Job(request, metered)
+
+
+def _max_tokens(request: EngineRequest) -> int:
+    """The most that it can take: the prompt, and every choice at its longest."""
+    return len(request.prompt_token_ids) + request.sampling.n * request.sampling.max_tokens
 
 
 def get_gateway(request: Request) -> Gateway:

@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Literal, get_args
 
 from sqlalchemy.ext.asyncio import AsyncSession
 
@@ -18,11 +17,9 @@ from weft.db.scope import Owner, TenantOwner
 from weft.errors import QuotaExceededError
 from weft.limits.budget_repository import BudgetRepository
 from weft.limits.models import Budget
-from weft.limits.subjects import RequestSubjects
+from weft.limits.subjects import Period, RequestSubjects
 
-Period = Literal["day", "month", "total"]
-PERIODS: tuple[Period, ...] = get_args(Period)
-_ADJECTIVES = {"day": "daily", "month": "monthly", "total": "total"}
+_ADJECTIVES: dict[Period, str] = {"day": "daily", "month": "monthly", "total": "total"}
 
 
 class BudgetExceededError(QuotaExceededError):
@@ -46,7 +43,7 @@ class BudgetHold:
         return cls(str(budget_id), int(period_start), int(amount_pico))
 
 
-def period_start(period: str, time_s: int) -> int:
+def period_start(period: Period, time_s: int) -> int:
     """When the period of `time_s` began, in UTC: Unix seconds, 0 for all time."""
     if period == "total":
         return 0

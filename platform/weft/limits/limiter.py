@@ -39,6 +39,19 @@ class Rates:
     def is_empty(self) -> bool:
         return self.requests_per_minute is self.tokens_per_minute is self.max_running is None
 
+    def over(self, defaults: Rates) -> Rates:
+        """These limits, and where there is none the default."""
+        return Rates(
+            *(
+                default if own is None else own
+                for own, default in (
+                    (self.requests_per_minute, defaults.requests_per_minute),
+                    (self.tokens_per_minute, defaults.tokens_per_minute),
+                    (self.max_running, defaults.max_running),
+                )
+            )
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class Rule:
@@ -79,6 +92,11 @@ class Reservation:
     num_tokens: int
     rules: tuple[Rule, ...]
     step: int
+
+    @property
+    def is_leased(self) -> bool:
+        """Whether it has a place among the running that it loses unless it is renewed."""
+        return any(rule.rates.max_running is not None for rule in self.rules)
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,6 +6,7 @@ from sqlalchemy import ForeignKey, Index, String
 from sqlalchemy.orm import Mapped, mapped_column
 
 from weft.db.base import Base, TenantOwned
+from weft.limits.subjects import Period, SubjectKind
 
 
 class Limit(TenantOwned, Base):
@@ -24,7 +25,7 @@ class Limit(TenantOwned, Base):
     tenant_id: Mapped[str | None] = mapped_column(  # type: ignore[assignment]  # a base has none
         String(64), ForeignKey("tenants.id"), index=True
     )
-    subject_kind: Mapped[str] = mapped_column(String(16))
+    subject_kind: Mapped[SubjectKind] = mapped_column(String(16))
     subject_id: Mapped[str] = mapped_column(String(255))
     model: Mapped[str] = mapped_column(String(255))
     requests_per_minute: Mapped[int | None]
@@ -54,9 +55,9 @@ class Budget(TenantOwned, Base):
     tenant_id: Mapped[str | None] = mapped_column(  # type: ignore[assignment]  # a base has none
         String(64), ForeignKey("tenants.id"), index=True
     )
-    subject_kind: Mapped[str] = mapped_column(String(16))
+    subject_kind: Mapped[SubjectKind] = mapped_column(String(16))
     subject_id: Mapped[str] = mapped_column(String(255))
-    period: Mapped[str] = mapped_column(String(8))
+    period: Mapped[Period] = mapped_column(String(8))
     limit_pico: Mapped[int]
     spent_pico: Mapped[int]
     held_pico: Mapped[int]

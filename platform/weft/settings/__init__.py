@@ -7,6 +7,7 @@ settings is a dataclass in a file of its own, and a server's settings are all gr
 from weft.settings.adapters import AdapterSettings
 from weft.settings.engine import EngineSettings
 from weft.settings.fields import MIB, Option, Settings, setting
+from weft.settings.limits import LimitSettings
 from weft.settings.requests import RequestSettings
 from weft.settings.server import DEFAULT_DATA_DIR, ServerSettings, base_url, database_file
 from weft.settings.sign_in import SignInSettings
@@ -17,6 +18,7 @@ __all__ = [
     "MIB",
     "AdapterSettings",
     "EngineSettings",
+    "LimitSettings",
     "Option",
     "RequestSettings",
     "ServerSettings",

@@ -10,6 +10,7 @@ from weft.settings.adapters import AdapterSettings
 from weft.settings.door import DoorSettings
 from weft.settings.engine import EngineSettings
 from weft.settings.fields import Option, setting
+from weft.settings.limits import LimitSettings
 from weft.settings.metering import MeteringSettings
 from weft.settings.requests import RequestSettings
 from weft.settings.sign_in import SignInSettings
@@ -23,6 +24,7 @@ class ServerSettings(
     EngineSettings,
     AdapterSettings,
     RequestSettings,
+    LimitSettings,
     DoorSettings,
     SignInSettings,
     MeteringSettings,
