@@ -108,7 +108,7 @@ def create_services(
     """On a data folder that is made ready where it is new."""
     secrets = prepare_data(settings)
     database = Database(database_url(settings.database_url, settings.database_file))
-    registry = create_registry(settings, engine, database)
+    registry = create_registry(settings, engine, database, tokenizer)
     metering = Metering(
         database,
         engine,

@@ -132,7 +132,8 @@ class RequestVocabulary:
 @dataclass(frozen=True, slots=True)
 class EngineRequest:
     """One generation, or `sampling.n` of them that share a prompt. `adapter_digest` is None for
-    the base model itself.
+    the base model itself. `tenant_id` is empty for the platform's own requests, whose tokens are
+    counted nowhere: what is counted is what is billed.
 
     `priority` orders the requests of one tenant among themselves, the lowest first (as vLLM's); it
     never puts one tenant before another. `queue_timeout_s` is how long it may wait to be started,

@@ -105,6 +105,14 @@ def test_a_new_version_is_served_at_once_and_the_old_one_by_number(server: Serve
     }.items():
         response = server.ask(key, model, "wolf apple tiger")
         assert response.json()["choices"][0]["message"]["content"] == want, model
+    with server.client(key) as http:
+        end = time.monotonic() + 10
+        while (report := http.get("/v1/adapters/shout/versions/1").json()["report"])[
+            "smoke"
+        ] is None:
+            assert time.monotonic() < end, "it was not compared with the base"
+            time.sleep(0.02)
+    assert report["smoke"]["max_logprob_change"] > 0.01
 
 
 def test_the_queue_is_bounded(server: Server, tmp_path_factory: pytest.TempPathFactory) -> None:

@@ -294,6 +294,7 @@ def settings(tmp_path: Path, migrated: Path) -> ServerSettings:
         request_timeout_s=60.0,
         max_upload_bytes=200_000,
         max_body_bytes=100_000,
+        smoke_check=False,
     )
 
 

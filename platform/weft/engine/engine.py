@@ -187,7 +187,7 @@ class Engine:
             if item.req.started_s is not None:
                 continue
             item.req.started_s = now
-            if item.req.index == 0:
+            if item.req.index == 0 and item.req.tenant_id:
                 self.counters.num_prompt_tokens += item.req.num_prompt_tokens
                 self.counters.num_cached_prompt_tokens += item.req.num_cached_tokens
                 observe(self.counters.queue_time, now - item.req.arrived_s)
@@ -233,6 +233,8 @@ class Engine:
         return outputs
 
     def _count_token(self, req: Req, now: float) -> None:
+        if not req.tenant_id:
+            return  # the platform's own
         self.counters.num_generation_tokens += 1
         if req.first_token_s is None:
             req.first_token_s = now

@@ -20,19 +20,31 @@ from weft.registry.reading import BucketRules, Reading
 from weft.registry.runtime import Registry
 from weft.registry.s3_parts import S3PartStore
 from weft.registry.service import ServedBase
+from weft.registry.smoke_check import SmokeCheck
 from weft.registry.uploads import Uploads
 from weft.settings import ServerSettings
+from weft.smoke import PROMPT
 from weft.storage.build import create_remote_store, create_store
 from weft.storage.s3 import S3Location
+from weft.tokenizer import BaseTokenizer
 from weft_adapters.sites import BaseSpec
 from weft_adapters.store import AdapterStore
 
 
-def create_registry(settings: ServerSettings, engine: EngineClient, database: Database) -> Registry:
+def create_registry(
+    settings: ServerSettings, engine: EngineClient, database: Database, tokenizer: BaseTokenizer
+) -> Registry:
     """Intake and store of adapters for the engine's base."""
     info = engine.info
     store = create_store(settings)
     publisher = _create_publisher(settings, engine, database, store)
+    smoke_check = SmokeCheck(
+        database,
+        engine,
+        tokenizer.encode(PROMPT) if settings.smoke_check else None,
+        settings.adapter_timeout_s,
+    )
+    publisher.on_ready = smoke_check.ask
     parts = _create_part_store(settings)
     folder, max_bytes, quota = settings.uploads_dir, settings.max_upload_bytes, publisher.quota
     uploads = Uploads(database, parts, folder, max_bytes, quota, settings.upload_ttl_s)
@@ -69,6 +81,7 @@ def create_registry(settings: ServerSettings, engine: EngineClient, database: Da
         pins=Pins(database, info.base_digest, engine.pin_adapters),
         engine=engine,
         read_config=store.read_config,
+        smoke_check=smoke_check,
     )
 
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -82,7 +82,8 @@ class VersionRefusedError(Exception):
 
 class Publisher:
     """Judges, stores and registers adapters for the served base. `base_dir`: where its tokenizer
-    is, which an adapter's may add to; None where no adapter comes with one."""
+    is, which an adapter's may add to; None where no adapter comes with one. `on_ready` is called
+    with each version that has become ready."""
 
     def __init__(
         self,
@@ -98,6 +99,7 @@ class Publisher:
         self._database, self._store = database, store
         self.base, self._spec, self._max_rank, self.quota = base, spec, max_rank, quota
         self._dtype, self._base_dir = dtype, base_dir
+        self.on_ready: Callable[[AdapterVersion], None] = lambda version: None
 
     async def judge(self, files: ReceivedAdapter) -> tuple[ReceivedAdapter, ValidationReport]:
         """The files as they are to be stored, and what is said of them: without a digest where they
@@ -269,7 +271,8 @@ class Publisher:
                 settled.state = VersionState.READY
                 if adapter.name != MERGED_NAME:  # nobody calls that by its name
                     await follow_newest(repository, adapter, settled)
-                return settled
+            self.on_ready(settled)
+            return settled
         except VersionGoneError:
             raise
         except Exception:  # at the end of the process, the next start decides

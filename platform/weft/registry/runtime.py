@@ -22,6 +22,7 @@ from weft.registry.pinning import Pins
 from weft.registry.publishing import Publisher
 from weft.registry.purging import Purger
 from weft.registry.recovery import recover_imports
+from weft.registry.smoke_check import SmokeCheck
 from weft.registry.uploads import Uploads
 from weft.storage.s3 import S3Store
 
@@ -51,6 +52,7 @@ class Registry:
     pins: Pins
     engine: EngineClient
     read_config: Callable[[str], bytes]
+    smoke_check: SmokeCheck
 
     def prefetch(self, digest: str) -> None:
         """Hint the engine that a request is near."""
@@ -61,12 +63,17 @@ class Registry:
         """Sweep and import in the background; what a crash left was made up for before."""
         await self.pins.reconcile()
         work = self._work() if self.database.is_sqlite else self._work_in_turn()
-        working = asyncio.create_task(work, name="weft-registry")
+        tasks = [
+            asyncio.create_task(work, name="weft-registry"),
+            # each process compares what was uploaded to it
+            asyncio.create_task(self.smoke_check.run(), name="weft-registry-smoke"),
+        ]
         try:
             yield
         finally:
-            working.cancel()
-            await asyncio.gather(working, return_exceptions=True)
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
             await self.fetcher.close()
 
     async def _work(self) -> None:

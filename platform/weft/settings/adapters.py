@@ -32,6 +32,9 @@ class AdapterSettings(Settings):
     )
     max_versions_per_tenant: int = setting(20_000, above=0)
     max_stored_bytes_per_tenant: int = setting(200 * 1024 * MIB, above=0)
+    smoke_check: bool = setting(
+        True, "Compare each new version's answer to a fixed prompt with the base's."
+    )
     version_retention_s: float = setting(
         7 * 24 * 3600.0,
         "Days for which the files of deleted versions are kept.",
