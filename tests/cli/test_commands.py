@@ -44,6 +44,40 @@ def test_tenants_and_keys_live_in_the_data_folder(weft: Any) -> None:
     assert "No tenant" in weft("key", "list", "acme", code=1)
 
 
+def test_projects_and_keys_of_all_kinds_live_in_the_data_folder(weft: Any) -> None:
+    weft("tenant", "create", "acme")
+    project = weft("project", "create", "acme", "search")
+    key = weft("key", "create", "acme", "--project", "search")
+    assert key["project_id"] == project["id"]
+    rotated = weft("key", "rotate", "acme", key["id"], "--grace-hours", "0")
+    assert (rotated["id"], rotated["previous_expires_at"]) == (key["id"], None)
+    assert rotated["value"] not in ("", key["value"])
+    change = ("--name", "web", "--grant", "inference", "--block")
+    changed = weft("key", "update", "acme", key["id"], *change)
+    assert (changed["name"], changed["scopes"], changed["status"]) == (
+        "web",
+        ["inference"],
+        "blocked",
+    )
+    admin = weft("key", "create", "acme", "--admin", "--role", "billing")
+    assert admin["value"].startswith("weft_admin_")
+    assert weft("key", "list", "acme", "--admin")[0]["role"] == "billing"
+    assert weft("key", "revoke", "acme", admin["id"])["status"] == "revoked"
+    assert "no role" in weft("key", "create", "acme", "--admin", "--role", "king", code=1)
+    assert weft("project", "archive", "acme", "search")["status"] == "archived"
+    assert [row["name"] for row in weft("project", "list", "acme")] == ["default"]
+    assert len(weft("project", "list", "acme", "--archived")) == 2
+    assert weft("tenant", "suspend", "acme")["status"] == "suspended"
+    assert weft("tenant", "resume", "acme")["status"] == "active"
+    operator = weft("key", "operator", "create", "--permission", "tenants:read")
+    assert operator["value"].startswith("weft_operator_")
+    weft("key", "operator", "rotate", operator["id"])
+    assert weft("key", "operator", "revoke", operator["id"])["status"] == "revoked"
+    assert [row["id"] for row in weft("key", "operator", "list")] == [operator["id"]]
+    told = {row["type"] for row in weft("audit", "list", "acme")}
+    assert {"api_key.rotated", "admin_api_key.deleted", "project.archived"} <= told
+
+
 def test_migrate_says_what_it_did(weft: Any) -> None:
     first = weft("migrate")
     assert first["from"] is None

@@ -21,7 +21,8 @@ def test_every_attack_that_is_tested_here_has_tests_and_every_file_exists() -> N
         match[1]
         for path in HERE.glob("test_*.py")
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
-        if isinstance(node, ast.FunctionDef) and (match := re.match(r"test_(\d+)_", node.name))
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+        and (match := re.match(r"test_(\d+)_", node.name))
     }
     assert {number for number, where in rows.items() if where.startswith("here:")} <= tested
     assert {str(number) for number in range(24, 38)} <= tested

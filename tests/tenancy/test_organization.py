@@ -17,7 +17,7 @@ from tests.gateway.conftest import EchoEngine, Site
 
 from weft.app import create_app
 from weft.demo.tokens import write_tokenizer
-from weft.server import background_server
+from weft.server.http import background_server
 from weft.settings import ServerSettings
 from weft.tokenizer import BaseTokenizer
 
