@@ -14,6 +14,9 @@ from typing import TYPE_CHECKING
 from fastapi import Depends, FastAPI
 from starlette.responses import JSONResponse
 
+from weft.billing import endpoints as billing
+from weft.billing import invoice_endpoints as invoices
+from weft.billing.exporting import Exporter
 from weft.db.database import Database
 from weft.db.lock import lock_data_folder
 from weft.db.schema import prepare
@@ -37,7 +40,7 @@ from weft.registry.build import create_registry
 from weft.registry.recovery import make_up_for_crash
 from weft.registry.runtime import Registry
 from weft.settings import EngineSettings, ServerSettings
-from weft.storage.build import create_remote_store
+from weft.storage.build import create_export_target, create_remote_store
 from weft.tenancy import admin_key_endpoints as admin_keys
 from weft.tenancy import audit_endpoints as audit
 from weft.tenancy import endpoints as tenants
@@ -79,6 +82,8 @@ _ROUTES = (
     uploads,
     usage,
     reports,
+    invoices,
+    billing,
     tenants,
     audit,
     members,
@@ -100,6 +105,7 @@ class Services:
     registry: Registry
     authenticator: Authenticator
     sign_in: SignIn
+    exporter: Exporter
 
 
 def create_services(
@@ -127,7 +133,8 @@ def create_services(
     )
     authenticator = Authenticator(database, secrets.pepper, secrets.operator_key)
     sign_in = create_sign_in(settings, database, secrets)
-    return Services(database, metering, gateway, registry, authenticator, sign_in)
+    exporter = Exporter(database, create_export_target(settings))
+    return Services(database, metering, gateway, registry, authenticator, sign_in, exporter)
 
 
 @asynccontextmanager

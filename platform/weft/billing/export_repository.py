@@ -37,7 +37,9 @@ class ExportRepository:
         return (await self._session.scalars(scoped(statement, owner))).all()
 
     async def list_page(self, page: PageRequest) -> Page[ExportRow]:
-        statement = page.apply(select(ExportRow), ExportRow.id)
+        """Of those that consumers may read."""
+        finished = select(ExportRow).where(ExportRow.manifest_sha256.is_not(None))
+        statement = page.apply(finished, ExportRow.id)
         rows = (await self._session.scalars(unscoped(statement, _OPERATOR))).all()
         return Page.of(rows, page)
 

@@ -33,5 +33,6 @@ def shifted(value: int, num_digits: int) -> Decimal:
 
 
 def decimal_text(value: Decimal) -> str:
-    """Digits with a point, never in scientific notation."""
-    return format(value, "f")
+    """Digits with a point where one is needed, never in scientific notation."""
+    text = format(value, "f")
+    return text.rstrip("0").rstrip(".") if "." in text else text

@@ -7,6 +7,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 from weft.settings.adapters import AdapterSettings
+from weft.settings.billing import BillingSettings
 from weft.settings.door import DoorSettings
 from weft.settings.engine import EngineSettings
 from weft.settings.fields import Option, setting
@@ -23,6 +24,7 @@ DEFAULT_DATA_DIR = Path("weft-data")
 class ServerSettings(
     EngineSettings,
     AdapterSettings,
+    BillingSettings,
     RequestSettings,
     LimitSettings,
     DoorSettings,
@@ -106,6 +108,10 @@ class ServerSettings(
     @property
     def opened_adapters_dir(self) -> Path:
         return self.data_dir / "opened-adapters"
+
+    @property
+    def exports_dir(self) -> Path:
+        return self.data_dir / "exports"
 
     @property
     def uploads_dir(self) -> Path:

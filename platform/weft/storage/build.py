@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from weft.settings import ServerSettings
+from weft.storage.objects import ObjectTarget, create_target
 from weft.storage.opened import OpenedStore
 from weft.storage.s3 import S3Location, S3Store
 from weft_adapters.store import FolderStore
@@ -21,3 +22,9 @@ def create_store(settings: ServerSettings) -> FolderStore | OpenedStore:
     if remote is None:
         return FolderStore(settings.adapters_dir)
     return OpenedStore(remote, settings.opened_adapters_dir)
+
+
+def create_export_target(settings: ServerSettings) -> ObjectTarget:
+    """Where exports go. ValueError for an address that is none."""
+    url = settings.export_store or str(settings.exports_dir)
+    return create_target(url, settings.s3_endpoint_url)
