@@ -66,6 +66,14 @@ class Database:
                 yield session
 
     @asynccontextmanager
+    async def snapshot(self) -> AsyncIterator[AsyncSession]:
+        """A session for reads that all see the same moment."""
+        async with self.reading() as session:
+            if not self.is_sqlite:  # where every transaction is one
+                await session.connection(execution_options={"isolation_level": "REPEATABLE READ"})
+            yield session
+
+    @asynccontextmanager
     async def writing(self) -> AsyncIterator[AsyncSession]:
         """A session for one transaction: commits at the end, rolls back on any exception.
 

@@ -18,8 +18,8 @@ from weft.messages import Usage
 from weft.usage.money_models import Price, PriceBook
 from weft.usage.price_repository import PriceRepository
 
-# a million dollars for a million tokens
-MAX_RATE = 10**12
+# ten thousand dollars for a million tokens; what a request costs fits into 64 bits then
+MAX_RATE = 10**10
 
 
 @dataclass(frozen=True, slots=True)
