@@ -8,7 +8,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -71,6 +71,13 @@ class LocalStore(AdapterStore, Protocol):
 
     def open(self, digest: str) -> StoredAdapter:
         """The files; AdapterNotStoredError when there are none."""
+
+
+class ReadableStore(AdapterStore, Protocol):
+    """A store whose files can be had on this machine for a while."""
+
+    def reading(self, digest: str) -> AbstractContextManager[StoredAdapter]:
+        """The files, there until the context ends; AdapterNotStoredError when there are none."""
 
 
 class RemoteStore(AdapterStore, Protocol):
@@ -147,6 +154,10 @@ class FolderStore:
         if not folder.is_dir():
             raise AdapterNotStoredError(f"the store has no adapter {digest}")
         return stored_in(folder)
+
+    def reading(self, digest: str) -> AbstractContextManager[StoredAdapter]:
+        """The files; they stay until they are deleted."""
+        return nullcontext(self.open(digest))
 
     def read_config(self, digest: str) -> bytes:
         """AdapterNotStoredError when there is none."""

@@ -22,6 +22,16 @@ async def test_the_same_bytes_at_the_same_time_are_one_version(shelf: Any) -> No
     assert {p.version.state for p in outcomes} == {"ready"}
 
 
+async def test_the_same_bytes_again_heal_what_was_damaged_in_the_store(shelf: Any) -> None:
+    acme = await shelf.tenant("acme", "bot")
+    digest = (await shelf.publish(acme, "bot")).version.digest
+    tensors = shelf.store.open(digest).tensors_path
+    whole = tensors.read_bytes()
+    tensors.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    assert (await shelf.publish(acme, "bot")).status_code == 200
+    assert shelf.store.open(digest).tensors_path.read_bytes() == whole
+
+
 async def test_a_key_used_again_has_one_effect(shelf: Any) -> None:
     acme, other = await shelf.tenant("acme", "bot"), await shelf.tenant("other", "bot")
     key = KeyedRequest("k")

@@ -11,6 +11,7 @@ from weft.settings import ServerSettings
 from weft.storage.build import create_remote_store, create_store
 from weft.storage.opened import OpenedStore
 from weft.storage.s3 import S3Location, S3Store
+from weft_adapters.fetch import DownloadFailedError
 from weft_adapters.store import AdapterNotStoredError, FolderStore
 
 
@@ -21,9 +22,32 @@ def test_a_version_is_opened_by_way_of_the_disk(
     digest = put_adapter(1)
     assert opened.exists(digest)
     for _ in range(2):
-        assert opened.open(digest).config_path.read_bytes().startswith(b"{")
-    with pytest.raises(AdapterNotStoredError):
-        opened.open("sha256:" + "e" * 64)
+        with opened.reading(digest) as stored:
+            assert stored.config_path.read_bytes().startswith(b"{")
+    with (
+        pytest.raises(AdapterNotStoredError),
+        opened.reading("sha256:" + "e" * 64),
+    ):
+        raise AssertionError("nobody has it")
+    opened.close()
+
+
+def test_what_is_being_read_stays_though_newer_ones_need_its_room(
+    store: S3Store,
+    put_adapter: Callable[[int], str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    first, second = put_adapter(1), put_adapter(2)
+    num_bytes = sum(store.sizes(first).values())
+    monkeypatch.setattr("weft.storage.opened._BUDGET_BYTES", num_bytes + 1)
+    opened = OpenedStore(store, tmp_path / "opened")
+    with opened.reading(first) as stored:
+        with pytest.raises(DownloadFailedError), opened.reading(second):
+            raise AssertionError("there is no room for it")
+        assert stored.tensors_path.is_file()
+    with opened.reading(second):
+        assert not stored.tensors_path.exists()
     opened.close()
 
 
@@ -34,7 +58,8 @@ def test_a_config_is_read_without_the_tensors(
     opened = OpenedStore(store, tmp_path / "opened")
     config = opened.read_config(digest)
     assert not (tmp_path / "opened").exists()
-    assert opened.open(digest).config_path.read_bytes() == config
+    with opened.reading(digest) as stored:
+        assert stored.config_path.read_bytes() == config
     opened.close()
 
 
@@ -43,11 +68,12 @@ def test_what_is_deleted_cannot_be_opened_from_the_disk(
 ) -> None:
     opened = OpenedStore(store, tmp_path / "opened")
     digest = put_adapter(1)
-    config = opened.open(digest).config_path
+    with opened.reading(digest) as stored:
+        config = stored.config_path
     opened.delete(digest)
     assert not config.exists()
-    with pytest.raises(AdapterNotStoredError):
-        opened.open(digest)
+    with pytest.raises(AdapterNotStoredError), opened.reading(digest):
+        raise AssertionError("nobody has it")
     opened.close()
 
 

@@ -12,6 +12,7 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -41,7 +42,7 @@ from weft_adapters.merge import (
 from weft_adapters.sites import BaseSpec
 from weft_adapters.store import (
     AdapterNotStoredError,
-    LocalStore,
+    ReadableStore,
     StoredAdapter,
     StoreUnavailableError,
 )
@@ -102,7 +103,7 @@ class Merger:
         self,
         database: Database,
         publisher: Publisher,
-        store: LocalStore,
+        store: ReadableStore,
         folder: Path,
         hf_config: dict[str, Any],
         limits: MergeLimits,
@@ -225,19 +226,11 @@ class Merger:
             temporary_folder(self._folder) as folder,
         ):
             try:
-                stored = await asyncio.to_thread(self._check, recipe, names)
-                job = MergeJob(
-                    recipe,
-                    tuple(
-                        (name, str(files.config_path.resolve()), str(files.tensors_path.resolve()))
-                        for name, files in zip(names, stored, strict=True)
-                    ),
-                    self._hf_config,
-                    self._publisher.base.name,
-                    self._publisher.base.digest,
-                    str(folder.resolve()),
-                )
-                await self._run(job, self._limits.timeout_s)
+                with ExitStack() as held:
+                    stored = await asyncio.to_thread(self._check, recipe, names, held)
+                    await self._run(
+                        self._job(recipe, names, stored, folder), self._limits.timeout_s
+                    )
             except MergeRefusedError as error:
                 raise _refused(str(error)) from error
             files = await asyncio.to_thread(ReceivedAdapter.in_folder, folder)
@@ -247,10 +240,29 @@ class Merger:
             await self._drop_least_used(owner, published.version)
             return published.version
 
-    def _check(self, recipe: MergeRecipe, names: Sequence[str]) -> list[StoredAdapter]:
-        """Where the parents' files are; MergeRefusedError before a process is started."""
+    def _job(
+        self,
+        recipe: MergeRecipe,
+        names: Sequence[str],
+        stored: Sequence[StoredAdapter],
+        folder: Path,
+    ) -> MergeJob:
+        parents = (
+            (name, str(files.config_path.resolve()), str(files.tensors_path.resolve()))
+            for name, files in zip(names, stored, strict=True)
+        )
+        base = self._publisher.base
+        return MergeJob(
+            recipe, tuple(parents), self._hf_config, base.name, base.digest, str(folder.resolve())
+        )
+
+    def _check(
+        self, recipe: MergeRecipe, names: Sequence[str], held: ExitStack
+    ) -> list[StoredAdapter]:
+        """Where the parents' files are, as long as they are `held`; MergeRefusedError before a
+        process is started."""
         try:
-            stored = [self._store.open(digest) for digest in recipe.parents]
+            stored = [held.enter_context(self._store.reading(d)) for d in recipe.parents]
         except AdapterNotStoredError:
             raise MergeRefusedError("an adapter's files are not in the store") from None
         except StoreUnavailableError as error:

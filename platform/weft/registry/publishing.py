@@ -155,6 +155,8 @@ class Publisher:
                     f"'{name}' was deleted while its files came.", code="version_deleted"
                 ) from error
             return Published(published.adapter, version, 201)
+        if not published.is_replayed:  # what the store has may have been damaged since
+            await self._put(report.digest, files)
         return published
 
     async def _try_reserve(
@@ -260,9 +262,7 @@ class Publisher:
     ) -> AdapterVersion:
         assert version.digest is not None, "it was reserved with its digest"
         try:
-            await asyncio.to_thread(
-                self._store.put, version.digest, files.config_bytes, files.tensors_path
-            )
+            await self._put(version.digest, files)
             async with self._database.writing() as session:
                 repository = RegistryRepository(session, owner)
                 settled = await find_pending(repository, version.id)
@@ -279,6 +279,9 @@ class Publisher:
             fault = Fault("not_stored", "The server could not store the files.")
             await self.reject(owner, version.id, ValidationReport(ok=False, faults=(fault,)))
             raise
+
+    async def _put(self, digest: str, files: ReceivedAdapter) -> None:
+        await asyncio.to_thread(self._store.put, digest, files.config_bytes, files.tensors_path)
 
     async def reject(self, owner: Owner, version_id: str, report: ValidationReport) -> None:
         """Settle a version that will not be ready; the request that asked for it may be repeated

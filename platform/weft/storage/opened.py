@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from weft_adapters.config import MAX_CONFIG_BYTES
@@ -15,7 +17,7 @@ _BUDGET_BYTES = 4 * 1024**3
 
 
 class OpenedStore:
-    """A `LocalStore`. What was opened stays for as long as nothing newer needs its room."""
+    """A `ReadableStore`. What was read stays for as long as nothing newer needs its room."""
 
     def __init__(self, store: RemoteStore, folder: Path) -> None:
         self._store, self._folder = store, folder
@@ -24,14 +26,16 @@ class OpenedStore:
         self.put, self.exists = store.put, store.exists
         self.list_digests = store.list_digests
 
-    def open(self, digest: str) -> StoredAdapter:
+    @contextmanager
+    def reading(self, digest: str) -> Iterator[StoredAdapter]:
         """Download it first where it is not here; raises what `DownloadedSource.fetch` does."""
-        with self._lock:
-            source = self._get_source()
-            if not source.has(digest):
-                source.fetch(digest, Cancellation())
-            with source.reading(digest) as stored:
-                return stored
+        with ExitStack() as held:
+            with self._lock:
+                source = self._get_source()
+                if not source.has(digest):
+                    source.fetch(digest, Cancellation())
+                stored = held.enter_context(source.reading(digest))
+            yield stored
 
     def read_config(self, digest: str) -> bytes:
         """Download no more than that. AdapterNotStoredError, StoreUnavailableError, and ValueError
