@@ -45,6 +45,8 @@ from weft.tenancy import admin_key_endpoints as admin_keys
 from weft.tenancy import audit_endpoints as audit
 from weft.tenancy import endpoints as tenants
 from weft.tenancy import member_endpoints as members
+from weft.tenancy import oidc_endpoints as oidc
+from weft.tenancy import oidc_provider_endpoints as oidc_providers
 from weft.tenancy import organization_endpoints as organization
 from weft.tenancy import session_endpoints as sessions
 from weft.tenancy import user_endpoints as users
@@ -89,6 +91,8 @@ _ROUTES = (
     members,
     users,
     sessions,
+    oidc_providers,
+    oidc,
     organization,
     admin_keys,
     probes,

@@ -97,6 +97,8 @@ OPEN_ROUTES = frozenset(
         "/auth/v1/sign-in",
         "/auth/v1/password:reset",
         "/auth/v1/invites:accept",
+        "/auth/v1/oidc/start",
+        "/auth/v1/oidc/{provider_id}/callback",
     }
 )
 

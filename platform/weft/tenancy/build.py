@@ -8,6 +8,8 @@ from weft.tenancy.accounts import Accounts
 from weft.tenancy.attempts import AttemptLimiter
 from weft.tenancy.cookies import Cookies
 from weft.tenancy.invites import Invites
+from weft.tenancy.oidc_documents import ProviderDocuments
+from weft.tenancy.oidc_flow import OidcFlow
 from weft.tenancy.origins import Origins
 from weft.tenancy.passwords import PasswordHasher
 from weft.tenancy.secret_files import SecretFiles
@@ -26,14 +28,17 @@ def create_sign_in(
     policy = SessionPolicy(settings.session_idle_s, settings.session_max_s)
     limiter = AttemptLimiter(secrets.derive("session"))
     accounts = Accounts(database, hasher or PasswordHasher(), limiter, policy)
+    encryption_key = secrets.derive("encryption")
     origins = Origins(settings.public_origin)
     return SignIn(
         database=database,
         accounts=accounts,
         invites=Invites(database, accounts),
+        oidc=OidcFlow(ProviderDocuments(), encryption_key),
         policy=policy,
         origins=origins,
         cookies=Cookies(origins.is_secure),
         upkeep=SessionUpkeep(database, policy),
         csrf_key=secrets.derive("csrf"),
+        encryption_key=encryption_key,
     )

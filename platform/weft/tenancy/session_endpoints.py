@@ -128,9 +128,11 @@ async def choose(
 
 @router.get("/sessions")
 async def list_sessions(who: Person, session: ReadSession) -> SessionList:
-    """Everywhere that the person is signed in."""
+    """Everywhere that the person is signed in by the same way: whoever has the password is not
+    shown where a provider's person works from, nor the other way round."""
     rows = await SessionRepository(session).list_of(who.user_id)
-    return SessionList(data=[session_to_wire(row, who.secret_hash) for row in rows])
+    same = [row for row in rows if row.provider_id == who.provider_id]
+    return SessionList(data=[session_to_wire(row, who.secret_hash) for row in same])
 
 
 @router.delete("/sessions/{session_id}")
@@ -138,7 +140,7 @@ async def close_session(
     who: Person, session_id: str, request: Request, session: WriteSession
 ) -> Deleted:
     """End one of the person's sessions."""
-    row = await SessionRepository(session).close_one_of(who.user_id, session_id)
+    row = await SessionRepository(session).close_one_of(who.user_id, who.provider_id, session_id)
     if row is None:
         raise NotFoundError(f"No session '{session_id}' exists.")
     await session.flush()

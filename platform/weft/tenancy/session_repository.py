@@ -64,10 +64,15 @@ class SessionRepository:
         statement = delete(UserSession).where(UserSession.secret_hash == secret_hash)
         await self._session.execute(unscoped(statement, _SESSIONS))
 
-    async def close_one_of(self, user_id: str, session_id: str) -> UserSession | None:
-        """The person's session of this id, which is closed now; None where there is none."""
+    async def close_one_of(
+        self, user_id: str, provider_id: str | None, session_id: str
+    ) -> UserSession | None:
+        """The person's session of this id, which is closed now; None where there is none that came
+        by this provider (None: by a password)."""
         statement = select(UserSession).where(
-            UserSession.user_id == user_id, UserSession.id == session_id
+            UserSession.user_id == user_id,
+            UserSession.provider_id.is_not_distinct_from(provider_id),
+            UserSession.id == session_id,
         )
         row = await self._session.scalar(unscoped(statement, _SESSIONS))
         if row is not None:

@@ -19,6 +19,7 @@ from weft.tenancy.accounts import Accounts
 from weft.tenancy.cookies import CSRF, SESSION, Cookies
 from weft.tenancy.csrf import create_csrf_token, is_csrf_token
 from weft.tenancy.invites import Invites
+from weft.tenancy.oidc_flow import OidcFlow
 from weft.tenancy.origins import CrossSiteError, Origins
 from weft.tenancy.session_upkeep import SessionUpkeep
 from weft.tenancy.sessions import (
@@ -44,16 +45,18 @@ class CsrfError(PermissionDeniedError):
 
 @dataclass(frozen=True, slots=True)
 class SignIn:
-    """What the routes of signing in work with. `csrf_key` is secret."""
+    """What the routes of signing in work with. The keys are secret."""
 
     database: Database
     accounts: Accounts
     invites: Invites
+    oidc: OidcFlow
     policy: SessionPolicy
     origins: Origins
     cookies: Cookies
     upkeep: SessionUpkeep
     csrf_key: bytes = field(repr=False)
+    encryption_key: bytes = field(repr=False)
 
     def has_cookie(self, request: Request) -> bool:
         """Whether the request says that a person sent it."""
