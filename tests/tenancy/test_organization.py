@@ -184,6 +184,21 @@ def test_admin_keys_call_no_models_and_project_keys_administer_nothing(
     assert site.engine.requests == sent
 
 
+def test_administrators_manage_adapters_by_their_permissions(site: Site, tenant: Tenant) -> None:
+    body = {"name": "bot", "base_model": "tiny"}
+    reader = admin_key(site, tenant.name, "reader", permissions=["adapters:read"])
+    assert site.call(tenant.root, "POST", "/v1/adapters", json=body).status_code == 201
+    assert [row["name"] for row in site.call(reader, "GET", "/v1/adapters").json()["data"]] == [
+        "bot"
+    ]
+    denied = (403, "insufficient_permissions")
+    assert code(site.call(reader, "DELETE", "/v1/adapters/bot")) == denied
+    billing = admin_key(site, tenant.name, "billing", role="billing")
+    assert code(site.call(billing, "GET", "/v1/adapters")) == denied
+    assert code(site.operator("GET", "/v1/adapters")) == denied
+    assert site.call(tenant.key, "DELETE", "/v1/adapters/bot").status_code == 200
+
+
 def test_a_key_is_never_given_more_than_its_maker_has(site: Site, tenant: Tenant) -> None:
     root = tenant.root
     project = default_project(site, root)
@@ -319,6 +334,10 @@ def test_an_operator_gives_a_tenant_no_more_than_it_has_itself(site: Site, tenan
     answer = site.call(key, "POST", path, json={"name": "y", "role": "tenant-admin"})
     assert code(answer) == (403, "insufficient_permissions")
     assert site.call(key, "POST", path, json={"name": "y"}).json()["permissions"] == ["keys:write"]
+    body = {"name": "x", "permissions": ["tenants:write"]}
+    key = site.operator("POST", OPERATOR_KEYS, json=body).json()["value"]
+    answer = site.call(key, "POST", path, json={"name": "y"})
+    assert code(answer) == (403, "insufficient_permissions"), "there is nothing to give"
 
 
 def test_a_suspended_tenant_is_refused_until_it_is_resumed(site: Site, tenant: Tenant) -> None:

@@ -140,8 +140,14 @@ def _purge(http: httpx2.Client, body: dict[str, int]) -> dict[str, Any]:
 
 
 def _operator_key(data: Path) -> str:
+    """The environment's, as the server has it, or the data folder's."""
+    from weft.tenancy.secret_files import OPERATOR_KEY, SecretFileError, read_from_environment
+
     try:
-        return (data / _KEY_FILE).read_text(encoding="utf-8").strip()
+        named = read_from_environment(OPERATOR_KEY)
+        return named or (data / _KEY_FILE).read_text(encoding="utf-8").strip()
+    except SecretFileError as error:
+        raise fail(str(error)) from error
     except OSError as error:
         raise fail(f"{data / _KEY_FILE} could not be read: {error.strerror}") from error
 

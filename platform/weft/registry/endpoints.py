@@ -4,20 +4,16 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from fastapi import APIRouter, Depends, Query
+from fastapi import APIRouter, Query
 
 from weft.audit import Target, record
 from weft.db.dependencies import DatabaseDep, PageDep, ReadSession, WriteSession
 from weft.registry import aliases, service
+from weft.registry.callers import Reader, Writer
 from weft.registry.repository import RegistryRepository
 from weft.registry.runtime import RegistryDep
 from weft.registry.schemas import AdapterCreate, AliasMove, adapter_to_wire, alias_to_wire
 from weft.tenancy.acting import actor_of
-from weft.tenancy.auth import require
-from weft.tenancy.principal import Principal
-
-Reader = Annotated[Principal, Depends(require("adapters:read"))]
-Writer = Annotated[Principal, Depends(require("adapters:write"))]
 
 router = APIRouter(prefix="/v1/adapters", tags=["adapters"])
 

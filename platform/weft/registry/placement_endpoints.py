@@ -4,21 +4,18 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from fastapi import APIRouter, Depends, Path
+from fastapi import APIRouter, Path
 
 from weft.audit import Target, record
 from weft.db.dependencies import DatabaseDep
 from weft.errors import ConflictError
 from weft.registry import service
+from weft.registry.callers import Caller, Reader, Writer
 from weft.registry.maintenance_repository import MaintenanceRepository
 from weft.registry.models import Adapter, AdapterVersion
 from weft.registry.runtime import Registry, RegistryDep
 from weft.tenancy.acting import actor_of
-from weft.tenancy.auth import require
-from weft.tenancy.principal import Principal
 
-Reader = Annotated[Principal, Depends(require("adapters:read"))]
-Writer = Annotated[Principal, Depends(require("adapters:write"))]
 Number = Annotated[int, Path(ge=1, le=2**31)]
 
 # of one server, which has one engine
@@ -82,7 +79,7 @@ async def unpin(
 
 
 async def _set_pinned(
-    principal: Principal,
+    principal: Caller,
     name: str,
     number: int,
     database: DatabaseDep,

@@ -4,19 +4,15 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from fastapi import APIRouter, Depends, Request
+from fastapi import APIRouter, Request
 from pydantic import BaseModel, ConfigDict, Field
 
 from weft.errors import PayloadTooLargeError
+from weft.registry.callers import Reader, Writer
 from weft.registry.models import Upload, UploadPart
 from weft.registry.runtime import RegistryDep
 from weft.registry.uploads import MAX_PART_BYTES, MAX_PARTS
 from weft.tenancy.acting import actor_of
-from weft.tenancy.auth import require
-from weft.tenancy.principal import Principal
-
-Reader = Annotated[Principal, Depends(require("adapters:read"))]
-Writer = Annotated[Principal, Depends(require("adapters:write"))]
 
 router = APIRouter(prefix="/v1/uploads", tags=["adapters"])
 

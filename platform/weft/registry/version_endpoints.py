@@ -11,6 +11,7 @@ from weft.audit import Target, record
 from weft.db.dependencies import DatabaseDep, PageDep, ReadSession
 from weft.errors import PayloadTooLargeError
 from weft.registry import service
+from weft.registry.callers import Caller, Reader, Writer
 from weft.registry.idempotency import KeyedRequest, try_parse_key
 from weft.registry.intake import part_rules, receive_adapter
 from weft.registry.models import VersionState
@@ -19,11 +20,9 @@ from weft.registry.repository import LISTED, RegistryRepository
 from weft.registry.runtime import Registry, RegistryDep
 from weft.registry.schemas import parse_source, version_to_wire
 from weft.tenancy.acting import actor_of
-from weft.tenancy.auth import require, require_operator
-from weft.tenancy.principal import Operator, Principal
+from weft.tenancy.auth import require_operator
+from weft.tenancy.principal import Operator
 
-Reader = Annotated[Principal, Depends(require("adapters:read"))]
-Writer = Annotated[Principal, Depends(require("adapters:write"))]
 Number = Annotated[int, Path(ge=1, le=2**31)]
 IdempotencyHeader = Annotated[str | None, Header(alias="Idempotency-Key")]
 
@@ -68,7 +67,7 @@ async def create_version(
 
 
 async def _receive(
-    principal: Principal,
+    principal: Caller,
     name: str,
     request: Request,
     registry: Registry,

@@ -14,17 +14,13 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from weft.audit import Target, record
 from weft.db.ids import now
 from weft.db.scope import Owner
-from weft.errors import ConflictError, InvalidRequestError, NotFoundError, PermissionDeniedError
+from weft.errors import ConflictError, InvalidRequestError, NotFoundError
 from weft.tenancy.authority import Maker, audited, check_depth, permissions_of
+from weft.tenancy.grants import check_hand_over, check_scopes, checked_permissions
 from weft.tenancy.key_repository import KeyRepository
 from weft.tenancy.keys import KeyKind, KeyText, create_key, hash_secret
 from weft.tenancy.models import AdminKey, ApiKey, OperatorKey, Project
-from weft.tenancy.principal import (
-    ALL_PERMISSIONS,
-    ALL_SCOPES,
-    TENANT_PERMISSIONS,
-    Permission,
-)
+from weft.tenancy.principal import ALL_PERMISSIONS, TENANT_PERMISSIONS
 from weft.tenancy.roles import grantable_scopes
 
 DEFAULT_GRACE_S = 24 * 3600
@@ -99,7 +95,7 @@ async def create_project_key(
         raise ConflictError("The project is archived: it takes no new keys.")
     if scopes is None:
         scopes = grantable_scopes(permissions_of(maker))
-    _check_scopes(scopes, maker)
+    check_scopes(scopes, maker)
     key = create_key("live")
     row = ApiKey(
         tenant_id=project.tenant_id,
@@ -125,7 +121,7 @@ async def create_admin_key(
     key = create_key("admin")
     row = AdminKey(
         tenant_id=tenant_id,
-        permissions=_checked_permissions(permissions, may, TENANT_PERMISSIONS),
+        permissions=checked_permissions(permissions, may, TENANT_PERMISSIONS),
         **_columns(key, pepper, maker, name, expires_at),
     )
     return await _add(session, row, key, maker)
@@ -143,7 +139,7 @@ async def create_operator_key(
     """An operator's key; by default it may do all that its maker may."""
     key = create_key("operator")
     row = OperatorKey(
-        permissions=_checked_permissions(permissions, permissions_of(maker), ALL_PERMISSIONS),
+        permissions=checked_permissions(permissions, permissions_of(maker), ALL_PERMISSIONS),
         **_columns(key, pepper, maker, name, expires_at),
     )
     return await _add(session, row, key, maker)
@@ -188,7 +184,7 @@ async def rotate(
         raise InvalidRequestError(
             f"The grace is between 0 and {MAX_GRACE_S} seconds.", param="grace_s"
         )
-    _check_hand_over(row, actor)
+    check_hand_over(row, actor)
     key = create_key(kind_of(row), row.id)
     row.previous_hmac, row.previous_expires_at = None, None
     if grace_s > 0:
@@ -208,11 +204,11 @@ async def change(session: AsyncSession, row: AnyKey, actor: Maker, wanted: KeyCh
         told[_grants_name(row)] = _grants(row)
     if wanted.expires_at is not None:
         _check_expiry(wanted.expires_at)
-        _check_hand_over(row, actor)
+        check_hand_over(row, actor)
         row.expires_at = told["expires_at"] = wanted.expires_at
     if wanted.is_blocked is not None:
         if not wanted.is_blocked:
-            _check_hand_over(row, actor)
+            check_hand_over(row, actor)
         row.blocked_at = (row.blocked_at or now()) if wanted.is_blocked else None
         told["is_blocked"] = wanted.is_blocked
     if wanted.name is not None:
@@ -249,58 +245,18 @@ def _grants(row: AnyKey) -> list[str]:
 def _set_grants(row: AnyKey, actor: Maker, grants: Collection[str]) -> None:
     """What is new to the key must be the actor's to give."""
     if isinstance(row, ApiKey):
-        _check_scopes(grants, actor, has=frozenset(row.scopes))
+        check_scopes(grants, actor, has=frozenset(row.scopes))
         row.scopes = sorted(set(grants))
         return
     known = TENANT_PERMISSIONS if isinstance(row, AdminKey) else ALL_PERMISSIONS
     may = (permissions_of(actor) & known) | frozenset(row.permissions)
-    row.permissions = _checked_permissions(grants, may, known)
+    row.permissions = checked_permissions(grants, may, known)
 
 
 def kind_of(row: AnyKey) -> KeyKind:
     if isinstance(row, ApiKey):
         return "live"
     return "admin" if isinstance(row, AdminKey) else "operator"
-
-
-def _check_hand_over(row: AnyKey, actor: Maker) -> None:
-    """A new secret of a key, or its return to life, is worth as much as making it."""
-    may = permissions_of(actor)
-    if isinstance(row, ApiKey):
-        is_more = not frozenset(row.scopes) <= grantable_scopes(may)
-    else:
-        is_more = not frozenset(row.permissions) <= may
-    if is_more:
-        raise PermissionDeniedError("This key may do more than you: you cannot take it over.")
-
-
-def _check_scopes(scopes: Collection[str], actor: Maker, has: frozenset[str] = frozenset()) -> None:
-    unknown = sorted(set(scopes) - set(ALL_SCOPES))
-    if unknown or not scopes:
-        problem = f"'{unknown[0]}' is no scope" if unknown else "A key needs a scope"
-        raise InvalidRequestError(f"{problem}; scopes are {', '.join(ALL_SCOPES)}.", param="scopes")
-    beyond = sorted(set(scopes) - grantable_scopes(permissions_of(actor)) - has)
-    if beyond:
-        raise PermissionDeniedError(f"You may not give the scope '{beyond[0]}'.", param="scopes")
-
-
-def _checked_permissions(
-    names: Collection[str] | None, may: frozenset[Permission], known: frozenset[Permission]
-) -> list[Permission]:
-    if names is None:
-        return sorted(may)
-    unknown = sorted(set(names) - known)
-    if unknown or not names:
-        problem = f"'{unknown[0]}' is no permission here" if unknown else "A key needs a permission"
-        raise InvalidRequestError(
-            f"{problem}; permissions are {', '.join(sorted(known))}.", param="permissions"
-        )
-    beyond = sorted(set(names) - may)
-    if beyond:
-        raise PermissionDeniedError(
-            f"You may not give the permission '{beyond[0]}'.", param="permissions"
-        )
-    return sorted(known & set(names))
 
 
 def _check_expiry(expires_at: int | None) -> None:

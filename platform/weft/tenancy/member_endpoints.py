@@ -11,6 +11,7 @@ from weft.db.dependencies import PageDep, ReadSession, WriteSession
 from weft.tenancy import invites, members
 from weft.tenancy.acting import actor_of
 from weft.tenancy.auth import require_admin
+from weft.tenancy.dependencies import changes_identities
 from weft.tenancy.emails import MAX_EMAIL_CHARS
 from weft.tenancy.principal import TenantAdmin
 from weft.tenancy.user_repository import UserRepository
@@ -45,7 +46,7 @@ async def get_user(admin: Reader, user_id: str, session: ReadSession) -> dict[st
     return member_to_wire(*await members.get_member(session, admin, user_id))
 
 
-@router.post("/users/{user_id}")
+@router.post("/users/{user_id}", dependencies=[changes_identities])
 async def change_role(
     admin: Writer, user_id: str, body: RoleChange, session: WriteSession
 ) -> dict[str, object]:
@@ -56,7 +57,7 @@ async def change_role(
     return member_to_wire(membership, user)
 
 
-@router.delete("/users/{user_id}")
+@router.delete("/users/{user_id}", dependencies=[changes_identities])
 async def remove_user(admin: Writer, user_id: str, session: WriteSession) -> dict[str, object]:
     """Take a member out of the tenant. Their account stays theirs."""
     membership, user = await members.remove_member(session, admin, admin.permissions, user_id)

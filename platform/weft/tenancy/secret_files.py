@@ -24,6 +24,7 @@ from weft.tenancy.keys import create_key, try_parse_key
 # each purpose has a key of its own, so that what leaks of one tells nothing of another
 Purpose = Literal["key-pepper", "session", "csrf", "encryption"]
 
+MASTER_SECRET, OPERATOR_KEY = "WEFT_MASTER_SECRET", "WEFT_OPERATOR_KEY"
 MIN_MASTER_CHARS = 32
 _MIN_DISTINCT_CHARS = 10
 _PLACEHOLDERS = ("changeme", "change-me", "change_me", "example", "password", "placeholder")
@@ -62,14 +63,14 @@ def read_or_create_secrets(data_dir: Path, environ: Mapping[str, str] = os.envir
     """Read the secrets, making those that are nowhere; SecretFileError for an unsafe one."""
     data_dir.mkdir(parents=True, exist_ok=True)
     master_file = data_dir / "master_secret"
-    master, where = _from_environment("WEFT_MASTER_SECRET", environ), "WEFT_MASTER_SECRET"
+    master, where = read_from_environment(MASTER_SECRET, environ), MASTER_SECRET
     if master is None:
         master, _ = _read_or_create(master_file, lambda: secrets.token_hex(32))
         where = str(master_file)
     _refuse_weak(master, where)
     operator_file: Path | None = None
-    operator_key, is_new = _from_environment("WEFT_OPERATOR_KEY", environ), False
-    where = "WEFT_OPERATOR_KEY"
+    operator_key, is_new = read_from_environment(OPERATOR_KEY, environ), False
+    where = OPERATOR_KEY
     if operator_key is None:
         operator_file = data_dir / "operator_key"
         operator_key, is_new = _read_or_create(operator_file, lambda: str(create_key("operator")))
@@ -110,7 +111,8 @@ def _refuse_weak(master: str, where: str) -> None:
         )
 
 
-def _from_environment(name: str, environ: Mapping[str, str]) -> str | None:
+def read_from_environment(name: str, environ: Mapping[str, str] = os.environ) -> str | None:
+    """The secret of this name, or in the file that `<name>_FILE` names; None for neither."""
     value, file = environ.get(name), environ.get(f"{name}_FILE")
     if value is not None and file is not None:
         raise SecretFileError(f"set {name} or {name}_FILE, not both")

@@ -12,6 +12,7 @@ from weft.db.scope import TenantOwner
 from weft.tenancy import invites, service, users
 from weft.tenancy.acting import actor_of
 from weft.tenancy.auth import require_operator
+from weft.tenancy.dependencies import changes_identities
 from weft.tenancy.principal import TENANT_PERMISSIONS, Operator
 from weft.tenancy.session_repository import SessionRepository
 from weft.tenancy.user_repository import UserRepository
@@ -62,7 +63,7 @@ async def reset_password(operator: Writer, user: str, session: WriteSession) -> 
     return {**user_to_wire(row), "reset_token": token, "reset_expires_at": expires_at}
 
 
-@router.post("/users/{user}:disable")
+@router.post("/users/{user}:disable", dependencies=[changes_identities])
 async def disable_user(operator: Writer, user: str, session: WriteSession) -> dict[str, object]:
     """The person is signed out everywhere and cannot sign in."""
     row = await users.get_user(session, user)
@@ -71,7 +72,7 @@ async def disable_user(operator: Writer, user: str, session: WriteSession) -> di
     return user_to_wire(row)
 
 
-@router.post("/users/{user}:enable")
+@router.post("/users/{user}:enable", dependencies=[changes_identities])
 async def enable_user(operator: Writer, user: str, session: WriteSession) -> dict[str, object]:
     """Undo `:disable`."""
     row = await users.get_user(session, user)
