@@ -16,6 +16,7 @@ from starlette.responses import JSONResponse
 
 from weft.billing import endpoints as billing
 from weft.billing import invoice_endpoints as invoices
+from weft.billing import price_endpoints as prices
 from weft.billing.exporting import Exporter
 from weft.db.database import Database
 from weft.db.lock import lock_data_folder
@@ -85,6 +86,7 @@ _ROUTES = (
     usage,
     reports,
     invoices,
+    prices,
     billing,
     tenants,
     audit,

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -112,3 +114,76 @@ def test_a_tenants_key_does_nothing_with_billing(site: Any, acme: str) -> None:
         ("GET", "/v1/organization/invoices"),
     ):
         assert site.call(acme, method, path, json={}).status_code == 403
+
+
+def test_a_tenant_reads_its_own_invoices_and_no_others(site: Any) -> None:
+    tenant_id = use(site, "acme", AUGUST.start_at, (1_234_567, 0, 1_000))
+    close(site, AUGUST)
+    site.tenant("globex")
+    invoice_id = f"inv_2026-08_{tenant_id}"
+    admins = {
+        name: str(
+            site.operator(
+                "POST", f"/admin/v1/tenants/{name}/admin_api_keys", json={"name": "billing"}
+            ).json()["value"]
+        )
+        for name in ("acme", "globex")
+    }
+    listed = site.call(admins["acme"], "GET", "/v1/organization/invoices").json()
+    assert [row["id"] for row in listed["data"]] == [invoice_id]
+    one = site.call(admins["acme"], "GET", f"/v1/organization/invoices/{invoice_id}").json()
+    assert one["payable"] == "3.10"
+    assert sum(Decimal(line["amount"]) for line in one["lines"]) == Decimal("3.10")
+    assert sum(Decimal(line["exact_amount"]) for line in one["lines"]) == Decimal("3.10")
+    assert one["lines"][-1]["kind"] == "adjustment"
+    assert site.call(admins["globex"], "GET", "/v1/organization/invoices").json()["data"] == []
+    other = site.call(admins["globex"], "GET", f"/v1/organization/invoices/{invoice_id}")
+    nothing = site.call(admins["globex"], "GET", "/v1/organization/invoices/inv_2026-08_x")
+    assert other.status_code == nothing.status_code == 404
+    assert other.text.replace(tenant_id, "x") == nothing.text
+
+
+PRICE = {"base_model": "tiny", "input": "2.5", "output": "10"}
+
+
+def test_prices_are_published_and_charged(site: Any) -> None:
+    key = site.tenant("acme")
+    body = {"name": "first", "prices": [PRICE, {**PRICE, "tenant": "acme", "input": "0.000001"}]}
+    book = site.operator("POST", "/admin/v1/price_books", json=body)
+    assert book.status_code == 201
+    own = [price for price in book.json()["prices"] if price["tenant_id"]]
+    assert [(p["input"], p["cached_input"], p["output"]) for p in own] == [
+        ("0.000001", "0.000001", "10")
+    ]
+    listed = site.operator("GET", "/admin/v1/price_books").json()
+    assert listed["data"] == [book.json()]
+    while time.time() < book.json()["effective_from"]:
+        time.sleep(0.05)
+    site.client(key).completions.create(model="tiny", prompt="abc", max_tokens=4)
+    params: dict[str, Any] = {"start_time": int(time.time()) - 60, "group_by[]": "line_item"}
+    costs = site.call(key, "GET", "/v1/organization/costs", params=params).json()
+    items = {r["line_item"]: r for bucket in costs["data"] for r in bucket["results"]}
+    assert items["tiny, output"]["amount"]["value_pico"] == 3 * 10_000_000
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"prices": []},
+        {"prices": [{**PRICE, "input": "-1"}]},
+        {"prices": [{**PRICE, "input": "0.0000001"}]},
+        {"prices": [{**PRICE, "input": 1e400}]},
+        {"prices": [PRICE, PRICE]},
+        {"prices": [{**PRICE, "adapter": "bot"}]},
+        {"prices": [{**PRICE, "surprise": 1}]},
+        {"effective_from": 1},
+        {"name": "=x"},
+    ],
+)
+def test_prices_that_make_no_sense_are_refused(site: Any, change: dict[str, Any]) -> None:
+    body = {"name": "first", "prices": [PRICE], **change}
+    text = json.dumps(body).replace("Infinity", "1e400")
+    headers = {"content-type": "application/json"}
+    answer = site.operator("POST", "/admin/v1/price_books", content=text, headers=headers)
+    assert answer.status_code == 400
+    assert site.operator("GET", "/admin/v1/price_books").json()["data"] == []

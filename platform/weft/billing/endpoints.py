@@ -13,12 +13,11 @@ from weft.billing.repository import BillingRepository
 from weft.billing.schemas import (
     ClosedPeriodWire,
     ExportCreate,
-    ExportList,
     ExportWire,
-    InvoiceList,
+    InvoiceWire,
     IssuerBody,
     IssuerWire,
-    PeriodList,
+    PeriodWire,
     closed_to_wire,
     export_to_wire,
     invoice_to_wire,
@@ -26,6 +25,8 @@ from weft.billing.schemas import (
     period_to_wire,
 )
 from weft.db.dependencies import DatabaseDep, PageDep, ReadSession, WriteSession
+from weft.db.lists import ListOf
+from weft.db.paging import Page
 from weft.tenancy.acting import actor_of
 from weft.tenancy.auth import require_operator
 from weft.tenancy.principal import Operator
@@ -55,10 +56,10 @@ async def set_issuer(operator: Writer, body: IssuerBody, session: WriteSession) 
 
 
 @router.get("/billing_periods")
-async def list_periods(_operator: Reader, session: ReadSession) -> PeriodList:
+async def list_periods(_operator: Reader, session: ReadSession) -> ListOf[PeriodWire]:
     """Those that were closed, or are being closed."""
     rows = await BillingRepository(session).list_periods()
-    return PeriodList(data=[period_to_wire(row) for row in rows])
+    return ListOf[PeriodWire].of(Page(rows, False), period_to_wire)
 
 
 @router.post("/billing_periods/{period}:close")
@@ -71,17 +72,11 @@ async def close_period(operator: Writer, period: str, database: DatabaseDep) -> 
 @router.get("/invoices")
 async def list_invoices(
     _operator: Reader, session: ReadSession, billing_period: MonthQuery
-) -> InvoiceList:
+) -> ListOf[InvoiceWire]:
     """All of a month."""
     month = service.parse_month(billing_period)
     rows = await BillingRepository(session).list_all_invoices(month)
-    data = [invoice_to_wire(row) for row in rows]
-    return InvoiceList(
-        data=data,
-        first_id=data[0].id if data else None,
-        last_id=data[-1].id if data else None,
-        has_more=False,
-    )
+    return ListOf[InvoiceWire].of(Page(rows, False), invoice_to_wire)
 
 
 @router.post("/exports", status_code=201, responses={200: {"model": ExportWire}})
@@ -104,13 +99,9 @@ async def create_export(
 
 
 @router.get("/exports")
-async def list_exports(_operator: Reader, session: ReadSession, page: PageDep) -> ExportList:
+async def list_exports(
+    _operator: Reader, session: ReadSession, page: PageDep
+) -> ListOf[ExportWire]:
     """Those that are finished."""
     found = await ExportRepository(session).list_page(page)
-    data = [export_to_wire(row) for row in found.rows]
-    return ExportList(
-        data=data,
-        first_id=data[0].id if data else None,
-        last_id=data[-1].id if data else None,
-        has_more=found.has_more,
-    )
+    return ListOf[ExportWire].of(found, export_to_wire)

@@ -8,8 +8,9 @@ from fastapi import APIRouter, Depends
 
 from weft.billing.repository import BillingRepository
 from weft.billing.rows import line_of
-from weft.billing.schemas import InvoiceList, InvoiceWire, invoice_to_wire
+from weft.billing.schemas import InvoiceWire, invoice_to_wire
 from weft.db.dependencies import PageDep, ReadSession
+from weft.db.lists import ListOf
 from weft.errors import NotFoundError
 from weft.tenancy.auth import require_admin
 from weft.tenancy.principal import TenantAdmin
@@ -19,16 +20,10 @@ Reader = Annotated[TenantAdmin, Depends(require_admin("billing:read"))]
 
 
 @router.get("")
-async def list_invoices(admin: Reader, session: ReadSession, page: PageDep) -> InvoiceList:
+async def list_invoices(admin: Reader, session: ReadSession, page: PageDep) -> ListOf[InvoiceWire]:
     """By month."""
     found = await BillingRepository(session).list_invoices(admin, page)
-    data = [invoice_to_wire(row) for row in found.rows]
-    return InvoiceList(
-        data=data,
-        first_id=data[0].id if data else None,
-        last_id=data[-1].id if data else None,
-        has_more=found.has_more,
-    )
+    return ListOf[InvoiceWire].of(found, invoice_to_wire)
 
 
 @router.get("/{invoice_id}")

@@ -16,6 +16,7 @@ from weft.billing.models import BillingPeriod, ExportRow, InvoiceRow
 from weft.billing.money import decimal_text, to_dollars
 from weft.billing.periods import Month
 from weft.billing.statement import Issuer
+from weft.db.lists import ListItem
 
 # no control characters, and nothing that a spreadsheet takes for a formula
 _NAME = r"^[A-Za-z0-9][^\x00-\x1f\x7f]{0,126}$"
@@ -40,11 +41,10 @@ class IssuerWire(IssuerBody):
     object: Literal["billing_issuer"] = "billing_issuer"
 
 
-class PeriodWire(BaseModel):
+class PeriodWire(ListItem):
     """A month: open until it is closed."""
 
     object: Literal["billing_period"] = "billing_period"
-    id: str
     start_time: int
     end_time: int
     status: Literal["open", "closed"]
@@ -75,11 +75,10 @@ class LineWire(BaseModel):
     exact_amount: str
 
 
-class InvoiceWire(BaseModel):
+class InvoiceWire(ListItem):
     """What a tenant owes for a month. `lines` only where one invoice is asked for."""
 
     object: Literal["invoice"] = "invoice"
-    id: str
     tenant_id: str
     billing_period: str
     issuer: str
@@ -88,20 +87,6 @@ class InvoiceWire(BaseModel):
     payable: str
     currency: Literal["usd"] = "usd"
     lines: list[LineWire] | None = None
-
-
-class InvoiceList(BaseModel):
-    object: Literal["list"] = "list"
-    data: list[InvoiceWire]
-    first_id: str | None
-    last_id: str | None
-    has_more: bool
-
-
-class PeriodList(BaseModel):
-    object: Literal["list"] = "list"
-    data: list[PeriodWire]
-    has_more: bool = False
 
 
 class ExportCreate(BaseModel):
@@ -115,11 +100,10 @@ class ExportCreate(BaseModel):
     format: FileFormat = "parquet"
 
 
-class ExportWire(BaseModel):
+class ExportWire(ListItem):
     """An export that consumers may read at `location`; `is_new` where this request made it."""
 
     object: Literal["billing_export"] = "billing_export"
-    id: str
     tenant_id: str
     billing_period: str
     dataset: str
@@ -134,14 +118,6 @@ class ExportWire(BaseModel):
     manifest_sha256: str
     created_at: int
     is_new: bool | None = None
-
-
-class ExportList(BaseModel):
-    object: Literal["list"] = "list"
-    data: list[ExportWire]
-    first_id: str | None
-    last_id: str | None
-    has_more: bool
 
 
 def dollars(amount_pico: int) -> str:
