@@ -10,15 +10,17 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import httpx2
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from tests.e2e.conftest import Server, free_port
-from tests.servers import PostgresDatabases
 
 from weft.demo import BASE_DIR, BASE_NAME
+
+if TYPE_CHECKING:
+    from tests.stores import PostgresDatabases
 
 START_TIMEOUT_S = 120.0
 
@@ -51,7 +53,7 @@ class Site(Server):
     def start(self) -> None:
         """All workers answer when this returns."""
         self.launch()
-        self.wait(lambda: "listening on" in self.log.read_text())
+        self.wait(lambda: "listening on" in self.log.read_text() and self.is_ready())
 
     def wait(self, is_so: Any, timeout_s: float = START_TIMEOUT_S) -> None:
         end = time.monotonic() + timeout_s
@@ -82,6 +84,12 @@ class Site(Server):
         text = httpx2.get(f"{self.probes}/metrics").text
         families = text_string_to_metric_families(text)
         return sum(s.value for family in families for s in family.samples if s.name == name)
+
+
+@pytest.fixture(scope="session")
+def create_site() -> type[Site]:
+    """`create_site(data_dir, options, environment=..., num_workers=...)`; the caller ends it."""
+    return Site
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,4 @@
-"""Whether requests should come to this process: its engine, its database, and its own state."""
+"""Whether requests should come to this process: its engine, its stores, and its own state."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from weft.db.errors import DatabaseUnavailableError
 from weft.db.scope import unscoped
 from weft.gateway.runtime import Gateway
 
-# of the stores together; who asks waits little longer
-_TIMEOUT_S = 3.0
+# of each store
+_TIMEOUT_S = 1.5
 
 
 async def find_fault(gateway: Gateway, database: Database) -> str:
@@ -20,8 +20,14 @@ async def find_fault(gateway: Gateway, database: Database) -> str:
     if gateway.not_ready_reason:
         return gateway.not_ready_reason
     try:
-        async with asyncio.timeout(_TIMEOUT_S), database.reading() as session:
-            await session.execute(unscoped(text("SELECT 1"), "asks whether the database answers"))
+        async with asyncio.timeout(_TIMEOUT_S):
+            async with database.reading() as session:
+                asked = unscoped(text("SELECT 1"), "asks whether the database answers")
+                await session.execute(asked)
     except (DatabaseUnavailableError, TimeoutError):
         return "The database does not answer."
-    return ""
+    try:
+        async with asyncio.timeout(_TIMEOUT_S):
+            return await gateway.admission.find_fault()
+    except TimeoutError:
+        return "The limiter does not answer."

@@ -137,6 +137,16 @@ class Admission:
             self._failed(error)
             return {}
 
+    async def find_fault(self) -> str:
+        """Why requests are refused whatever their limits, as a sentence; empty: they are not."""
+        if self._fails_open:
+            return ""
+        try:
+            await self._limiter.peek(())
+        except LimiterUnavailableError:
+            return "The limiter does not answer."
+        return ""
+
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
         """Renews the leases of what runs."""
