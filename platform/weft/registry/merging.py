@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import importlib.util
 import logging
-import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import ExitStack
@@ -19,17 +18,15 @@ from typing import Any
 from weakref import WeakValueDictionary
 
 from weft.db.database import Database
-from weft.db.ids import create_id, now
 from weft.db.scope import Owner, TenantOwner
 from weft.errors import InvalidRequestError, OverloadedError, WeftError
 from weft.registry.intake import ReceivedAdapter, temporary_folder
+from weft.registry.kept_merges import DerivedKey, KeptMerges
 from weft.registry.merge_process import run_merge
-from weft.registry.merged_repository import MergedRepository
-from weft.registry.models import Adapter, AdapterVersion, VersionState
+from weft.registry.models import AdapterVersion
 from weft.registry.names import MERGED_NAME
 from weft.registry.publishing import Publisher
-from weft.registry.repository import RegistryRepository
-from weft.registry.service import ResolvedModel, archive, resolve_model
+from weft.registry.service import ResolvedModel, resolve_model
 from weft_adapters.merge import (
     MajoritySignMethod,
     MergeJob,
@@ -83,18 +80,6 @@ class MergeLimits:
     timeout_s: float = 240.0
 
 
-_Key = tuple[str, str]  # (tenant, derived digest)
-
-
-@dataclass(frozen=True, slots=True)
-class _Known:
-    """Which version a recipe is, also where it was first made by another recipe with the same
-    outcome, and when a request asked for it (monotonic)."""
-
-    version_id: str
-    used_s: float
-
-
 class Merger:
     """Of the served base, whose `config.json` is `hf_config`. `run` makes one merge's files in the
     job's folder, as `run_merge` does."""
@@ -114,8 +99,8 @@ class Merger:
         self._spec = BaseSpec.from_config(hf_config, publisher.base.digest)
         self._limits = limits
         self._run = run
-        self._known: dict[_Key, _Known] = {}
-        self._tasks: dict[_Key, asyncio.Task[AdapterVersion]] = {}
+        self._kept = KeptMerges(database, publisher.base, limits.max_kept)
+        self._tasks: dict[DerivedKey, asyncio.Task[AdapterVersion]] = {}
         self._turns: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self._one_at_a_time = asyncio.Semaphore(1)
 
@@ -134,10 +119,10 @@ class Merger:
         except ValueError as error:
             raise _refused(str(error)) from error
         names = tuple(name for name, _ in parents)
-        version = await self._find(owner, recipe)
+        version = await self._kept.find(owner, recipe.digest)
         if version is None:
             version = await self._wait_for(owner, recipe, names)
-        self._known[owner.tenant_id, recipe.digest] = _Known(version.id, time.monotonic())
+        self._kept.note_use(owner, recipe.digest, version)
         return ResolvedModel(
             f"{MERGED_NAME}@v{version.number}", self._publisher.base.name, version.adapter_id,
             version.number, version.digest, merged_from=names,
@@ -167,17 +152,6 @@ class Merger:
                     )
                 parents.append((found.name, found.digest))
         return parents
-
-    async def _find(self, owner: Owner, recipe: MergeRecipe) -> AdapterVersion | None:
-        async with self._database.reading() as session:
-            known = self._known.get((owner.tenant_id, recipe.digest))
-            if known is not None:
-                repository = RegistryRepository(session, owner)
-                version = await repository.find_version_by_id(known.version_id)
-                if version is not None and version.state == VersionState.READY:
-                    return version
-            merged = MergedRepository(session, owner)
-            return await merged.find(recipe.digest, self._publisher.base.digest)
 
     async def _wait_for(
         self, owner: Owner, recipe: MergeRecipe, names: tuple[str, ...]
@@ -209,7 +183,7 @@ class Merger:
             )
         return task.result()
 
-    def _forget(self, key: _Key, task: asyncio.Task[AdapterVersion]) -> None:
+    def _forget(self, key: DerivedKey, task: asyncio.Task[AdapterVersion]) -> None:
         del self._tasks[key]
         # told even where every request has left; a refusal was their own affair
         if not task.cancelled() and not isinstance(task.exception(), WeftError | None):
@@ -235,9 +209,9 @@ class Merger:
                 raise _refused(str(error)) from error
             files = await asyncio.to_thread(ReceivedAdapter.in_folder, folder)
             source = {"type": "merge", "derived_digest": recipe.digest, **_told(recipe, names)}
-            await self._ensure_adapter(owner)
+            await self._kept.ensure_adapter(owner)
             published = await self._publisher.publish(owner, MERGED_NAME, files, source=source)
-            await self._drop_least_used(owner, published.version)
+            await self._kept.drop_least_used(owner, published.version)
             return published.version
 
     def _job(
@@ -285,42 +259,6 @@ class Merger:
                 f"{self._limits.max_bytes} are taken"
             )
         return stored
-
-    async def _ensure_adapter(self, owner: Owner) -> None:
-        async with self._database.writing() as session:
-            repository = RegistryRepository(session, owner)
-            if await repository.find_adapter(MERGED_NAME) is None:
-                repository.add(
-                    Adapter(
-                        id=create_id("adp"),
-                        tenant_id=owner.tenant_id,
-                        name=MERGED_NAME,
-                        base_model=self._publisher.base.name,
-                        description="What requests with merged_adapters made; each can be deleted.",
-                        tags={},
-                        created_at=now(),
-                        deleted_at=None,
-                    )
-                )
-
-    async def _drop_least_used(self, owner: Owner, newest: AdapterVersion) -> None:
-        """What was last used before the last start is the first to go."""
-        own = {key: known for key, known in self._known.items() if key[0] == owner.tenant_id}
-        used_s = {known.version_id: known.used_s for known in own.values()}
-        async with self._database.writing() as session:
-            kept = await MergedRepository(session, owner).list_ready()
-            others = sorted(
-                (version for version in kept if version.id != newest.id),
-                key=lambda version: (used_s.get(version.id, 0.0), version.number),
-            )
-            dropped = others[: max(0, len(kept) - self._limits.max_kept)]
-            for version in dropped:
-                archive(version)
-                version.archived_at = 0  # it can be made again: no retention time
-        left = {version.id for version in kept} - {version.id for version in dropped}
-        for key, known in own.items():
-            if known.version_id not in left:
-                del self._known[key]
 
 
 def _refused(message: str) -> InvalidRequestError:
