@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import shutil
+import sqlite3
 from collections.abc import AsyncIterator, Callable, Collection, Iterator
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,7 @@ import httpx2
 import openai
 import pytest
 from fastapi import FastAPI
+from pwdlib.hashers.argon2 import Argon2Hasher
 from tests.tiny import BASE, BASE_DIGEST, HF_CONFIG, create_lora
 
 from weft.app import create_app
@@ -36,7 +39,15 @@ from weft.messages import (
 )
 from weft.server.http import background_server
 from weft.settings import ServerSettings
+from weft.tenancy.passwords import PasswordHasher
 from weft.tokenizer import BaseTokenizer
+
+# the tables that `people_site` empties, those that refer to others first
+_OF_PEOPLE = (
+    "sign_in_attempts", "password_resets", "user_sessions", "oidc_identities", "oidc_domains",
+    "oidc_providers", "invites", "memberships", "users", "audit_entries", "audit_heads", "api_keys",
+    "admin_keys", "projects", "tenants",
+)  # fmt: skip
 
 
 class EchoEngine:
@@ -308,6 +319,39 @@ def site(tokenizer: BaseTokenizer, settings: ServerSettings) -> Iterator[Site]:
         running = Site(url, app, engine, settings, operator_key, http)
         yield running
         running.close()
+
+
+@pytest.fixture(scope="session")
+def lasting_site(tmp_path_factory: pytest.TempPathFactory, migrated: Path) -> Iterator[Site]:
+    """A server for many tests: starting one takes longer than most of them. Passwords are hashed
+    at the least cost; what hashes cost is tested elsewhere."""
+    root = tmp_path_factory.mktemp("lasting")
+    for folder in ("base", "data"):
+        (root / folder).mkdir()
+    write_tokenizer(root / "base")
+    shutil.copy(migrated, root / "data" / "weft.db")
+    settings = ServerSettings(base_dir=root / "base", data_dir=root / "data", port=0)
+    engine = EchoEngine()
+    hasher = PasswordHasher(Argon2Hasher(time_cost=1, memory_cost=8, parallelism=1))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("weft.tenancy.build.PasswordHasher", lambda: hasher)
+        app = create_app(settings, engine, BaseTokenizer.from_dir(root / "base"))
+    with background_server(app, settings) as url:
+        operator_key = (settings.data_dir / "operator_key").read_text().strip()
+        http = httpx2.Client(base_url=url, timeout=20.0)
+        running = Site(url, app, engine, settings, operator_key, http)
+        yield running
+        running.close()
+
+
+@pytest.fixture
+def people_site(lasting_site: Site) -> Iterator[Site]:
+    """The lasting server without a tenant, key or person, as it is left behind again."""
+    yield lasting_site
+    file = lasting_site.settings.database_file
+    with closing(sqlite3.connect(file, timeout=20.0)) as database, database:
+        for table in _OF_PEOPLE:
+            database.execute(f"DELETE FROM {table}")
 
 
 @pytest.fixture

@@ -21,6 +21,11 @@ from tests.oidc_provider import (
 ADA = {"sub": "ada-1", "email": "Ada@acme.example", "email_verified": True, "name": "Ada King"}
 
 
+@pytest.fixture
+def site(people_site: Any) -> Any:
+    return people_site
+
+
 @pytest.fixture(scope="module")
 def key() -> RSAKey:
     return create_rsa_key("one")

@@ -9,9 +9,6 @@ from typing import Any
 import httpx2
 import openai
 import pytest
-from pwdlib.hashers.argon2 import Argon2Hasher
-
-from weft.tenancy.passwords import PasswordHasher
 
 EMAIL, PASSWORD = "ada@acme.example", "correct horse battery staple"
 
@@ -37,11 +34,9 @@ class Browser:
         return self.send("POST", "/auth/v1/sign-in", json=body)
 
 
-@pytest.fixture(autouse=True)
-def cheap_hashes(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Argon2id at its least cost: what it costs is tested elsewhere."""
-    hasher = PasswordHasher(Argon2Hasher(time_cost=1, memory_cost=8, parallelism=1))
-    monkeypatch.setattr("weft.tenancy.build.PasswordHasher", lambda: hasher)
+@pytest.fixture
+def site(people_site: Any) -> Any:
+    return people_site
 
 
 @pytest.fixture

@@ -7,7 +7,19 @@ from typing import Annotated
 
 import typer
 
-from weft.cli import adapter, audit, bench, demo, generate, key, migrate, project, serve, tenant
+from weft.cli import (
+    adapter,
+    audit,
+    bench,
+    demo,
+    generate,
+    key,
+    migrate,
+    project,
+    serve,
+    tenant,
+    user,
+)
 
 app = typer.Typer(
     name="weft",
@@ -21,6 +33,7 @@ app.command("demo")(demo.demo)
 app.command("generate")(generate.generate)
 app.command("bench")(bench.bench)
 app.add_typer(tenant.app, name="tenant")
+app.add_typer(user.app, name="user")
 app.add_typer(project.app, name="project")
 app.add_typer(key.app, name="key")
 app.add_typer(adapter.app, name="adapter")
