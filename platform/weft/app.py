@@ -28,6 +28,7 @@ from weft.gateway import probe_endpoints as probes
 from weft.gateway.error_handlers import install_error_handlers
 from weft.gateway.hosts import AllowedHosts
 from weft.gateway.middleware import RequestContextMiddleware
+from weft.gateway.openapi import describe
 from weft.gateway.rate_limit_headers import RateLimitHeaders
 from weft.gateway.request_guard import RequestGuard
 from weft.gateway.runtime import Gateway
@@ -202,7 +203,7 @@ def create_app(settings: ServerSettings, engine: EngineClient, tokenizer: BaseTo
 
     @app.get("/openapi.json", include_in_schema=False, dependencies=[Depends(public)])
     async def openapi() -> JSONResponse:
-        return JSONResponse(app.openapi())
+        return JSONResponse(describe(app))
 
     return app
 

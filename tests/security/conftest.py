@@ -10,6 +10,7 @@ from typing import Any
 import httpx2
 import numpy as np
 import pytest
+from pwdlib.hashers.argon2 import Argon2Hasher
 from safetensors.numpy import save
 from tests.gateway.conftest import EchoEngine, Site, migrated
 from tests.tiny import BASE_DIGEST, HF_CONFIG, create_lora
@@ -18,6 +19,7 @@ from weft.app import create_app
 from weft.demo.tokens import write_tokenizer
 from weft.server.http import background_server
 from weft.settings import ServerSettings
+from weft.tenancy.passwords import PasswordHasher
 from weft.tokenizer import BaseTokenizer
 from weft_adapters.sites import BaseSpec
 
@@ -28,8 +30,19 @@ MODULE = "base_model.model.model.layers.0.self_attn.q_proj"
 Lora = Callable[..., dict[str, bytes]]
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _cheap_hashes() -> Iterator[None]:
+    """Argon2id at its least cost: what it costs is tested elsewhere."""
+    hasher = PasswordHasher(Argon2Hasher(time_cost=1, memory_cost=8, parallelism=1))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("weft.tenancy.build.PasswordHasher", lambda: hasher)
+        yield
+
+
 @pytest.fixture(scope="module")
-def site(tmp_path_factory: pytest.TempPathFactory, migrated: Path) -> Iterator[Site]:
+def site(
+    tmp_path_factory: pytest.TempPathFactory, migrated: Path, _cheap_hashes: None
+) -> Iterator[Site]:
     root = tmp_path_factory.mktemp("attacked")
     (root / "base").mkdir()
     (root / "data").mkdir()

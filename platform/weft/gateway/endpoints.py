@@ -8,6 +8,7 @@ from fastapi import APIRouter, Depends, Request
 from starlette.responses import Response
 
 from weft.db.dependencies import ReadSession
+from weft.gateway.answer_schemas import CHAT_ANSWER, COMPLETION_ANSWER
 from weft.gateway.answering import answer, logprobs_format
 from weft.gateway.prompts import (
     check_parameters,
@@ -29,7 +30,7 @@ router = APIRouter(prefix="/v1", tags=["inference"])
 Caller = Annotated[Principal, Depends(require("inference"))]
 
 
-@router.post("/chat/completions", response_class=Response)
+@router.post("/chat/completions", response_class=Response, responses=CHAT_ANSWER)
 async def create_chat_completion(
     principal: Caller, body: ChatRequest, request: Request, gateway: GatewayDep
 ) -> Response:
@@ -44,7 +45,7 @@ async def create_chat_completion(
     return await answer(gateway, principal, body, request, model, prompts, answer_format)
 
 
-@router.post("/completions", response_class=Response)
+@router.post("/completions", response_class=Response, responses=COMPLETION_ANSWER)
 async def create_completion(
     principal: Caller, body: CompletionRequest, request: Request, gateway: GatewayDep
 ) -> Response:

@@ -18,6 +18,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, Response
 
 from weft.errors import InvalidRequestError, WeftError
+from weft.gateway.answer_schemas import LORAX_ANSWER
 from weft.gateway.answering import answer
 from weft.gateway.error_handlers import refused_body, refused_request
 from weft.gateway.lorax_schemas import LoraxParameters, LoraxRequest
@@ -66,7 +67,7 @@ router = APIRouter(tags=["lorax"], route_class=LoraxRoute)
 Caller = Annotated[Principal, Depends(require("inference"))]
 
 
-@router.post("/generate", response_class=Response)
+@router.post("/generate", response_class=Response, responses=LORAX_ANSWER)
 async def generate(
     principal: Caller, body: LoraxRequest, request: Request, gateway: GatewayDep
 ) -> Response:
@@ -76,7 +77,7 @@ async def generate(
     return await _generate(gateway, principal, body, request, stream=False)
 
 
-@router.post("/generate_stream", response_class=Response)
+@router.post("/generate_stream", response_class=Response, responses=LORAX_ANSWER)
 async def generate_stream(
     principal: Caller, body: LoraxRequest, request: Request, gateway: GatewayDep
 ) -> Response:
@@ -84,7 +85,7 @@ async def generate_stream(
     return await _generate(gateway, principal, body, request, stream=True)
 
 
-@router.post("/", response_class=Response)
+@router.post("/", response_class=Response, responses=LORAX_ANSWER)
 async def generate_compatibly(
     principal: Caller, body: LoraxRequest, request: Request, gateway: GatewayDep
 ) -> Response:

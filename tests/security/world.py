@@ -1,0 +1,115 @@
+"""Two tenants with everything that a tenant can have, and an operator: whom attacks are between."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import httpx2
+from tests.gateway.conftest import Site
+from tests.tiny import create_lora
+
+PASSWORD = "correct horse battery staple"
+
+
+@dataclass
+class Tenant:
+    """A project's key and a person who administers. `ids` says, by the collection in a path, what
+    is there of the tenant's."""
+
+    name: str
+    id: str
+    key: str
+    browser: httpx2.Client
+    ids: dict[str, str] = field(default_factory=dict)
+
+    def headers(self, audience: str) -> dict[str, str]:
+        """Of whoever of the tenant a route is for; the operator's routes get the administrator."""
+        if audience in ("key", "public"):
+            return {"authorization": f"Bearer {self.key}"}
+        cookies = "; ".join(f"{name}={value}" for name, value in self.browser.cookies.items())
+        return {
+            "cookie": cookies,
+            "origin": str(self.browser.base_url).rstrip("/"),
+            "x-csrf-token": self.browser.cookies["weft_csrf"],
+        }
+
+
+def create_tenant(site: Site, name: str) -> Tenant:
+    """A tenant with one of everything."""
+    key = site.tenant(name)
+    tenant_id = str(site.operator("GET", f"/admin/v1/tenants/{name}").json()["id"])
+    browser = _sign_in(site, name)
+    tenant = Tenant(name, tenant_id, key, browser)
+    adapter = f"{name}-bot"
+    site.create_adapter(key, adapter)
+    site.upload(key, adapter, create_lora(1)).raise_for_status()
+    alias = f"/v1/adapters/{adapter}/aliases/{name}-prod"
+    site.call(key, "PUT", alias, json={"version": 1}).raise_for_status()
+    body: dict[str, object] = {
+        "purpose": "adapter", "filename": "README.md", "bytes": 5, "mime_type": "text/markdown"
+    }  # fmt: skip
+    upload = site.call(key, "POST", "/v1/uploads", json=body)
+    upload.raise_for_status()
+    admin = tenant.headers("admin")
+    invite = browser.post(
+        "/v1/organization/invites",
+        json={"email": f"new@{name}.example", "role": "developer"},
+        headers=admin,
+    )
+    invite.raise_for_status()
+    session = browser.get("/auth/v1/sessions", headers=admin).json()["data"][0]
+    tenant.ids = {
+        "adapters": adapter,
+        "versions": "1",
+        "aliases": f"{name}-prod",
+        "models": adapter,
+        "uploads": upload.json()["id"],
+        "invites": invite.json()["id"],
+        "users": browser.get("/auth/v1/session", headers=admin).json()["user"]["id"],
+        "sessions": session["id"],
+        "keys": key.split("_")[2],
+        "tenants": tenant_id,
+    }
+    return tenant
+
+
+def _sign_in(site: Site, name: str) -> httpx2.Client:
+    """A browser in which the tenant's administrator is signed in."""
+    invite = site.operator(
+        "POST",
+        f"/admin/v1/tenants/{name}/invites",
+        json={"email": f"admin@{name}.example", "role": "tenant-admin"},
+    )
+    invite.raise_for_status()
+    browser = httpx2.Client(base_url=site.url, timeout=20.0, headers={"origin": site.url})
+    for path, body in (
+        ("/auth/v1/invites:accept", {"token": invite.json()["token"], "name": name}),
+        ("/auth/v1/sign-in", {"email": f"admin@{name}.example"}),
+    ):
+        browser.post(path, json={**body, "password": PASSWORD}).raise_for_status()
+    return browser
+
+
+def example(schema: Mapping[str, Any], document: Mapping[str, Any]) -> Any:
+    """A value that the schema allows, as small as can be."""
+    if "$ref" in schema:
+        found: Any = document
+        for part in schema["$ref"].removeprefix("#/").split("/"):
+            found = found[part]
+        return example(found, document)
+    for several in ("anyOf", "oneOf", "allOf"):
+        if several in schema:
+            return example(schema[several][0], document)
+    if "const" in schema or "enum" in schema:
+        return schema.get("const", schema.get("enum", [None])[0])
+    kind = schema.get("type", "object")
+    if kind == "object":
+        required, known = schema.get("required", ()), schema.get("properties", {})
+        return {name: example(known[name], document) for name in required}
+    if kind == "array":
+        return [example(schema["items"], document)] * schema.get("minItems", 0)
+    if kind == "string":
+        return "a" * max(schema.get("minLength", 0), 1)
+    return {"integer": schema.get("minimum", 1), "number": 1.0, "boolean": False}.get(kind)
