@@ -60,6 +60,14 @@ def create_tenant(site: Site, name: str) -> Tenant:
     )
     invite.raise_for_status()
     session = browser.get("/auth/v1/sessions", headers=admin).json()["data"][0]
+    made = {
+        collection: browser.post(f"/v1/organization/{path}", json={"name": "made"}, headers=admin)
+        for collection, path in (("projects", "projects"), ("admin_api_keys", "admin_api_keys"))
+    }
+    project = made["projects"].json()["id"]
+    project_keys = f"/v1/organization/projects/{project}/api_keys"
+    project_key = browser.post(project_keys, json={"name": "made"}, headers=admin)
+    project_key.raise_for_status()
     tenant.ids = {
         "adapters": adapter,
         "versions": "1",
@@ -70,6 +78,10 @@ def create_tenant(site: Site, name: str) -> Tenant:
         "users": browser.get("/auth/v1/session", headers=admin).json()["user"]["id"],
         "sessions": session["id"],
         "keys": key.split("_")[2],
+        "projects": project,
+        "api_keys": project_key.json()["id"],
+        "admin_api_keys": made["admin_api_keys"].json()["id"],
+        "operator_keys": site.operator_key.split("_")[2],
         "tenants": tenant_id,
     }
     return tenant
