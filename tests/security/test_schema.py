@@ -85,7 +85,8 @@ def explore(site: Site, actors: list[Tenant], num_calls: int) -> Explored:
         with contextlib.suppress(Flaky):
             Workflow.run(settings=_SETTINGS)
         if explored.num_calls >= num_calls:
-            return explored
+            break
+    return explored
 
 
 _SETTINGS = settings(

@@ -16,7 +16,7 @@ from weft.tenancy.auth import AUTH_MARK
 
 PARAMETER = re.compile(r"/([a-z_]+)/\{([a-z_]+)(?::path)?\}")
 # what a body has to hold besides what its schema requires, so that the id is looked for at all
-BODIES = {
+BODIES: dict[str, dict[str, object]] = {
     "/v1/adapters/{name}/versions": {
         "source": {"type": "huggingface", "repo": "a/b", "revision": "0" * 40}
     },

@@ -16,8 +16,6 @@ from starlette.responses import JSONResponse
 from weft.errors import (
     InvalidRequestError,
     NotFoundError,
-    PayloadTooLargeError,
-    RequestTimeoutError,
     WeftError,
 )
 
@@ -32,6 +30,14 @@ class MethodNotAllowedError(WeftError):
     status_code = 405
     type = "invalid_request_error"
     code = "method_not_allowed"
+
+
+class BodyRefusedError(HTTPException):
+    """A body that no route is to read. FastAPI passes only its own exceptions on from a body."""
+
+    def __init__(self, error: WeftError) -> None:
+        super().__init__(error.status_code, error.message, dict(error.headers))
+        self.error = error
 
 
 def error_to_wire(error: WeftError) -> dict[str, object]:
@@ -77,15 +83,13 @@ def refused_request(request: Request, error: HTTPException) -> WeftError:
 
 
 def _translate(request: Request, error: HTTPException) -> WeftError:
+    if isinstance(error, BodyRefusedError):
+        return error.error
     url = f"{request.method} {request.scope['path']}"
     if error.status_code == 404:
         return NotFoundError(f"Unknown URL: {url}")
     if error.status_code == 405:
         return MethodNotAllowedError(f"Not allowed: {url}")
-    if error.status_code == 408:
-        return RequestTimeoutError()
-    if error.status_code == 413:
-        return PayloadTooLargeError("The request body is too large.")
     if error.status_code < 500:
         return InvalidRequestError("The request body could not be read.", code="invalid_json")
     return WeftError("The server had an error.")

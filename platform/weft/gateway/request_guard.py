@@ -1,7 +1,8 @@
 """What a request must be before any route sees it: for a host of ours, in time, and bounded.
 
-Pure ASGI. The body of a JSON request is read and measured here, whole, before it is parsed; other
-bodies pass on as they come, counted and timed.
+Pure ASGI. The body of a JSON request is read whole and measured before it is parsed; other bodies
+pass on as they come, counted and timed. What is wrong with a body is raised where a route reads it,
+so that the route's own form of errors holds.
 """
 
 from __future__ import annotations
@@ -9,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import time
 
-from fastapi import HTTPException
 from starlette.datastructures import Headers
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -21,7 +21,7 @@ from weft.errors import (
     UnsupportedMediaTypeError,
     WeftError,
 )
-from weft.gateway.error_handlers import error_response
+from weft.gateway.error_handlers import BodyRefusedError, error_response
 from weft.gateway.hosts import AllowedHosts
 from weft.gateway.json_bounds import find_excess
 
@@ -47,14 +47,11 @@ class RequestGuard:
         headers = Headers(scope=scope)
         try:
             self._check(headers)
-            if _is_json(headers):
-                receive = _replay(await self._read_json(headers, receive), receive)
-            else:
-                receive = self._limited(scope, receive)
         except WeftError as error:
             await error_response(error)(scope, receive, send)
             return
-        await self._app(scope, receive, send)
+        limited = self._json(headers, receive) if _is_json(headers) else self._other(scope, receive)
+        await self._app(scope, limited, send)
 
     def _check(self, headers: Headers) -> None:
         hosts = headers.getlist("host")
@@ -73,7 +70,7 @@ class RequestGuard:
         """The whole body."""
         announced = headers.get("content-length", "")
         if announced.isdecimal() and int(announced[:20]) > self._max_body_bytes:
-            raise _too_large(self._max_body_bytes)
+            raise BodyRefusedError(_too_large(self._max_body_bytes))
         body = bytearray()
         clock = _BodyClock(self._body_timeout_s)
         while True:
@@ -81,23 +78,36 @@ class RequestGuard:
                 async with asyncio.timeout(clock.seconds_left(len(body))):
                     message = await receive()
             except TimeoutError:
-                raise RequestTimeoutError from None
+                raise BodyRefusedError(RequestTimeoutError()) from None
             if message["type"] == "http.disconnect":
-                raise ClientDisconnect
+                raise ClientDisconnect  # before the body was there
             body += message.get("body", b"")
             if len(body) > self._max_body_bytes:
-                raise _too_large(self._max_body_bytes)
+                raise BodyRefusedError(_too_large(self._max_body_bytes))
             if not message.get("more_body", False):
                 break
         text = bytes(body)
         excess = find_excess(text)
         if excess is not None:
-            raise InvalidRequestError(excess, code="invalid_json")
+            raise BodyRefusedError(InvalidRequestError(excess, code="invalid_json"))
         return text
 
-    def _limited(self, scope: Scope, receive: Receive) -> Receive:
-        """`receive`, raising 413 at the cap and 408 when the time is over: as HTTPException, since
-        FastAPI passes only its own exceptions on from a body."""
+    def _json(self, headers: Headers, receive: Receive) -> Receive:
+        """The body in one message, then whatever comes after it: the end of the connection."""
+        is_read = False
+
+        async def read_whole() -> Message:
+            nonlocal is_read
+            if is_read:
+                return await receive()
+            is_read = True
+            body = await self._read_json(headers, receive)
+            return {"type": "http.request", "body": body, "more_body": False}
+
+        return read_whole
+
+    def _other(self, scope: Scope, receive: Receive) -> Receive:
+        """`receive`, up to the route's cap and in time."""
         num_bytes = 0
         is_over = False
         clock = _BodyClock(self._body_timeout_s)
@@ -110,12 +120,12 @@ class RequestGuard:
                 async with asyncio.timeout(clock.seconds_left(num_bytes)):
                     message = await receive()
             except TimeoutError:
-                raise HTTPException(408) from None
+                raise BodyRefusedError(RequestTimeoutError()) from None
             num_bytes += len(message.get("body", b""))
             is_over = not message.get("more_body", False)
             cap = scope["state"]["max_body_bytes"]
             if cap is not None and num_bytes > cap:
-                raise HTTPException(413)
+                raise BodyRefusedError(_too_large(cap))
             return message
 
         return limited
@@ -147,17 +157,3 @@ def _too_large(max_bytes: int) -> PayloadTooLargeError:
     # what has not been read is not waited for either
     close = {"connection": "close"}
     return PayloadTooLargeError(f"The request body has more than {max_bytes} bytes.", headers=close)
-
-
-def _replay(body: bytes, receive: Receive) -> Receive:
-    """`body` in one message, then whatever comes after it: the end of the connection."""
-    is_sent = False
-
-    async def replayed() -> Message:
-        nonlocal is_sent
-        if is_sent:
-            return await receive()
-        is_sent = True
-        return {"type": "http.request", "body": body, "more_body": False}
-
-    return replayed
