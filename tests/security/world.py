@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -9,6 +11,11 @@ from typing import Any
 import httpx2
 from tests.gateway.conftest import Site
 from tests.tiny import create_lora
+
+from weft.billing.models import InvoiceRow
+from weft.billing.statement import Issuer
+from weft.db.database import Database
+from weft.db.urls import sqlite_url
 
 PASSWORD = "correct horse battery staple"
 
@@ -81,10 +88,31 @@ def create_tenant(site: Site, name: str) -> Tenant:
         "projects": project,
         "api_keys": project_key.json()["id"],
         "admin_api_keys": made["admin_api_keys"].json()["id"],
+        "invoices": asyncio.run(_add_invoice(site, tenant_id)),
+        "billing_periods": "2026-01",
         "operator_keys": site.operator_key.split("_")[2],
         "tenants": tenant_id,
     }
     return tenant
+
+
+async def _add_invoice(site: Site, tenant_id: str) -> str:
+    """An invoice of a month long ago: none is issued over HTTP before its month is over."""
+    invoice = InvoiceRow(
+        id=f"inv_2026-01_{tenant_id}",
+        tenant_id=tenant_id,
+        month="2026-01",
+        tenant_name="x",
+        issuer=dataclasses.asdict(Issuer()),
+        issued_at=1,
+        due_at=2,
+        payable_pico=0,
+    )
+    database = Database(sqlite_url(site.settings.database_file))
+    async with database.writing() as session:
+        session.add(invoice)
+    await database.close()
+    return invoice.id
 
 
 def _sign_in(site: Site, name: str) -> httpx2.Client:
