@@ -20,7 +20,6 @@ from weft.billing import price_endpoints as prices
 from weft.billing.exporting import Exporter
 from weft.db.database import Database
 from weft.db.lock import lock_data_folder
-from weft.db.schema import prepare
 from weft.db.urls import database_url
 from weft.gateway import endpoints as inference
 from weft.gateway import lorax, vllm_compat
@@ -55,7 +54,8 @@ from weft.tenancy import user_endpoints as users
 from weft.tenancy.auth import public
 from weft.tenancy.authenticator import Authenticator
 from weft.tenancy.build import create_sign_in
-from weft.tenancy.secret_files import SecretFiles, read_or_create_secrets
+from weft.tenancy.installation import prepare_installation
+from weft.tenancy.secret_files import SecretFiles
 from weft.tenancy.sign_in import SignIn
 from weft.tokenizer import BaseTokenizer
 from weft.usage import endpoints as usage
@@ -68,11 +68,9 @@ if TYPE_CHECKING:
 
 
 def prepare_data(settings: ServerSettings) -> SecretFiles:
-    """Make a new data folder ready; SchemaMismatchError for one of another release. Idempotent."""
-    settings.data_dir.mkdir(parents=True, exist_ok=True)
-    secrets = read_or_create_secrets(settings.data_dir)
-    prepare(database_url(settings.database_url, settings.database_file))
-    return secrets
+    """Make a new data folder ready; as `prepare_installation`, with its errors."""
+    url = database_url(settings.database_url, settings.database_file)
+    return prepare_installation(settings.data_dir, url)
 
 
 # every route there is

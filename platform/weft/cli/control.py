@@ -14,11 +14,12 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from weft.cli.options import from_environment
 from weft.cli.output import fail
 from weft.db.database import Database
-from weft.db.schema import SchemaMismatchError, prepare
+from weft.db.schema import SchemaMismatchError
 from weft.db.urls import database_url, redacted
 from weft.errors import WeftError
 from weft.settings import database_file
-from weft.tenancy.secret_files import SecretFileError, SecretFiles, read_or_create_secrets
+from weft.tenancy.installation import prepare_installation
+from weft.tenancy.secret_files import SecretFileError, SecretFiles
 
 ResultT = TypeVar("ResultT")
 
@@ -39,8 +40,7 @@ def run_in_transaction(
         )
     url = database_url(named, database_file(data_dir))
     try:
-        secrets = read_or_create_secrets(data_dir)
-        prepare(url)
+        secrets = prepare_installation(data_dir, url)
         return asyncio.run(_run(url, secrets, work))
     except (WeftError, SchemaMismatchError, SecretFileError, OSError, ValueError) as error:
         raise fail(str(error)) from error

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from weft.cli import operator_key
-from weft.cli.output import DataOption, JsonOption, out, print_json, print_rows
+from weft.cli.output import DataOption, JsonOption, fail, out, print_json, print_rows
 from weft.settings import DEFAULT_DATA_DIR
 
 if TYPE_CHECKING:
@@ -198,6 +198,32 @@ def revoke(
         print_json(key)
     else:
         out.print(f"Revoked key {key_id}.", markup=False)
+
+
+@app.command("adopt-secret")
+def adopt_secret(
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    data: DataOption = DEFAULT_DATA_DIR,
+) -> None:
+    """Where the master secret of the database's keys is lost: use this data folder's from now on.
+    Keys that were made with the lost one stay refused."""
+    import os
+
+    from weft.cli.options import from_environment
+    from weft.db.schema import SchemaMismatchError
+    from weft.db.urls import database_url
+    from weft.settings import database_file
+    from weft.tenancy import installation
+    from weft.tenancy.secret_files import SecretFileError
+
+    if not yes:
+        typer.confirm("All keys made with the former secret stop working. Go on?", abort=True)
+    url = database_url(from_environment(os.environ).get("database_url"), database_file(data))
+    try:
+        installation.adopt_secret(data, url)
+    except (SchemaMismatchError, SecretFileError, OSError) as error:
+        raise fail(str(error)) from error
+    out.print("The database takes this data folder's secret now.", markup=False)
 
 
 def _shown(row: ApiKey | AdminKey) -> dict[str, Any]:

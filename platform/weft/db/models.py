@@ -1,4 +1,4 @@
-"""The one table of the database layer itself: leases."""
+"""The tables of the database layer itself: leases, and marks of secrets."""
 
 from __future__ import annotations
 
@@ -16,3 +16,12 @@ class Lease(PlatformOwned, Base):
     name: Mapped[str] = mapped_column(String(64), primary_key=True)
     holder: Mapped[str] = mapped_column(String(128))
     expires_at_ms: Mapped[int]
+
+
+class SecretMark(PlatformOwned, Base):
+    """A hash by which the installation's secret is known again: its keys were hashed with it."""
+
+    __tablename__ = "secret_marks"
+
+    purpose: Mapped[str] = mapped_column(String(32), primary_key=True)
+    mark: Mapped[str] = mapped_column(String(64))

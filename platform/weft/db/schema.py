@@ -91,6 +91,13 @@ def migrating(url: str) -> Iterator[Connection]:
         yield connection
 
 
+@contextmanager
+def connecting(url: str) -> Iterator[Connection]:
+    """A connection in a transaction of its own, for what is done before a server runs."""
+    with _create_engine(url).begin() as connection:
+        yield connection
+
+
 def revisions(url: str) -> tuple[str | None, str | None]:
     """(the database's revision, this release's revision)."""
     with _create_engine(url).connect() as connection:
