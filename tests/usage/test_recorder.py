@@ -17,6 +17,7 @@ from weft.limits.budgets import BudgetExceededError
 from weft.messages import Usage
 from weft.usage.models import OutboxMessage, Replica, UsagePending
 from weft.usage.prices import PriceTerms, Rates, publish
+from weft.usage.report_repository import ReportRepository
 from weft.usage.repository import UsageRepository
 
 
@@ -225,12 +226,13 @@ async def test_many_at_once_lose_nothing_and_leave_no_gap(meter: Meter) -> None:
     assert replica.last_seq == 50
     owner = TenantOwner(meter.tenant_id)
     async with meter.database.reading() as session:
-        (total,) = await UsageRepository(session).sum_by_model(owner, None, None)
-        none = await UsageRepository(session).sum_by_model(TenantOwner("other"), None, None)
-        late = await UsageRepository(session).sum_by_model(owner, 2**50, None)
+        reports = ReportRepository(session)
+        (total,) = (await reports.sum_up_between(owner, None, None, ["model"])).values()
+        none = await reports.sum_up_between(TenantOwner("other"), None, None, ["model"])
+        late = await reports.sum_up_between(owner, 2**35, None, ["model"])
     assert (total.num_requests, total.completion_tokens) == (50, sum(range(50)))
-    assert none == []
-    assert late == []
+    assert none == {}
+    assert late == {}
     assert await meter.balances() == {
         "tenant:acme:receivable": 50 * 5 + sum(range(50)) * 7,
         "revenue:tokens": -(50 * 5 + sum(range(50)) * 7),

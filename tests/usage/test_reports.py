@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from random import Random
 
 import pytest
 from hypothesis import given
@@ -16,6 +17,7 @@ from weft.errors import InvalidRequestError
 from weft.usage.models import Replica, UsageRollup
 from weft.usage.report_repository import ReportFilter, ReportRepository, Totals
 from weft.usage.reports import Span, check_limit, create_span
+from weft.usage.rollups import roll_up
 
 HOUR_S, DAY_S = 3600, 86_400
 ALL = ReportFilter()
@@ -82,6 +84,38 @@ async def test_minutes_come_from_events_and_filters_hold(books: Books) -> None:
     only = await sum_up(books, acme, 60, ReportFilter(api_key_ids=["key2"]))
     assert list(only) == [minute]
     assert await sum_up(books, acme, 60, ReportFilter(project_ids=[])) == {}
+
+
+async def say_last_seq(books: Books, seq: int) -> None:
+    async with books.database.writing() as session:
+        await session.execute(unscoped(update(Replica).values(last_seq=seq), "a test"))
+
+
+async def test_a_span_that_cuts_hours_is_exact_at_both_ends(books: Books) -> None:
+    acme = await books.add_tenant("acme")
+    at = sorted(Random(7).sample(range(6 * HOUR_S), 40))
+    for number, second in enumerate(at):
+        await books.use(acme, AUGUST.start_at + second, (2**number, 0, 0))
+        if number == 30:
+            await say_last_seq(books, number + 1)
+            assert await roll_up(books.database) > 2
+    await say_last_seq(books, len(at))
+    spans = [(0, 6 * HOUR_S), (100, 200), (HOUR_S, 2 * HOUR_S), (at[3], at[3] + 1)]
+    spans += [(at[5], at[20]), (at[20], at[39]), (3 * HOUR_S - 1, 5 * HOUR_S + 1)]
+    for first, last in [*spans, (None, at[10]), (at[10], None), (None, None)]:
+        async with books.database.reading() as session:
+            found = await ReportRepository(session).sum_up_between(
+                TenantOwner(acme),
+                None if first is None else AUGUST.start_at + first,
+                None if last is None else AUGUST.start_at + last,
+                ["api_key_id"],
+            )
+        wanted = sum(
+            2**number
+            for number, second in enumerate(at)
+            if (first is None or first <= second) and (last is None or second < last)
+        )
+        assert sum(total.prompt_tokens for total in found.values()) == wanted
 
 
 @given(

@@ -23,6 +23,8 @@ Grouping: TypeAlias = Literal[
     "adapter_id", "adapter_version", "adapter_digest",
 ]  # fmt: skip
 _HOUR_S, _HOUR_MS = 3600, 3_600_000
+# a bucket that all of time falls into
+_ALL_TIME_S = 2**40
 _SUMS = ("prompt_tokens", "cached_prompt_tokens", "completion_tokens", "amount_pico")
 
 
@@ -87,6 +89,26 @@ class ReportRepository:
         if hours:
             await self._add_events(totals, owner, span, grouping, wanted, hours)
         return totals
+
+    async def sum_up_between(
+        self, owner: Owner, start_at: int | None, end_at: int | None, grouping: Sequence[Grouping]
+    ) -> dict[tuple[Any, ...], UsageTotal]:
+        """The owner's usage of [start, end), in Unix seconds and not in whole hours; None: open."""
+        start_at = 0 if start_at is None else start_at
+        end_at = _ALL_TIME_S if end_at is None else min(end_at, _ALL_TIME_S)
+        first_hour, last_hour = start_at + -start_at % _HOUR_S, end_at - end_at % _HOUR_S
+        edges = [(start_at, first_hour), (last_hour, end_at)]
+        totals: Totals = {}
+        if first_hour < last_hour:
+            span = Span(first_hour, last_hour, _ALL_TIME_S, None)
+            totals = await self.sum_up(owner, span, grouping, ReportFilter())
+        else:
+            edges = [(start_at, end_at)]
+        for start, end in edges:
+            if start < end:
+                span = Span(start, end, _ALL_TIME_S, None)
+                await self._add_events(totals, owner, span, grouping, ReportFilter(), None)
+        return {values: total for (_, values), total in totals.items()}
 
     async def _list_hours_to_come(self, owner: Owner, span: Span) -> list[int]:
         """The hours of the span with events that no rollup holds yet."""

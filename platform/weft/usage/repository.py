@@ -3,28 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
-from sqlalchemy import delete, func, select, update
+from sqlalchemy import delete, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from weft.db.dialect import database_now_ms
 from weft.db.scope import Owner, scoped, unscoped
 from weft.usage.models import OutboxMessage, Replica, UsageEvent, UsagePending
-
-
-@dataclass(frozen=True, slots=True)
-class UsageSum:
-    """One tenant's events of one model, added up."""
-
-    model: str
-    adapter_id: str | None
-    adapter_version: int | None
-    adapter_digest: str | None
-    num_requests: int
-    prompt_tokens: int
-    cached_prompt_tokens: int
-    completion_tokens: int
 
 
 class UsageRepository:
@@ -61,24 +46,3 @@ class UsageRepository:
         reason = "a replica numbers the events of all tenants"
         replica_seq, now_ms = (await self._session.execute(unscoped(statement, reason))).one()
         return replica_seq, now_ms
-
-    async def sum_by_model(
-        self, owner: Owner, start_ms: int | None, end_ms: int | None
-    ) -> Sequence[UsageSum]:
-        """Sums over events that ended in [start, end)."""
-        event = UsageEvent
-        keys = (event.model, event.adapter_id, event.adapter_version, event.adapter_digest)
-        statement = select(
-            *keys,
-            func.count(event.event_id),
-            func.sum(event.prompt_tokens),
-            func.sum(event.cached_prompt_tokens),
-            func.sum(event.completion_tokens),
-        )
-        if start_ms is not None:
-            statement = statement.where(event.ended_at_ms >= start_ms)
-        if end_ms is not None:
-            statement = statement.where(event.ended_at_ms < end_ms)
-        statement = statement.group_by(*keys).order_by(event.model, event.adapter_id)
-        rows = await self._session.execute(scoped(statement, owner))
-        return [UsageSum(*row[:4], *(int(number) for number in row[4:])) for row in rows]
