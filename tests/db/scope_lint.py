@@ -9,8 +9,8 @@ from __future__ import annotations
 import ast
 from collections.abc import Iterator, Set
 
-# these take a statement and say whose rows it means
-SCOPES = {"scoped", "scoped_or_shared", "unscoped"}
+# these say whose rows a statement means; an INSERT says it by its values
+SCOPES = {"scoped", "scoped_or_shared", "unscoped", "insert_into"}
 STATEMENTS = {"select", "update", "delete", "insert", "text"}
 RUNS = {"execute", "scalar", "scalars", "stream", "stream_scalars"}
 # a statement that was run by one of these has not passed the session's check
@@ -33,9 +33,8 @@ BYPASSES = {
 ENGINES = {"aiosqlite", "psycopg", "sqlite3", "create_engine", "create_async_engine"}
 # the layer below: transactions, locks, the clock and the schema of the database itself
 INFRASTRUCTURE = ("db/",)
-# statements are made in repositories; the probe asks whether the database answers, and models say
-# in text for which rows an index is
-STATEMENT_FILES = ("repository.py", "probe_endpoints.py", "models.py")
+# statements are made in repositories; models say in text for which rows an index is
+STATEMENT_FILES = ("repository.py", "models.py")
 
 
 def faults_of(source: str, name: str, tenant_tables: Set[str]) -> list[str]:
@@ -49,9 +48,12 @@ def faults_of(source: str, name: str, tenant_tables: Set[str]) -> list[str]:
     found = list(_import_faults(tree, name))
     imported = _imported_from_sqlalchemy(tree)
     scopes = SCOPES | _functions_that_scope(tree)
-    for function in ast.walk(tree):
-        if isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef):
-            found += _function_faults(function, imported, scopes)
+    functions = [
+        node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+    ]
+    runners = {function.name for function in functions if _runs_what_it_is_given(function)}
+    for function in functions:
+        found += _function_faults(function, imported, scopes, runners)
     for node in ast.walk(tree):
         if isinstance(node, ast.Compare) and _compares_tenant(node, tenant_tables):
             found.append(f"line {node.lineno} compares a tenant_id: that is the scope's part")
@@ -95,8 +97,25 @@ def _functions_that_scope(tree: ast.Module) -> set[str]:
     return found
 
 
+def _runs_what_it_is_given(function: ast.FunctionDef | ast.AsyncFunctionDef) -> bool:
+    """A helper that runs its parameter: then its callers have to give it a scoped statement."""
+    parameters = {argument.arg for argument in function.args.args}
+    return any(
+        isinstance(call, ast.Call)
+        and isinstance(call.func, ast.Attribute)
+        and call.func.attr in RUNS
+        and _is_of_session(call.func.value)
+        and call.args
+        and getattr(call.args[0], "id", "") in parameters
+        for call in ast.walk(function)
+    )
+
+
 def _function_faults(
-    function: ast.FunctionDef | ast.AsyncFunctionDef, imported: set[str], scopes: set[str]
+    function: ast.FunctionDef | ast.AsyncFunctionDef,
+    imported: set[str],
+    scopes: set[str],
+    runners: set[str],
 ) -> Iterator[str]:
     calls = [node for node in ast.walk(function) if isinstance(node, ast.Call)]
     scoped_names = _scoped_names(function, scopes)
@@ -105,7 +124,8 @@ def _function_faults(
             attribute = call.func.attr
             if attribute in BYPASSES and _is_of_session(call.func.value):
                 yield f"{function.name} goes around the session by {attribute}"
-            if attribute in RUNS and _is_of_session(call.func.value):
+            runs = attribute in RUNS and _is_of_session(call.func.value)
+            if (runs and function.name not in runners) or attribute in runners:
                 statement = call.args[0] if call.args else None
                 if not _is_scoped(statement, scoped_names, scopes):
                     yield f"{function.name} runs a statement without a scope (line {call.lineno})"

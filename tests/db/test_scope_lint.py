@@ -25,9 +25,19 @@ class Things:
     async def join(self):
         statement = select(Thing).join(Other, Other.tenant_id == Thing.tenant_id)
         await self._session.execute(unscoped(statement, "all of them"))
+    async def _rows(self, statement):
+        return (await self._session.execute(statement)).all()
+    async def list_all(self):
+        return await self._rows(unscoped(select(Thing), "all of them"))
+    async def add(self):
+        await self._session.execute(insert_into(self._session, Thing).values(id="x"))
 """
 
 BAD = {
+    "find runs a statement": (
+        "return await self._rows(select(Thing))\n"
+        "async def _rows(self, statement):\n    await self._session.execute(statement)"
+    ),
     "without a scope": "await session.execute(select(Thing))",
     "runs a statement": "statement = select(Thing)\n    await self._session.scalar(statement)",
     "by connection": "(await session.connection()).execute(scoped(select(Thing), owner))",

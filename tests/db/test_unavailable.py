@@ -67,7 +67,10 @@ async def test_a_server_that_is_away_is_said_so_and_found_again(
     with pytest.raises(DatabaseUnavailableError):
         async with lost.writing() as session:
             await add(session, "b")
+    with pytest.raises(DatabaseUnavailableError):
+        await lost.ping()
     server.start()
+    await lost.ping()
     await asyncio.gather(*(count(lost) for _ in range(3)))
     await lost.write(lambda session: add(session, "c"))
     assert await count(lost) == 1

@@ -25,6 +25,7 @@ ResultT = TypeVar("ResultT")
 # of PostgreSQL: held by `writing` until its transaction ends
 _WRITING_LOCK = 0x77656674
 _LOCK = text("SELECT pg_advisory_xact_lock(:key)")
+_PING = text("SELECT 1")
 _MAX_RUNS = 5
 
 
@@ -109,6 +110,12 @@ class Database:
                     if not may_succeed_again(error):
                         raise
             return await self._run(job)
+
+    async def ping(self) -> None:
+        """DatabaseUnavailableError where the database does not answer."""
+        with translated_errors():
+            async with self._engine.connect() as connection:
+                await connection.execute(_PING)
 
     async def _run(self, job: Callable[[AsyncSession], Awaitable[ResultT]]) -> ResultT:
         async with self._write() as session, session.begin():

@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import asyncio
 
-from sqlalchemy import text
-
 from weft.db.database import Database
 from weft.db.errors import DatabaseUnavailableError
-from weft.db.scope import unscoped
 from weft.gateway.runtime import Gateway
 
 # of each store
@@ -21,9 +18,7 @@ async def find_fault(gateway: Gateway, database: Database) -> str:
         return gateway.not_ready_reason
     try:
         async with asyncio.timeout(_TIMEOUT_S):
-            async with database.reading() as session:
-                asked = unscoped(text("SELECT 1"), "asks whether the database answers")
-                await session.execute(asked)
+            await database.ping()
     except (DatabaseUnavailableError, TimeoutError):
         return "The database does not answer."
     try:
