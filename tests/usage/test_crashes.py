@@ -1,0 +1,48 @@
+"""Killed with -9 at any await, metering loses no event, doubles none, and holds nothing for good.
+
+What is played, and what holds after the next start, is in `crash`, which runs by itself: it forks,
+which a process with threads must not.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def kill(url: str, folder: Path, num_runs: int, seed: int) -> tuple[int, int, int]:
+    """(points there are, runs that were killed, requests without a known end)."""
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.usage.crash", url, str(folder), str(num_runs), str(seed)],
+        cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join([*sys.path, str(ROOT)])},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+    num_stops, num_killed, num_unknown = (int(word) for word in done.stdout.split())
+    return num_stops, num_killed, num_unknown
+
+
+@pytest.mark.slow
+def test_killed_at_some_awaits_no_event_is_lost_or_doubled(
+    database_url: str, tmp_path: Path
+) -> None:
+    num_stops, num_killed, _ = kill(database_url, tmp_path, 4, 22)
+    assert num_stops > 100
+    assert num_killed >= 3
+
+
+@pytest.mark.verify
+@pytest.mark.timeout(1800)
+def test_killed_200_times_no_event_is_lost_or_doubled(database_url: str, tmp_path: Path) -> None:
+    _, num_killed, num_unknown = kill(database_url, tmp_path, 200, 7)
+    assert num_killed >= 180
+    assert num_unknown > 0, "no request was under way when its process was killed"
