@@ -136,6 +136,7 @@ def create_services(
         registry.merger,
         registry.read_config,
     )
+    gateway.metrics.include(metering.metrics)
     authenticator = Authenticator(database, secrets.pepper, secrets.operator_key)
     sign_in = create_sign_in(settings, database, secrets)
     exporter = Exporter(database, create_export_target(settings))

@@ -89,6 +89,7 @@ class EchoEngine:
         self._running: set[str] = set()
         self._draining = False
         self._num_tokens = 0
+        self._num_prompt_tokens = 0
 
     @property
     def is_ready(self) -> bool:
@@ -156,6 +157,7 @@ class EchoEngine:
         )
         if output.is_last:
             self._running.discard(req.request_id)
+            self._num_prompt_tokens += len(req.prompt_token_ids)
             self.finished[req.request_id] = output
         return output
 
@@ -174,7 +176,7 @@ class EchoEngine:
             num_blocks_free=5,
             num_pages_total=8,
             num_pages_free=6,
-            num_prompt_tokens=7,
+            num_prompt_tokens=self._num_prompt_tokens,
             num_generation_tokens=self._num_tokens,
             num_preemptions=0,
             running_adapters=self.running_adapters,

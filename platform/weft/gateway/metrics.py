@@ -73,6 +73,10 @@ class GatewayMetrics:
     def limiter_failed(self) -> None:
         self._limiter_failures.inc()
 
+    def include(self, collector: Collector) -> None:
+        """Tell what `collector` has with the rest."""
+        self._registry.register(collector)
+
     def render(self) -> bytes:
         """The text exposition."""
         return generate_latest(self._registry)

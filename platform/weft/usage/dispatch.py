@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from weft.db.database import Database
+from weft.usage.metrics import MeteringCounts
 from weft.usage.models import OutboxMessage
 from weft.usage.outbox_repository import OutboxRepository
 from weft.usage.sinks import Message, Sink, SinkError
@@ -27,20 +27,14 @@ KEEP_DELIVERED_S = 7 * 24 * 3600.0
 _MAX_DELETED = 1000
 
 
-@dataclass(slots=True)
-class DispatchCounts:
-    """Since the start of this process."""
-
-    num_delivered: int = 0
-    num_failures: int = 0
-
-
 class Dispatcher:
     """Brings each sink its messages."""
 
-    def __init__(self, database: Database, sinks: Mapping[str, Sink]) -> None:
+    def __init__(
+        self, database: Database, sinks: Mapping[str, Sink], counts: MeteringCounts | None = None
+    ) -> None:
         self._database, self._sinks = database, sinks
-        self.counts = DispatchCounts()
+        self.counts = counts or MeteringCounts()
 
     async def deliver_due(self) -> int:
         """All messages that are due; returns how many were delivered. A sink that fails holds up
