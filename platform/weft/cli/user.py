@@ -40,7 +40,7 @@ def create(
     from weft.cli.control import run_in_transaction
     from weft.tenancy import members, service, users
     from weft.tenancy.principal import TENANT_PERMISSIONS
-    from weft.tenancy.user_schemas import user_to_wire
+    from weft.tenancy.user_schemas import UserObject
 
     password_hash = _hash(_read_password(), (email, name))
 
@@ -54,7 +54,7 @@ def create(
             await members.add_member(session, user, owner.id, known_role)
         changes = {"email": user.email, "is_operator": operator, "tenant": tenant}
         await _record(session, user, "user.added", changes)
-        return user_to_wire(user)
+        return UserObject.of(user).model_dump()
 
     user = run_in_transaction(data, work, creates=True)
     if as_json:
@@ -69,11 +69,11 @@ def list_(data: DataOption = DEFAULT_DATA_DIR, as_json: JsonOption = False) -> N
     from weft.cli.control import run_in_transaction
     from weft.db.paging import PageRequest
     from weft.tenancy.user_repository import UserRepository
-    from weft.tenancy.user_schemas import user_to_wire
+    from weft.tenancy.user_schemas import UserObject
 
     async def work(session: AsyncSession, _secrets: SecretFiles) -> list[dict[str, object]]:
         page = await UserRepository(session).list_users(PageRequest(limit=10**9, order="asc"))
-        return [user_to_wire(user) for user in page.rows]
+        return [UserObject.of(user).model_dump() for user in page.rows]
 
     columns = ("id", "email", "name", "is_operator", "created_at", "disabled_at")
     print_rows(run_in_transaction(data, work), columns, as_json=as_json)
@@ -173,12 +173,12 @@ def _change(
     """Do `work` on the account and say that it is done."""
     from weft.cli.control import run_in_transaction
     from weft.tenancy import users
-    from weft.tenancy.user_schemas import user_to_wire
+    from weft.tenancy.user_schemas import UserObject
 
     async def change(session: AsyncSession, secrets: SecretFiles) -> dict[str, object]:
         user = await users.get_user(session, person)
         await work(session, user, secrets)
-        return user_to_wire(user)
+        return UserObject.of(user).model_dump()
 
     user = run_in_transaction(data, change)
     if as_json:

@@ -8,19 +8,21 @@ from fastapi import APIRouter, Depends, Query
 
 from weft.audit import Target, record
 from weft.db.dependencies import PageDep, ReadSession, WriteSession
+from weft.db.lists import ListOf
 from weft.tenancy import invites, members
 from weft.tenancy.acting import actor_of
 from weft.tenancy.auth import require_admin
 from weft.tenancy.dependencies import changes_identities
 from weft.tenancy.emails import MAX_EMAIL_CHARS
 from weft.tenancy.principal import TenantAdmin
+from weft.tenancy.schemas import Deleted
 from weft.tenancy.user_repository import UserRepository
 from weft.tenancy.user_schemas import (
     InviteCreate,
+    InviteObject,
+    MemberObject,
+    NewInviteObject,
     RoleChange,
-    invite_to_wire,
-    member_to_wire,
-    new_invite_to_wire,
 )
 
 router = APIRouter(prefix="/v1/organization", tags=["members"])
@@ -35,42 +37,42 @@ async def list_users(
     session: ReadSession,
     page: PageDep,
     emails: Annotated[list[Email] | None, Query(alias="emails[]", max_length=100)] = None,
-) -> dict[str, object]:
+) -> ListOf[MemberObject]:
     wanted = [email.strip().lower() for email in emails or ()]
     found = await UserRepository(session).list_members(admin, page, wanted)
-    return found.to_wire(lambda row: member_to_wire(row[0], row[1]))
+    return ListOf[MemberObject].of(found, lambda row: MemberObject.of(*row))
 
 
 @router.get("/users/{user_id}")
-async def get_user(admin: Reader, user_id: str, session: ReadSession) -> dict[str, object]:
-    return member_to_wire(*await members.get_member(session, admin, user_id))
+async def get_user(admin: Reader, user_id: str, session: ReadSession) -> MemberObject:
+    return MemberObject.of(*await members.get_member(session, admin, user_id))
 
 
 @router.post("/users/{user_id}", dependencies=[changes_identities])
 async def change_role(
     admin: Writer, user_id: str, body: RoleChange, session: WriteSession
-) -> dict[str, object]:
+) -> MemberObject:
     """Give a member another role. Their sessions for this tenant end."""
     membership, user = await members.set_role(session, admin, admin.permissions, user_id, body.role)
     target = Target(user_id, admin.tenant_id)
     await record(session, actor_of(admin), "user.updated", target, {"role": body.role})
-    return member_to_wire(membership, user)
+    return MemberObject.of(membership, user)
 
 
 @router.delete("/users/{user_id}", dependencies=[changes_identities])
-async def remove_user(admin: Writer, user_id: str, session: WriteSession) -> dict[str, object]:
+async def remove_user(admin: Writer, user_id: str, session: WriteSession) -> Deleted:
     """Take a member out of the tenant. Their account stays theirs."""
     membership, user = await members.remove_member(session, admin, admin.permissions, user_id)
     target = Target(user_id, admin.tenant_id)
     changes = {"email": user.email, "role": membership.role}
     await record(session, actor_of(admin), "user.deleted", target, changes)
-    return {"id": user_id, "object": "organization.user.deleted", "deleted": True}
+    return Deleted(id=user_id, object="organization.user.deleted")
 
 
 @router.post("/invites")
 async def create_invite(
     admin: Writer, body: InviteCreate, session: WriteSession
-) -> dict[str, object]:
+) -> NewInviteObject:
     """Invite an address. `token` is shown now and never again: pass it on to them."""
     made = await invites.create_invite(
         session,
@@ -80,21 +82,22 @@ async def create_invite(
         email=body.email,
         role=body.role,
     )
-    return new_invite_to_wire(made)
+    return NewInviteObject.of_new(made)
 
 
 @router.get("/invites")
-async def list_invites(admin: Reader, session: ReadSession, page: PageDep) -> dict[str, object]:
-    return (await UserRepository(session).list_invites(admin, page)).to_wire(invite_to_wire)
+async def list_invites(admin: Reader, session: ReadSession, page: PageDep) -> ListOf[InviteObject]:
+    found = await UserRepository(session).list_invites(admin, page)
+    return ListOf[InviteObject].of(found, InviteObject.of)
 
 
 @router.get("/invites/{invite_id}")
-async def get_invite(admin: Reader, invite_id: str, session: ReadSession) -> dict[str, object]:
-    return invite_to_wire(await invites.get_invite(session, admin, invite_id))
+async def get_invite(admin: Reader, invite_id: str, session: ReadSession) -> InviteObject:
+    return InviteObject.of(await invites.get_invite(session, admin, invite_id))
 
 
 @router.delete("/invites/{invite_id}")
-async def delete_invite(admin: Writer, invite_id: str, session: WriteSession) -> dict[str, object]:
+async def delete_invite(admin: Writer, invite_id: str, session: WriteSession) -> Deleted:
     """Take an invite back."""
     row = await invites.delete_invite(session, admin, actor_of(admin), invite_id)
-    return {"id": row.id, "object": "organization.invite.deleted", "deleted": True}
+    return Deleted(id=row.id, object="organization.invite.deleted")

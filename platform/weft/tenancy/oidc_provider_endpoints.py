@@ -8,6 +8,8 @@ from fastapi import APIRouter, Depends, Request
 
 from weft.audit import Target, record
 from weft.db.dependencies import DatabaseDep, PageDep, ReadSession, WriteSession
+from weft.db.lists import ListOf
+from weft.db.paging import Page
 from weft.tenancy import oidc_providers as providers
 from weft.tenancy import service
 from weft.tenancy.acting import actor_of
@@ -16,13 +18,14 @@ from weft.tenancy.emails import check_person_name
 from weft.tenancy.oidc_endpoints import redirect_uri
 from weft.tenancy.oidc_repository import OidcRepository
 from weft.tenancy.oidc_schemas import (
+    DomainObject,
     DomainSet,
     ProviderCreate,
+    ProviderObject,
     ProviderUpdate,
-    domain_to_wire,
-    provider_to_wire,
 )
 from weft.tenancy.principal import Operator
+from weft.tenancy.schemas import Deleted
 from weft.tenancy.sign_in import SignInDep
 
 router = APIRouter(prefix="/admin/v1/oidc_providers", tags=["people"])
@@ -37,7 +40,7 @@ async def create_provider(
     request: Request,
     signing_in: SignInDep,
     database: DatabaseDep,
-) -> dict[str, object]:
+) -> ProviderObject:
     """Trust a provider, once it has shown its configuration. Register `redirect_uri` there."""
     await signing_in.oidc.documents.metadata(body.issuer)
     async with database.writing() as session:
@@ -53,14 +56,21 @@ async def create_provider(
         )
         changes = {"issuer": row.issuer, "client": row.client_id, "role_map": row.role_map}
         await record(session, actor_of(operator), "oidc_provider.created", Target(row.id), changes)
-    return {**provider_to_wire(row), "redirect_uri": redirect_uri(signing_in, request, row.id)}
+    return ProviderObject.of(row, redirect_uri(signing_in, request, row.id))
 
 
 @router.get("")
 async def list_providers(
-    _operator: Reader, session: ReadSession, page: PageDep
-) -> dict[str, object]:
-    return (await OidcRepository(session).list_providers(page)).to_wire(provider_to_wire)
+    _operator: Reader,
+    request: Request,
+    session: ReadSession,
+    page: PageDep,
+    signing_in: SignInDep,
+) -> ListOf[ProviderObject]:
+    found = await OidcRepository(session).list_providers(page)
+    return ListOf[ProviderObject].of(
+        found, lambda row: ProviderObject.of(row, redirect_uri(signing_in, request, row.id))
+    )
 
 
 @router.get("/{provider_id}")
@@ -70,9 +80,9 @@ async def get_provider(
     request: Request,
     session: ReadSession,
     signing_in: SignInDep,
-) -> dict[str, object]:
+) -> ProviderObject:
     row = await providers.get_provider(session, provider_id)
-    return {**provider_to_wire(row), "redirect_uri": redirect_uri(signing_in, request, row.id)}
+    return ProviderObject.of(row, redirect_uri(signing_in, request, row.id))
 
 
 @router.post("/{provider_id}")
@@ -80,9 +90,10 @@ async def update_provider(
     operator: Writer,
     provider_id: str,
     body: ProviderUpdate,
+    request: Request,
     session: WriteSession,
     signing_in: SignInDep,
-) -> dict[str, object]:
+) -> ProviderObject:
     """Change what is given. Another issuer or client is another provider."""
     row = await providers.get_provider(session, provider_id)
     given = body.model_fields_set
@@ -97,32 +108,30 @@ async def update_provider(
         providers.set_secret(row, signing_in.encryption_key, body.client_secret)
     changes = {"changed": sorted(given), "role_map": row.role_map}
     await record(session, actor_of(operator), "oidc_provider.updated", Target(row.id), changes)
-    return provider_to_wire(row)
+    return ProviderObject.of(row, redirect_uri(signing_in, request, row.id))
 
 
 @router.delete("/{provider_id}")
-async def delete_provider(
-    operator: Writer, provider_id: str, session: WriteSession
-) -> dict[str, object]:
+async def delete_provider(operator: Writer, provider_id: str, session: WriteSession) -> Deleted:
     """Trust it no more. Who signed in by it is signed out."""
     row = await providers.delete_provider(session, provider_id)
     await record(session, actor_of(operator), "oidc_provider.deleted", Target(row.id), {})
-    return {"id": row.id, "object": "oidc_provider.deleted", "deleted": True}
+    return Deleted(id=row.id, object="oidc_provider.deleted")
 
 
 @router.get("/{provider_id}/domains")
 async def list_domains(
     _operator: Reader, provider_id: str, session: ReadSession
-) -> dict[str, object]:
+) -> ListOf[DomainObject]:
     await providers.get_provider(session, provider_id)
     rows = await OidcRepository(session).list_domains(provider_id)
-    return {"object": "list", "data": [domain_to_wire(row) for row in rows], "has_more": False}
+    return ListOf[DomainObject].of(Page(rows, has_more=False), DomainObject.of)
 
 
 @router.put("/{provider_id}/domains/{domain}")
 async def set_domain(
     operator: Writer, provider_id: str, domain: str, body: DomainSet, session: WriteSession
-) -> dict[str, object]:
+) -> DomainObject:
     """Let the provider vouch for a tenant's people at a domain. Verify first that it is theirs."""
     row = await providers.set_domain(
         session,
@@ -135,17 +144,17 @@ async def set_domain(
     changes = {"domain": domain, "provider": provider_id, **body.model_dump()}
     target = Target(domain, row.tenant_id)
     await record(session, actor_of(operator), "oidc_domain.updated", target, changes)
-    return domain_to_wire(row)
+    return DomainObject.of(row)
 
 
 @router.delete("/{provider_id}/domains/{domain}")
 async def delete_domain(
     operator: Writer, provider_id: str, domain: str, session: WriteSession
-) -> dict[str, object]:
+) -> Deleted:
     """Take a domain from the provider. Its people are signed out."""
     provider = await providers.get_provider(session, provider_id)
     row = await providers.delete_domain(session, provider, domain)
     target = Target(domain, row.tenant_id)
     changes = {"provider": provider_id}
     await record(session, actor_of(operator), "oidc_domain.deleted", target, changes)
-    return {"id": domain, "object": "oidc_provider.domain.deleted", "deleted": True}
+    return Deleted(id=domain, object="oidc_provider.domain.deleted")

@@ -16,12 +16,9 @@ from weft.tenancy.client import client_of
 from weft.tenancy.cookies import CSRF
 from weft.tenancy.csrf import create_csrf_token
 from weft.tenancy.roles import PERMISSIONS
+from weft.tenancy.schemas import Deleted
 from weft.tenancy.session_repository import SessionRepository
-from weft.tenancy.sessions import NewSession, SignedIn, find_signed_in, renew_session
-from weft.tenancy.sign_in import SignInDep
-from weft.tenancy.user_repository import UserRepository
-from weft.tenancy.user_schemas import (
-    Deleted,
+from weft.tenancy.session_schemas import (
     Done,
     InviteAccept,
     Joined,
@@ -35,6 +32,9 @@ from weft.tenancy.user_schemas import (
     UserInfo,
     session_to_wire,
 )
+from weft.tenancy.sessions import NewSession, SignedIn, find_signed_in, renew_session
+from weft.tenancy.sign_in import SignInDep
+from weft.tenancy.user_repository import UserRepository
 
 router = APIRouter(prefix="/auth/v1", tags=["sign-in"])
 Person = Annotated[SignedIn, Depends(signed_in)]

@@ -1,69 +1,27 @@
-"""People on the wire: OpenAI's shapes for members and invites, our own for sessions."""
+"""Members, invites and accounts on the wire, in OpenAI's shapes where it has them."""
 
 from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 
 from weft.db.ids import now
+from weft.db.lists import ListItem
 from weft.tenancy.emails import MAX_EMAIL_CHARS
 from weft.tenancy.invites import NewInvite
-from weft.tenancy.passwords import MAX_PASSWORD_CHARS
-from weft.tenancy.user_models import Invite, Membership, User, UserSession
-
-# of bytes: a password's characters may be composed, and are normalised only later
-_MAX_PASSWORD_TEXT = 4 * MAX_PASSWORD_CHARS
+from weft.tenancy.schemas import Body
+from weft.tenancy.user_models import Invite, Membership, User
 
 
-class _Body(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True)
-
-
-class SignInBody(_Body):
-    """Body of `POST /auth/v1/sign-in`; `tenant` (id or name) for people of several."""
-
-    email: str = Field(max_length=MAX_EMAIL_CHARS)
-    password: str = Field(max_length=_MAX_PASSWORD_TEXT)
-    tenant: str | None = Field(default=None, max_length=128)
-
-
-class TenantChoice(_Body):
-    """Body of `POST /auth/v1/session`. None: an operator's session, for the platform."""
-
-    tenant: str | None = Field(max_length=128)
-
-
-class PasswordChange(_Body):
-    """Body of `POST /auth/v1/password`."""
-
-    current_password: str = Field(max_length=_MAX_PASSWORD_TEXT)
-    new_password: str = Field(max_length=_MAX_PASSWORD_TEXT)
-
-
-class PasswordResetBody(_Body):
-    """Body of `POST /auth/v1/password:reset`; an operator hands the token out."""
-
-    token: str = Field(max_length=128)
-    new_password: str = Field(max_length=_MAX_PASSWORD_TEXT)
-
-
-class InviteAccept(_Body):
-    """Body of `POST /auth/v1/invites:accept`: of a new account, or of the one that is there."""
-
-    token: str = Field(max_length=128)
-    name: str = Field(default="", max_length=128)
-    password: str = Field(max_length=_MAX_PASSWORD_TEXT)
-
-
-class InviteProject(_Body):
+class InviteProject(Body):
     """OpenAI's; our roles hold for all of a tenant's projects."""
 
     id: str = Field(max_length=64)
     role: Literal["member", "owner"]
 
 
-class InviteCreate(_Body):
+class InviteCreate(Body):
     """Body of `POST /v1/organization/invites`."""
 
     email: str = Field(max_length=MAX_EMAIL_CHARS)
@@ -71,13 +29,13 @@ class InviteCreate(_Body):
     projects: list[InviteProject] | None = Field(default=None, max_length=0)
 
 
-class RoleChange(_Body):
+class RoleChange(Body):
     """Body of `POST /v1/organization/users/{id}`."""
 
     role: str = Field(max_length=32)
 
 
-class UserCreate(_Body):
+class UserCreate(Body):
     """Body of `POST /admin/v1/users`: an account whose password is set by its reset token."""
 
     email: str = Field(max_length=MAX_EMAIL_CHARS)
@@ -85,141 +43,100 @@ class UserCreate(_Body):
     is_operator: bool = False
 
 
-class UserInfo(BaseModel):
-    """A person, to themselves."""
+class MemberObject(ListItem):
+    """OpenAI's organization user; the roles are ours."""
+
+    object: Literal["organization.user"] = "organization.user"
+    email: str
+    name: str
+    role: str
+    added_at: int
+
+    @classmethod
+    def of(cls, membership: Membership, user: User) -> MemberObject:
+        return cls(
+            id=user.id,
+            email=user.email,
+            name=user.name,
+            role=membership.role,
+            added_at=membership.created_at,
+        )
+
+
+class ProjectOfInvite(BaseModel):
+    """OpenAI's; an invite is to all of a tenant's projects, so there are none."""
 
     id: str
+    role: Literal["member", "owner"]
+
+
+class InviteObject(ListItem):
+    """OpenAI's invite."""
+
+    object: Literal["organization.invite"] = "organization.invite"
+    email: str
+    role: str
+    status: Literal["accepted", "expired", "pending"]
+    created_at: int
+    expires_at: int
+    accepted_at: int | None
+    projects: list[ProjectOfInvite] = []
+
+    @classmethod
+    def of(cls, row: Invite) -> InviteObject:
+        is_over = now() >= row.expires_at
+        return cls(
+            id=row.id,
+            email=row.email,
+            role=row.role,
+            status="accepted" if row.accepted_at else "expired" if is_over else "pending",
+            created_at=row.created_at,
+            expires_at=row.expires_at,
+            accepted_at=row.accepted_at,
+        )
+
+
+class NewInviteObject(InviteObject):
+    """An invite with its token: the only time that it is shown."""
+
+    token: str
+
+    @classmethod
+    def of_new(cls, invite: NewInvite) -> NewInviteObject:
+        return cls(**InviteObject.of(invite.row).model_dump(), token=invite.token)
+
+
+class UserObject(ListItem):
+    """A person, to operators."""
+
     object: Literal["user"] = "user"
     email: str
     name: str
     is_operator: bool
-
-
-class TenantOfUser(BaseModel):
-    """A tenant that the person may act for, and as what."""
-
-    id: str
-    object: Literal["tenant"] = "tenant"
-    name: str
-    role: str
-
-
-class SessionInfo(BaseModel):
-    """Who is signed in, what they act for, and the token that pages send with what they change."""
-
-    id: str
-    object: Literal["session"] = "session"
-    user: UserInfo
-    tenant_id: str | None
-    role: str | None
-    permissions: list[str]
-    tenants: list[TenantOfUser]
-    provider_id: str | None
+    has_password: bool
     created_at: int
-    expires_at: int
-    csrf_token: str
+    disabled_at: int | None
+
+    @classmethod
+    def of(cls, user: User) -> UserObject:
+        return cls(
+            id=user.id,
+            email=user.email,
+            name=user.name,
+            is_operator=user.is_operator,
+            has_password=user.password_hash is not None,
+            created_at=user.created_at,
+            disabled_at=user.disabled_at,
+        )
 
 
-class SessionItem(BaseModel):
-    """One of a person's sessions."""
+class UserWithReset(UserObject):
+    """With the token that sets the account's password once: the only time that it is shown."""
 
-    id: str
-    object: Literal["session"] = "session"
-    tenant_id: str | None
-    provider_id: str | None
-    ip_address: str
-    user_agent: str
-    created_at: int
-    last_seen_at: int
-    expires_at: int
-    is_current: bool
+    reset_token: str
+    reset_expires_at: int
 
-
-class SessionList(BaseModel):
-    """All of a person's sessions."""
-
-    object: Literal["list"] = "list"
-    data: list[SessionItem]
-    has_more: bool = False
-
-
-class Deleted(BaseModel):
-    """OpenAI's answer to a deletion."""
-
-    id: str
-    object: str
-    deleted: Literal[True] = True
-
-
-class Done(BaseModel):
-    """What was asked for is done, and there is nothing to say of it."""
-
-    object: Literal["done"] = "done"
-
-
-class Joined(BaseModel):
-    """An invite was accepted."""
-
-    object: Literal["invite.accepted"] = "invite.accepted"
-    tenant_id: str
-
-
-def session_to_wire(row: UserSession, current_hash: str) -> SessionItem:
-    return SessionItem(
-        id=row.id,
-        tenant_id=row.tenant_id,
-        provider_id=row.provider_id,
-        ip_address=row.ip_address,
-        user_agent=row.user_agent,
-        created_at=row.created_at,
-        last_seen_at=row.last_seen_at,
-        expires_at=row.expires_at,
-        is_current=row.secret_hash == current_hash,
-    )
-
-
-def member_to_wire(membership: Membership, user: User) -> dict[str, object]:
-    """OpenAI's organization user; the roles are ours."""
-    return {
-        "id": user.id,
-        "object": "organization.user",
-        "email": user.email,
-        "name": user.name,
-        "role": membership.role,
-        "added_at": membership.created_at,
-    }
-
-
-def invite_to_wire(row: Invite) -> dict[str, object]:
-    """OpenAI's invite."""
-    status = "expired" if now() >= row.expires_at else "pending"
-    return {
-        "id": row.id,
-        "object": "organization.invite",
-        "email": row.email,
-        "role": row.role,
-        "status": "accepted" if row.accepted_at is not None else status,
-        "created_at": row.created_at,
-        "expires_at": row.expires_at,
-        "accepted_at": row.accepted_at,
-        "projects": [],
-    }
-
-
-def new_invite_to_wire(invite: NewInvite) -> dict[str, object]:
-    """With its token: the only time that it is shown."""
-    return {**invite_to_wire(invite.row), "token": invite.token}
-
-
-def user_to_wire(user: User) -> dict[str, object]:
-    """A person, to operators."""
-    return {
-        "id": user.id,
-        "object": "user",
-        "email": user.email,
-        "name": user.name,
-        "is_operator": user.is_operator,
-        "has_password": user.password_hash is not None,
-        "created_at": user.created_at,
-        "disabled_at": user.disabled_at,
-    }
+    @classmethod
+    def of_reset(cls, user: User, token: str, expires_at: int) -> UserWithReset:
+        known = UserObject.of(user).model_dump()
+        return cls(**known, reset_token=token, reset_expires_at=expires_at)
