@@ -21,7 +21,9 @@ from weft.billing.exporting import Exporter
 from weft.db.database import Database
 from weft.db.lock import lock_data_folder
 from weft.db.urls import database_url
+from weft.gateway import budget_endpoints as budgets
 from weft.gateway import endpoints as inference
+from weft.gateway import limit_endpoints as limits
 from weft.gateway import lorax, vllm_compat
 from weft.gateway import probe_endpoints as probes
 from weft.gateway.error_handlers import install_error_handlers
@@ -87,6 +89,8 @@ _ROUTES = (
     invoices,
     prices,
     billing,
+    limits,
+    budgets,
     tenants,
     audit,
     members,

@@ -11,9 +11,11 @@ from weft.cli import (
     adapter,
     audit,
     bench,
+    budget,
     demo,
     generate,
     key,
+    limit,
     migrate,
     project,
     serve,
@@ -36,6 +38,8 @@ app.add_typer(tenant.app, name="tenant")
 app.add_typer(user.app, name="user")
 app.add_typer(project.app, name="project")
 app.add_typer(key.app, name="key")
+app.add_typer(limit.app, name="limit")
+app.add_typer(budget.app, name="budget")
 app.add_typer(adapter.app, name="adapter")
 app.add_typer(audit.app, name="audit")
 

@@ -9,6 +9,9 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from weft.db.paging import Page, PageRequest
 from weft.db.scope import Owner, scoped
+from weft.limits.limit_repository import LimitAdminRepository
+from weft.limits.models import Limit
+from weft.limits.subjects import Subject
 from weft.registry.models import Adapter, AdapterAlias, AdapterVersion, IdempotencyKey, VersionState
 from weft.registry.names import ModelName
 
@@ -145,6 +148,11 @@ class RegistryRepository:
     async def count_adapters(self) -> int:
         statement = select(func.count(Adapter.id)).where(Adapter.deleted_at.is_(None))
         return await self._session.scalar(scoped(statement, self._owner)) or 0
+
+    async def find_tenant_limit(self) -> Limit | None:
+        """What the operator has set for the tenant, in place of what holds for all."""
+        subject = Subject("tenant", self._owner.tenant_id)
+        return await LimitAdminRepository(self._session, self._owner).find_limit(subject, "")
 
     async def count_pinned(self) -> int:
         statement = select(func.count(AdapterVersion.id)).where(

@@ -21,7 +21,7 @@ from weft.errors import (
 )
 from weft.registry.models import Adapter, AdapterVersion, VersionState
 from weft.registry.names import is_adapter_name, try_parse_model_name
-from weft.registry.quota import Quota
+from weft.registry.quota import Quota, check_adapters
 from weft.registry.repository import RegistryRepository
 
 
@@ -103,10 +103,7 @@ async def create_adapter(
             param="base_model",
         )
     repository = RegistryRepository(session, owner)
-    if await repository.count_adapters() >= quota.max_adapters:
-        raise QuotaExceededError(
-            f"You have {quota.max_adapters} adapters, which is as many as you may have."
-        )
+    await check_adapters(repository, quota)
     if await repository.find_adapter(name) is not None:
         raise ConflictError(
             f"An adapter named '{name}' exists already.", param="name", code="adapter_exists"
