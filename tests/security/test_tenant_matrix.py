@@ -22,9 +22,12 @@ BODIES: dict[str, dict[str, object]] = {
     },
     "/v1/adapters/{name}/aliases/{alias}": {"version": 1},
     "/v1/organization/users/{user_id}": {"role": "developer"},
+    "/v1/organization/projects/{project_id}/rate_limits/{rate_limit_id:path}": {
+        "max_requests_per_1_minute": 1
+    },
 }
 # numbers and names that mean something behind an id only
-LOCAL = frozenset({"versions", "aliases"})
+LOCAL = frozenset({"versions", "aliases", "rate_limits"})
 
 
 @dataclass(frozen=True)

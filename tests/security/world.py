@@ -75,6 +75,17 @@ def create_tenant(site: Site, name: str) -> Tenant:
     project_keys = f"/v1/organization/projects/{project}/api_keys"
     project_key = browser.post(project_keys, json={"name": "made"}, headers=admin)
     project_key.raise_for_status()
+    subject = {"subject": {"kind": "project", "id": project}}
+    limit = browser.put(
+        "/v1/organization/limits", json={**subject, "max_running": 50}, headers=admin
+    )
+    limit.raise_for_status()
+    budget = browser.post(
+        "/v1/organization/budgets",
+        json={**subject, "period": "month", "limit_usd": 5},
+        headers=admin,
+    )
+    budget.raise_for_status()
     tenant.ids = {
         "adapters": adapter,
         "versions": "1",
@@ -90,6 +101,9 @@ def create_tenant(site: Site, name: str) -> Tenant:
         "admin_api_keys": made["admin_api_keys"].json()["id"],
         "invoices": asyncio.run(_add_invoice(site, tenant_id)),
         "billing_periods": "2026-01",
+        "limits": limit.json()["id"],
+        "budgets": budget.json()["id"],
+        "rate_limits": f"rl-{name}",
         "operator_keys": site.operator_key.split("_")[2],
         "tenants": tenant_id,
     }
