@@ -6,7 +6,7 @@ import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from sqlalchemy import func, select
+from sqlalchemy import func, select, update
 
 from weft.billing.periods import Month
 from weft.db.database import Database
@@ -70,6 +70,8 @@ class Books:
         found = rates or (INPUT_RATE, CACHED_RATE, OUTPUT_RATE)
         amount = (prompt - cached) * found[0] + cached * found[1] + completion * found[2]
         async with self.database.writing() as session:
+            numbered = update(Replica).values(last_seq=number)
+            await session.execute(unscoped(numbered, "a test"))
             session.add(
                 UsageEvent(
                     event_id=f"req_{number}", tenant_id=tenant_id,

@@ -112,6 +112,21 @@ class BillingRepository:
         (row,) = await self._session.execute(scoped(statement, owner))
         return tuple(int(number) for number in row)
 
+    async def has_events_recorded_after(
+        self, owner: Owner, start_at: int, end_at: int, recorded_at: int
+    ) -> bool:
+        """Whether some of the events of [start, end) became known only then."""
+        statement = (
+            select(UsageEvent.event_id)
+            .where(
+                UsageEvent.ended_at_ms >= start_at * 1000,
+                UsageEvent.ended_at_ms < end_at * 1000,
+                UsageEvent.recorded_at_ms >= recorded_at * 1000,
+            )
+            .limit(1)
+        )
+        return await self._session.scalar(scoped(statement, owner)) is not None
+
     async def find_first_event_at(self) -> int | None:
         """When the first event of all ended, in Unix seconds."""
         statement = select(func.min(UsageEvent.ended_at_ms))
@@ -225,6 +240,29 @@ class BillingRepository:
         ).where(charge.hour_at >= start_at, charge.hour_at < end_at)
         (row,) = await self._session.execute(scoped(statement, owner))
         return int(row[0]), int(row[1])
+
+    async def sum_by_line(self, invoice: InvoiceRow) -> dict[int, tuple[int, int]]:
+        """(tokens, picodollars) of the charges on each line."""
+        charge = BilledCharge
+        statement = (
+            select(
+                charge.line_number,
+                func.sum(charge.num_tokens),
+                func.sum(charge.num_tokens * charge.rate),
+            )
+            .where(charge.invoice_id == invoice.id)
+            .group_by(charge.line_number)
+        )
+        rows = await self._session.execute(scoped(statement, TenantOwner(invoice.tenant_id)))
+        return {int(row[0]): (int(row[1]), int(row[2])) for row in rows}
+
+    async def find_rounding(self, invoice: InvoiceRow) -> int | None:
+        """What the ledger has the tenant owe for the rounding of an invoice."""
+        statement = select(LedgerEntry.amount_pico).where(
+            LedgerEntry.tx_id == f"rounding:{invoice.id}",
+            LedgerEntry.account == f"tenant:{invoice.tenant_id}:receivable",
+        )
+        return await self._session.scalar(scoped(statement, TenantOwner(invoice.tenant_id)))
 
     async def stream_charges(self, invoice: InvoiceRow) -> AsyncIterator[tuple[Charge, int]]:
         """The invoice's charges in order, each with its line's number; a few at a time."""

@@ -11,15 +11,18 @@ from weft.cli import (
     adapter,
     audit,
     bench,
+    billing,
     budget,
     demo,
     generate,
     key,
     limit,
     migrate,
+    price,
     project,
     serve,
     tenant,
+    usage,
     user,
 )
 
@@ -42,6 +45,9 @@ app.add_typer(limit.app, name="limit")
 app.add_typer(budget.app, name="budget")
 app.add_typer(adapter.app, name="adapter")
 app.add_typer(audit.app, name="audit")
+app.command("usage")(usage.usage)
+app.add_typer(price.app, name="price")
+app.add_typer(billing.app, name="billing")
 
 
 def _print_version(wanted: bool) -> None:

@@ -31,6 +31,29 @@ def run_in_transaction(
     creates: bool = False,
 ) -> ResultT:
     """Run `work` in one transaction; with `creates`, a new data folder is made ready first."""
+
+    async def in_transaction(database: Database, secrets: SecretFiles) -> ResultT:
+        async with database.writing() as session:
+            return await work(session, secrets)
+
+    return _run(data_dir, in_transaction, creates=creates)
+
+
+def run_with_database(data_dir: Path, work: Callable[[Database], Awaitable[ResultT]]) -> ResultT:
+    """Run `work`, which has transactions of its own."""
+
+    async def with_database(database: Database, _secrets: SecretFiles) -> ResultT:
+        return await work(database)
+
+    return _run(data_dir, with_database, creates=False)
+
+
+def _run(
+    data_dir: Path,
+    work: Callable[[Database, SecretFiles], Awaitable[ResultT]],
+    *,
+    creates: bool,
+) -> ResultT:
     if data_dir.exists() and not data_dir.is_dir():
         raise fail(f"{data_dir} is not a folder")
     named = from_environment(os.environ).get("database_url")
@@ -39,23 +62,18 @@ def run_in_transaction(
             f"{data_dir} is not a Weft data folder: it has no {database_file(data_dir).name}"
         )
     url = database_url(named, database_file(data_dir))
+
+    async def run() -> ResultT:
+        database = Database(url)
+        try:
+            return await work(database, secrets)
+        finally:
+            await database.close()
+
     try:
         secrets = prepare_installation(data_dir, url)
-        return asyncio.run(_run(url, secrets, work))
+        return asyncio.run(run())
     except (WeftError, SchemaMismatchError, SecretFileError, OSError, ValueError) as error:
         raise fail(str(error)) from error
     except DatabaseError as error:
         raise fail(f"{redacted(url)} could not be used: {error.orig}") from error
-
-
-async def _run(
-    url: str,
-    secrets: SecretFiles,
-    work: Callable[[AsyncSession, SecretFiles], Awaitable[ResultT]],
-) -> ResultT:
-    database = Database(url)
-    try:
-        async with database.writing() as session:
-            return await work(session, secrets)
-    finally:
-        await database.close()
