@@ -55,7 +55,7 @@ class ReplicaRepository:
         statement = statement.on_conflict_do_update(
             index_elements=["id"], set_=new, where=Replica.checkpoint_at_ms <= at_ms
         )
-        await self._session.execute(statement)
+        await self._session.execute(unscoped(statement, _REASON))
 
     async def close(self, replica_id: str) -> None:
         await self._close(Replica.id == replica_id)

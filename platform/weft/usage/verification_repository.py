@@ -59,7 +59,7 @@ class VerificationRepository:
         self._session = session
 
     async def _rows(self, statement: Executable) -> Sequence[Any]:
-        return (await self._session.execute(statement)).all()
+        return (await self._session.execute(unscoped(statement, _REASON))).all()
 
     async def list_replicas(self) -> Sequence[Replica]:
         statement = select(Replica).order_by(Replica.started_at_ms, Replica.id)
