@@ -195,7 +195,7 @@ def create_app(settings: ServerSettings, engine: EngineClient, tokenizer: BaseTo
     install_error_handlers(app)
     app.add_middleware(
         RequestGuard,
-        hosts=AllowedHosts.of(settings.allowed_hosts, settings.host),
+        hosts=AllowedHosts.of(settings.allowed_hosts, settings.host, settings.public_host),
         max_body_bytes=settings.max_body_bytes,
         body_timeout_s=settings.body_timeout_s,
     )

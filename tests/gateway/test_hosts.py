@@ -47,3 +47,11 @@ def test_named_hosts_and_all_below_a_name() -> None:
         assert hosts.allow(header)
     for header in ("weft.example", "evilweft.example", "example.com", "127.0.0.1"):
         assert not hosts.allow(header)
+
+
+def test_the_host_under_which_people_come_is_answered_for() -> None:
+    for named, listens_on in (((), "127.0.0.1"), (("api.example.com",), "0.0.0.0")):
+        hosts = AllowedHosts.of(named, listens_on, "weft.example.com")
+        assert hosts.allow("weft.example.com:8443")
+        assert not hosts.allow("evil.example")
+    assert AllowedHosts.of((), "0.0.0.0", "weft.example.com").allow("10.1.2.3")

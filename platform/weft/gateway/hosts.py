@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import ipaddress
 import re
 from collections.abc import Sequence
+
+from weft.settings.sign_in import is_loopback
 
 # a name, an IPv4 address or a bracketed IPv6 one, perhaps with a port: no path, no user
 _HOST = re.compile(r"(?P<name>[A-Za-z0-9._-]{1,253}|\[[0-9A-Fa-f:.]{2,45}\])(:[0-9]{1,5})?")
@@ -23,11 +24,13 @@ class AllowedHosts:
         self._suffixes = tuple(name[1:].lower() for name in names if name.startswith("*."))
 
     @classmethod
-    def of(cls, named: Sequence[str], listens_on: str) -> AllowedHosts:
-        """As the operator has `named` them, or what follows from the address listened on."""
-        if not named and _is_loopback(listens_on):
-            return cls((*_LOOPBACK, listens_on))
-        return cls(named)
+    def of(cls, named: Sequence[str], listens_on: str, public: str | None = None) -> AllowedHosts:
+        """As the operator has `named` them, or what follows from the address listened on; and
+        `public`, the host under which people come."""
+        own = () if public is None else (public,)
+        if named:
+            return cls((*named, *own))
+        return cls((*_LOOPBACK, listens_on, *own) if is_loopback(listens_on) else ())
 
     def allow(self, header: str) -> bool:
         match = _HOST.fullmatch(header)
@@ -37,10 +40,3 @@ class AllowedHosts:
             return True
         name = match["name"].lower()
         return name in self._names or name.endswith(self._suffixes)
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"

@@ -38,6 +38,11 @@ class SignInSettings(Settings):
         """`public_url` as browsers write an origin."""
         return None if self.public_url is None else parse_public_url(self.public_url)
 
+    @property
+    def public_host(self) -> str | None:
+        """The host of `public_url`, without a port."""
+        return None if self.public_url is None else urlsplit(self.public_url).hostname
+
 
 def parse_public_url(text: str) -> str:
     """The origin of a public URL; ValueError unless it is https, or http on this machine.
