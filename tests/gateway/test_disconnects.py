@@ -277,3 +277,12 @@ def test_an_upload_that_breaks_off_leaves_nothing_and_is_no_fault(
     wait_for(lambda: not any(uploads.iterdir()))
     assert site.http.get("/livez").status_code == 200
     assert not [record for record in caplog.records if record.name.startswith("weft")]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_request_whose_engine_dies_is_lost_and_free(site: Any, acme: str, stream: bool) -> None:
+    site.engine.fails_after, site.engine.error_code = 2, "engine_failed"
+    site.call(acme, "POST", "/v1/chat/completions", json={**HELLO, "stream": stream})
+    wait_for(lambda: len(events(site)) == 1)
+    assert events(site)[0][1:5] == ("lost", "error", 0, 0)
+    assert num_pending(site) == 0
