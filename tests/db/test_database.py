@@ -10,6 +10,7 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from weft.db.database import Database
+from weft.db.errors import TextRefusedError
 from weft.db.group_commit import DatabaseClosedError
 from weft.db.scope import unscoped
 from weft.tenancy.models import Tenant
@@ -147,3 +148,23 @@ async def test_what_waits_is_written_before_the_database_closes(database_url: st
     database = Database(database_url)
     assert await names(database) == ["a"]
     await database.close()
+
+
+async def test_text_with_nul_finds_nothing_and_is_no_fault_of_ours(database: Database) -> None:
+    """PostgreSQL has no such text; SQLite has, and finds no row of it."""
+    statement = unscoped(select(Tenant.name).where(Tenant.name == "a\x00b"), REASON)
+
+    async def find() -> object:
+        async with database.reading() as session:
+            return await session.scalar(statement)
+
+    async def job(session: AsyncSession) -> object:
+        return await session.scalar(statement)
+
+    if database.is_sqlite:
+        assert (await find(), await database.write(job)) == (None, None)
+        return
+    for refused in (find(), database.write(job)):
+        with pytest.raises(TextRefusedError) as caught:
+            await refused
+        assert caught.value.status_code == 400

@@ -1,4 +1,4 @@
-"""What a database that cannot be reached looks like to callers: 503, and when to try again."""
+"""What callers see of a database that cannot be reached, or cannot hold what they sent."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from sqlalchemy.exc import DBAPIError, OperationalError
+from sqlalchemy.exc import DataError, DBAPIError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
-from weft.errors import OverloadedError
+from weft.errors import InvalidRequestError, OverloadedError
 
 RETRY_AFTER_S = 2
 # of PostgreSQL: connection exceptions, insufficient resources, operator intervention (which has
@@ -53,14 +53,23 @@ def may_succeed_again(error: BaseException) -> bool:
     return isinstance(error, DBAPIError) and _sqlstate(error) in _RETRY_STATES
 
 
+class TextRefusedError(InvalidRequestError):
+    """Text with the character NUL, which PostgreSQL has none of: no row can be meant by it."""
+
+    def __init__(self) -> None:
+        super().__init__("Text must not contain the character NUL.")
+
+
 @contextmanager
 def translated_errors() -> Iterator[None]:
-    """DatabaseUnavailableError instead of the driver's many ways to say it."""
+    """DatabaseUnavailableError instead of the driver's many ways to say it; TextRefusedError."""
     try:
         yield
     except (DBAPIError, PoolTimeoutError) as error:
         if is_unavailable(error):
             raise DatabaseUnavailableError from error
+        if isinstance(error, DataError) and "NUL (0x00)" in str(error.orig):
+            raise TextRefusedError from error
         raise
 
 
