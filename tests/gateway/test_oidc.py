@@ -165,7 +165,7 @@ def test_one_provider_does_not_finish_for_another(
     back = httpx2.get(start(browser).headers["location"]).headers["location"]
     assert_refused(browser.get(back.replace(trusted["id"], other["id"])), 401, "sign_in_failed")
     assert_refused(browser.get(f"{back}&iss=https://evil.example"), 401, "sign_in_failed")
-    assert_refused(browser.get(back.replace(trusted["id"], "oidc_0")), 404, "not_found")
+    assert_refused(browser.get(back.replace(trusted["id"], "oidc_0")), 401, "sign_in_failed")
 
 
 def test_a_token_that_is_not_right_lets_nobody_in(

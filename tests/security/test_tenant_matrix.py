@@ -28,6 +28,8 @@ BODIES: dict[str, dict[str, object]] = {
 }
 # numbers and names that mean something behind an id only
 LOCAL = frozenset({"versions", "aliases", "rate_limits"})
+# where a provider sends browsers back to: of no tenant, and `gateway/test_oidc.py`'s to test
+NOBODYS = "/auth/v1/oidc/{provider_id}/callback"
 
 
 @dataclass(frozen=True)
@@ -75,7 +77,7 @@ def operations(site: Site, document: Any) -> list[Operation]:
         for method in route.methods or ():
             operation = document["paths"].get(route.path_format, {}).get(method.lower(), {})
             body = operation.get("requestBody", {}).get("content", {}).get("application/json", {})
-            if PARAMETER.search(route.path):
+            if PARAMETER.search(route.path) and route.path != NOBODYS:
                 found.append(Operation(method, route.path, mark.audience, body.get("schema")))
     return found
 

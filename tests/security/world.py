@@ -105,6 +105,8 @@ def create_tenant(site: Site, name: str) -> Tenant:
         "budgets": budget.json()["id"],
         "rate_limits": f"rl-{name}",
         "operator_keys": site.operator_key.split("_")[2],
+        "oidc_providers": f"oidc_of_{name}",
+        "domains": f"{name}.example",
         "tenants": tenant_id,
     }
     return tenant

@@ -12,7 +12,7 @@ from weft.tenancy.auth import public
 from weft.tenancy.client import client_of as sender_of
 from weft.tenancy.cookies import SIGN_IN
 from weft.tenancy.oidc_admission import admit, read_claims
-from weft.tenancy.oidc_flow import FLOW_TTL_S
+from weft.tenancy.oidc_flow import FLOW_TTL_S, ProviderSignInError
 from weft.tenancy.oidc_providers import client_of, get_provider
 from weft.tenancy.oidc_repository import OidcRepository
 from weft.tenancy.sign_in import SignIn, SignInDep, port_of
@@ -52,7 +52,9 @@ async def start(
 async def callback(provider_id: str, request: Request, signing_in: SignInDep) -> RedirectResponse:
     """Where the provider sends the browser back to. Makes the session."""
     async with signing_in.database.reading() as session:
-        provider = await get_provider(session, provider_id)
+        provider = await OidcRepository(session).find_provider(provider_id)
+    if provider is None:
+        raise ProviderSignInError  # as for any other address that nobody was sent to
     finished = await signing_in.oidc.finish(
         client_of(provider, signing_in.encryption_key),
         redirect_uri(signing_in, request, provider.id),
@@ -63,7 +65,7 @@ async def callback(provider_id: str, request: Request, signing_in: SignInDep) ->
     async with signing_in.database.writing() as session:
         made = await admit(
             session,
-            await get_provider(session, provider_id),
+            await get_provider(session, provider_id),  # as it is now
             vouched,
             sender_of(request),
             signing_in.policy,
