@@ -9,11 +9,16 @@ from typing import Any
 
 import pytest
 from tests.billing.books import AUGUST, Books
+from tests.billing.stripe_server import KEY, stripe_server
 from typer.testing import CliRunner
 
+from weft.billing.periods import HOUR_S
 from weft.cli import app
 from weft.db.database import Database
+from weft.db.ids import now
 from weft.db.urls import sqlite_url
+
+LAST_HOUR = now() // HOUR_S * HOUR_S - 2 * HOUR_S
 
 
 @pytest.fixture
@@ -30,7 +35,8 @@ def weft(tmp_path: Path) -> Any:
 
 @pytest.fixture
 def acme(weft: Any, tmp_path: Path) -> str:
-    """A tenant that used a million tokens of input and a thousand of output in August."""
+    """A tenant that used a million tokens of input and a thousand of output in August, and a few
+    in an hour that has just ended."""
     weft("tenant", "create", "other")
 
     async def use() -> str:
@@ -39,6 +45,7 @@ def acme(weft: Any, tmp_path: Path) -> str:
         await books.open()
         tenant_id = await books.add_tenant("acme")
         await books.use(tenant_id, AUGUST.start_at, (1_000_000, 0, 1_000))
+        await books.use(tenant_id, LAST_HOUR, (5, 0, 1))
         await database.close()
         return tenant_id
 
@@ -82,3 +89,15 @@ def test_what_makes_no_sense_is_refused(
     weft: Any, acme: str, args: tuple[str, ...], said: str
 ) -> None:
     assert said in weft(*args, code=1)
+
+
+def test_usage_goes_to_stripe(weft: Any, acme: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("WEFT_STRIPE_API_KEY", raising=False)
+    assert "WEFT_STRIPE_API_KEY" in weft("billing", "send", code=1)
+    monkeypatch.setenv("WEFT_STRIPE_API_KEY", KEY)
+    assert weft("billing", "customer", "acme", "cus_acme")[0]["tenant_id"] == acme
+    with stripe_server() as server:
+        assert weft("billing", "send", "--url", server.url)[0]["sent"] == 2
+        assert server.total("weft_input_tokens", "cus_acme") == 5
+        server.faults = ["500"]
+        assert weft("billing", "send", "--url", server.url)[0]["sent"] == 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -117,6 +118,67 @@ def export(
     said = "Exported" if made["is_new"] else "Nothing has changed since"
     out.print(f"{said} {made['location']} ({made['num_rows']} rows, {made['billed']} USD).",
               markup=False)  # fmt: skip
+
+
+@app.command("customer")
+def customer(
+    tenant: Annotated[str, typer.Argument(help="The tenant's name or id.")],
+    customer_id: Annotated[str, typer.Argument(help="What Stripe calls it: cus_...")],
+    data: DataOption = DEFAULT_DATA_DIR,
+    as_json: JsonOption = False,
+) -> None:
+    """Say which customer of Stripe's a tenant is: its usage is sent from then on."""
+    from weft.audit import SYSTEM
+    from weft.billing.stripe_sender import set_customer
+    from weft.cli.control import run_in_transaction
+    from weft.tenancy.service import get_tenant
+
+    async def work(session: AsyncSession, _secrets: SecretFiles) -> dict[str, Any]:
+        tenant_id = (await get_tenant(session, tenant)).id
+        await set_customer(session, tenant_id, customer_id, SYSTEM)
+        return {"tenant_id": tenant_id, "customer_id": customer_id}
+
+    print_rows([run_in_transaction(data, work)], ("tenant_id", "customer_id"), as_json=as_json)
+
+
+@app.command("send")
+def send(
+    url: Annotated[
+        str | None, typer.Option(help="Another server than Stripe's, for tests.")
+    ] = None,
+    data: DataOption = DEFAULT_DATA_DIR,
+    as_json: JsonOption = False,
+) -> None:
+    """Send the hours that are over to Stripe, each token once; run it every hour.
+
+    WEFT_STRIPE_API_KEY is the secret key. Exit code 1 where something is left.
+    """
+    from weft.billing.stripe import API_URL, StripeClient
+    from weft.billing.stripe_sender import SendResult, StripeSender
+    from weft.cli.control import run_with_database
+    from weft.cli.output import fail
+
+    key = os.environ.get("WEFT_STRIPE_API_KEY")
+    if not key:
+        raise fail("set WEFT_STRIPE_API_KEY to Stripe's secret key")
+
+    async def work(database: Database) -> SendResult:
+        client = StripeClient(key, url or API_URL)
+        try:
+            return await StripeSender(database, client).run()
+        finally:
+            await client.close()
+
+    done = run_with_database(data, work)
+    row: dict[str, object] = {
+        "sent": done.num_sent,
+        "waiting": done.num_waiting,
+        "stuck": done.num_stuck,
+        "problem": done.problem,
+    }
+    print_rows([row], tuple(row), as_json=as_json)
+    if done.num_waiting or done.num_stuck:
+        raise typer.Exit(1)
 
 
 @app.command("verify")
