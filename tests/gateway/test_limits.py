@@ -15,6 +15,8 @@ from typing import Any
 import httpx2
 import pytest
 from tests.gateway.conftest import EchoEngine
+from tests.gateway.limited import BODY, complete, set_limit
+from tests.gateway.limited import create_tenant as create_limited_tenant
 from tests.servers import RedisServer
 
 from weft.app import create_app, prepare_data
@@ -23,7 +25,6 @@ from weft.server.http import background_server
 from weft.settings import ServerSettings
 from weft.tokenizer import BaseTokenizer
 
-BODY = {"model": "tiny", "prompt": "hey", "max_tokens": 3}
 CHAT = {"model": "tiny", "messages": [{"role": "user", "content": "hey"}]}
 LIMIT = 10
 
@@ -106,17 +107,14 @@ def gateways(
 
 @with_settings(tenant_max_running=2)
 def test_a_place_is_free_when_its_request_has_ended_however_it_did(site: Any, acme: str) -> None:
-    def complete(**body: Any) -> httpx2.Response:
-        return site.call(acme, "POST", "/v1/completions", json=BODY | body)  # type: ignore[no-any-return]
-
     site.engine.admission_error = EngineQueueFullError(1)
-    assert complete().status_code == 503
+    assert complete(site, acme).status_code == 503
     site.engine.admission_error = None
     site.engine.fails_after = 1
-    assert complete().status_code == 500
+    assert complete(site, acme).status_code == 500
     site.engine.fails_after = None
-    assert complete(prompt=["hey", "you"]).status_code == 200
-    refused = complete(prompt=["a", "b", "c"])
+    assert complete(site, acme, prompt=["hey", "you"]).status_code == 200
+    refused = complete(site, acme, prompt=["a", "b", "c"])
     assert refused.status_code == 429
     assert refused.headers["x-should-retry"] == "false"
     assert "retry-after" not in refused.headers
@@ -130,34 +128,33 @@ def test_a_place_is_free_when_its_request_has_ended_however_it_did(site: Any, ac
             for _ in range(2)
         ]
         assert all(stream.status_code == 200 for stream in streams)
-        refused = complete()
+        refused = complete(site, acme)
         assert refused.status_code == 429
         assert refused.headers["retry-after-ms"] == "1000"
         streams[0].close()
         deadline = time.monotonic() + 5
-        while (answer := complete(max_tokens=1)).status_code == 429:
+        while (answer := complete(site, acme, max_tokens=1)).status_code == 429:
             assert time.monotonic() < deadline
         assert answer.status_code == 200
 
 
 @with_settings(tenant_tokens_per_minute=100)
 def test_tokens_are_reserved_at_their_most_and_counted_as_they_were(site: Any, acme: str) -> None:
-    def complete(prompt: str, max_tokens: int) -> httpx2.Response:
-        body = {"model": "tiny", "prompt": prompt, "max_tokens": max_tokens}
-        return site.call(acme, "POST", "/v1/completions", json=body)  # type: ignore[no-any-return]
+    def send(prompt: str, max_tokens: int) -> Any:
+        return complete(site, acme, prompt=prompt, max_tokens=max_tokens)
 
-    answer = complete("abc", 90)  # the engine stops after as many as the prompt has
+    answer = send("abc", 90)  # the engine stops after as many as the prompt has
     assert answer.status_code == 200
     assert answer.headers["x-ratelimit-limit-tokens"] == "100"
     left = int(answer.headers["x-ratelimit-remaining-tokens"])
     assert left <= 7
-    refused = complete("abc", 98)
+    refused = send("abc", 98)
     assert refused.status_code == 429
     num_used = sum(answer.json()["usage"][key] for key in ("prompt_tokens", "completion_tokens"))
-    answer = complete("abc", 100 - num_used - 3)
+    answer = send("abc", 100 - num_used - 3)
     assert answer.status_code == 200
     assert answer.headers["x-ratelimit-remaining-tokens"] == "0"
-    too_large = complete("abc", 120)
+    too_large = send("abc", 120)
     assert too_large.status_code == 429
     assert too_large.headers["x-should-retry"] == "false"
     assert "larger than the 100 tokens per minute" in too_large.json()["error"]["message"]
@@ -166,33 +163,46 @@ def test_tokens_are_reserved_at_their_most_and_counted_as_they_were(site: Any, a
 _DURATION = re.compile(r"0s|\d+ms|(\d+m)?\d+(\.\d+)?s")
 
 
-@pytest.mark.parametrize(
-    ("path", "body", "status"),
-    [
-        ("/v1/completions", BODY, 200),
-        ("/v1/completions", BODY | {"stream": True}, 200),
-        ("/v1/chat/completions", CHAT, 200),
-        ("/generate", {"inputs": "hey", "parameters": {"max_new_tokens": 3}}, 200),
-        ("/v1/completions", BODY | {"model": "nobody"}, 404),
-        ("/v1/completions", BODY | {"max_tokens": -1}, 400),
-        ("/v1/completions", BODY | {"prompt": "x" * 500}, 400),
-        ("/v1/completions", b"{", 400),
-        ("/generate", b"{", 422),
-    ],
-)  # fmt: skip
-def test_every_answer_says_what_is_left(
-    site: Any, acme: str, path: str, body: Any, status: int
-) -> None:
-    content = {"content": body} if isinstance(body, bytes) else {"json": body}
-    headers = {"content-type": "application/json"}
-    answer = site.call(acme, "POST", path, headers=headers, **content)
-    assert answer.status_code == status
-    for what in ("requests", "tokens"):
-        limit = int(answer.headers[f"x-ratelimit-limit-{what}"])
-        remaining = int(answer.headers[f"x-ratelimit-remaining-{what}"])
-        assert 0 < remaining <= limit
-        assert (remaining < limit) == (status == 200)
-        assert _DURATION.fullmatch(answer.headers[f"x-ratelimit-reset-{what}"])
+ANSWERS: list[tuple[str, dict[str, Any] | bytes, int]] = [
+    ("/v1/completions", BODY, 200),
+    ("/v1/completions", BODY | {"stream": True}, 200),
+    ("/v1/chat/completions", CHAT, 200),
+    ("/generate", {"inputs": "hey", "parameters": {"max_new_tokens": 3}}, 200),
+    ("/v1/completions", BODY | {"model": "nobody"}, 404),
+    ("/v1/completions", BODY | {"max_tokens": -1}, 400),
+    ("/v1/completions", BODY | {"prompt": "x" * 500}, 400),
+    ("/v1/completions", b"{", 400),
+    ("/generate", b"{", 422),
+]
+
+
+def test_every_answer_says_what_is_left(site: Any, acme: str) -> None:
+    num_done = 0
+    for path, body, status in ANSWERS:
+        content = {"content": body} if isinstance(body, bytes) else {"json": body}
+        headers = {"content-type": "application/json"}
+        answer = site.call(acme, "POST", path, headers=headers, **content)
+        assert answer.status_code == status
+        num_done += status == 200
+        for what in ("requests", "tokens"):
+            limit = int(answer.headers[f"x-ratelimit-limit-{what}"])
+            remaining = int(answer.headers[f"x-ratelimit-remaining-{what}"])
+            assert 0 < remaining < limit
+            assert _DURATION.fullmatch(answer.headers[f"x-ratelimit-reset-{what}"])
+            if what == "requests":
+                assert limit - remaining == num_done
+
+
+def test_a_base_is_limited_over_all_tenants_and_its_load_is_nobodys_business(site: Any) -> None:
+    first, second = create_limited_tenant(site), create_limited_tenant(site)
+    operator, limit = site.operator_key, {"requests_per_minute": 1}
+    answer = set_limit(site, operator, "/admin/v1/limits", "base", "tiny", **limit)
+    assert answer.status_code == 200
+    assert complete(site, first.key).status_code == 200
+    refused = complete(site, second.key)
+    assert refused.status_code == 429
+    assert "base 'tiny'" in refused.json()["error"]["message"]
+    assert int(refused.headers["x-ratelimit-remaining-requests"]) > 1
 
 
 def test_who_is_not_known_is_told_nothing(site: Any) -> None:

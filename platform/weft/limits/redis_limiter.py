@@ -1,7 +1,7 @@
 """The limiter that several workers share: counts in Redis, by one script and by Redis' own clock.
 
-Every key has the same hash tag, so that in a cluster all that one request counts for is on one
-node: a script is atomic only there.
+Every key has the same hash tag: all that one request counts for is on one node wherever keys are
+spread over several, since a script is atomic only there.
 """
 
 from __future__ import annotations
@@ -31,8 +31,10 @@ from weft.limits.limiter import (
 )
 
 _SCRIPT = Path(__file__).with_name("limiter.lua")
-TIMEOUT_S = 1.0
-_MAX_CONNECTIONS = 64
+# longer than a busy event loop is late, shorter than anybody waits for a refusal
+TIMEOUT_S = 5.0
+# a script takes a fraction of a millisecond: more connections would only take time to be made
+_MAX_CONNECTIONS = 16
 # an allowed and a refused reservation's fields before the levels
 _GRANT_FIELDS, _REFUSAL_FIELDS = 2, 5
 _LEVEL_FIELDS = 4

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 SubjectKind = Literal["tenant", "project", "key", "adapter", "base"]
-SUBJECT_KINDS: tuple[SubjectKind, ...] = get_args(SubjectKind)
 Period = Literal["day", "month", "total"]
 PERIODS: tuple[Period, ...] = get_args(Period)
 
