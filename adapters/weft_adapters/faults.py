@@ -25,12 +25,18 @@ class Fault:
     """One reason why an adapter is refused, or one warning about it.
 
     `code` is stable and for programs, `message` is a sentence for people, `tensor` is the name of
-    the tensor it is about, if it is about one.
+    the tensor it is about, if it is about one. Whatever a hostile key or value has put into the
+    message, it is printable.
     """
 
     code: str
     message: str
     tensor: str | None = None
+
+    def __post_init__(self) -> None:
+        if not self.message.isprintable():
+            escaped = (c if c.isprintable() else json.dumps(c)[1:-1] for c in self.message)
+            object.__setattr__(self, "message", "".join(escaped))
 
     def to_dict(self) -> dict[str, str | None]:
         """The fault as JSON-able values; the tensor's name is cut like in messages."""
