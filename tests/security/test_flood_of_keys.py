@@ -10,7 +10,7 @@ from tests.gateway.conftest import Site
 from weft.tenancy.bad_keys import BURST
 from weft.tenancy.keys import create_key
 
-NUM_KEYS = 600
+NUM_KEYS = 300
 
 
 def test_5_a_flood_of_bad_keys_is_throttled_and_hardly_reaches_the_database(site: Site) -> None:
