@@ -15,11 +15,11 @@ EMAIL, PASSWORD = "root@weft.example", "correct horse battery staple"
 
 
 @pytest.fixture
-def weft(tmp_path: Path) -> Any:
-    """Run a command on a data folder of the test's own."""
+def weft(sqlite_database_url: str, tmp_path: Path) -> Any:
+    """Run a command on a data folder of the test's own, which has its tables."""
 
     def run(*args: str, code: int = 0, stdin: str = "") -> Any:
-        command = [*args, "--data", str(tmp_path / "data"), "--json"]
+        command = [*args, "--data", str(tmp_path), "--json"]
         result = CliRunner().invoke(app, command, input=stdin)
         assert result.exit_code == code, result.output
         assert PASSWORD not in result.output

@@ -364,6 +364,21 @@ def test_operators_close_accounts_and_open_them_again(
     assert [user["email"] for user in listed] == [EMAIL]
 
 
+def test_guessing_has_to_wait(site: Any, browser: Browser, ada: dict[str, Any]) -> None:
+    for email in (EMAIL, "nobody@acme.example"):
+        refusals = [browser.sign_in(email, f"guess {n}") for n in range(6)]
+        assert [answer.status_code for answer in refusals] == [401] * 5 + [429]
+        assert int(refusals[-1].headers["retry-after"]) in (1, 2)
+        assert refusals[-1].json()["error"]["code"] == "rate_limit_exceeded"
+    assert browser.sign_in().status_code == 429, "the right password does not jump the queue"
+    # a new password, which an operator gave the means to set, ends the waiting
+    token = site.operator("POST", f"/admin/v1/users/{EMAIL}:reset_password").json()["reset_token"]
+    new = "seven silent purple anchors"
+    body = {"token": token, "new_password": new}
+    browser.send("POST", "/auth/v1/password:reset", json=body).raise_for_status()
+    assert browser.sign_in(password=new).status_code == 200
+
+
 def test_what_people_do_is_on_record_without_their_secrets(
     site: Any, browser: Browser, ada: dict[str, Any]
 ) -> None:

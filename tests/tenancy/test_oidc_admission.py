@@ -169,3 +169,28 @@ async def test_a_clients_secret_is_sealed_for_its_row(world: World) -> None:
 async def test_roles_of_the_platform_are_no_providers_to_give(world: World) -> None:
     with pytest.raises(InvalidRequestError):
         await create_provider(world.database, role_map={"x": "operator"})
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"email_verified": False}, {"email_verified": "true"}, {"email_verified": None},
+        {"email": None}, {"email": "ada@evil.example, x@acme.example"}, {"email": ["a@b.example"]},
+        {"sub": None}, {"sub": ""}, {"sub": "a\nb"}, {"sub": "x" * 256}, {"sub": 7},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_claims_that_name_nobody_for_sure_are_refused(changed: dict[str, Any]) -> None:
+    provider = OidcProvider(role_claim=None, role_map={})
+    claims = {"sub": "ada-1", "email": "ada@acme.example", "email_verified": True}
+    assert read_claims(provider, claims).email == "ada@acme.example"
+    with pytest.raises(NotAdmittedError):
+        read_claims(provider, {**claims, **changed})
+
+
+def test_a_name_that_cannot_be_shown_keeps_nobody_out() -> None:
+    provider = OidcProvider(role_claim=None, role_map={})
+    claims = {"sub": "ada-1", "email": "ada@acme.example", "email_verified": True}
+    assert read_claims(provider, {**claims, "name": "Ada"}).name == "Ada"
+    for name in ("a\x1b[31m", "=cmd", 7, None):
+        assert read_claims(provider, {**claims, "name": name}).name == ""

@@ -105,19 +105,20 @@ async def admit(
         raise NotAdmittedError("No tenant takes in people of your address's domain.")
     domain: OidcDomain = found[0]
     user = await _find_person(session, provider, vouched)
-    membership = None
+    membership, role_before = None, None
     if user is not None:
         if user.disabled_at is not None:
             raise NotAdmittedError("Your account is closed.")
         owner = TenantOwner(domain.tenant_id)
         membership = await UserRepository(session).find_membership(user.id, owner)
     if membership is not None:
+        role_before = membership.role
         await _follow(session, provider, domain, vouched, membership)
     else:
         role = await _role_of_newcomer(session, domain, vouched)
         if user is None:
             user = await create_user(session, vouched.email, vouched.name, password_hash=None)
-        await add_member(session, user, domain.tenant_id, role, source=provider.id)
+        membership = await add_member(session, user, domain.tenant_id, role, source=provider.id)
     assert user is not None, "who has a membership is a person"
     await _remember(session, provider, vouched, user)
     if replaced_hash is not None:
@@ -125,13 +126,14 @@ async def admit(
     made = await open_session(
         session, user, client, policy, tenant_id=domain.tenant_id, provider_id=provider.id
     )
-    await record(
-        session,
-        person_actor(user.id, domain.tenant_id, client),
-        "login.succeeded",
-        Target(user.id, domain.tenant_id),
-        {"method": "oidc", "provider": provider.id, "session": made.row.id},
-    )
+    actor = person_actor(user.id, domain.tenant_id, client)
+    target = Target(user.id, domain.tenant_id)
+    if membership.role != role_before:
+        event = "user.added" if role_before is None else "user.updated"
+        changes = {"email": user.email, "role": membership.role, "provider": provider.id}
+        await record(session, actor, event, target, changes)
+    changes = {"method": "oidc", "provider": provider.id, "session": made.row.id}
+    await record(session, actor, "login.succeeded", target, changes)
     return made
 
 
