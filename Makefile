@@ -56,7 +56,7 @@ format: install ## rewrite files as `make lint` wants them
 
 verify: install ## the long checks: every family in every way, 20,000 mutants of adapters, uploads and downloads killed at every point, long series of kernels, 5,000 requests under churn, 20 minutes of full load
 	$(BIN)/python -m pytest -m verify tests/engine/test_family_tokens.py \
-		tests/engine/test_fuzz.py tests/engine/cuda tests/kernels/cuda tests/registry tests/adapters tests/gateway tests/limits
+		tests/engine/test_fuzz.py tests/engine/cuda tests/kernels/cuda tests/registry tests/adapters tests/gateway tests/limits tests/billing
 	$(BIN)/python -m benchmarks.churn --json-dir benchmarks/results
 	$(BIN)/python -m benchmarks.soak --json-dir benchmarks/results
 

@@ -1,0 +1,49 @@
+"""Killed with -9 at any await, a close makes one invoice a tenant, and exports are whole or unseen.
+
+What is played, and what holds after the next start, is in `crash`, which runs by itself: it forks,
+which a process with threads must not.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def kill(url: str, folder: Path, num_runs: int, seed: int) -> tuple[int, int]:
+    """(points there are, runs that were killed)."""
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.billing.crash", url, str(folder), str(num_runs), str(seed)],
+        cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join([*sys.path, str(ROOT)])},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+    num_stops, num_killed = (int(word) for word in done.stdout.split())
+    return num_stops, num_killed
+
+
+@pytest.mark.slow
+def test_killed_at_some_awaits_a_close_and_its_exports_are_made_once(
+    sqlite_database_url: str, tmp_path: Path
+) -> None:
+    num_stops, num_killed = kill(sqlite_database_url, tmp_path / "crash", 3, 5)
+    assert num_stops > 100
+    assert num_killed >= 2
+
+
+@pytest.mark.verify
+@pytest.mark.timeout(1800)
+def test_killed_200_times_a_close_and_its_exports_are_made_once(
+    database_url: str, tmp_path: Path
+) -> None:
+    _, num_killed = kill(database_url, tmp_path / "crash", 200, 8)
+    assert num_killed >= 180
