@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Sequence
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Depends, Query
 
@@ -173,13 +173,14 @@ def _buckets(totals: Totals, span: Span) -> list[tuple[int, _Groups]]:
 def _usage_result(
     keys: Sequence[Grouping], values: Sequence[object], total: UsageTotal
 ) -> CompletionsResult:
-    numbers = CompletionsResult(
+    groups: dict[str, Any] = dict(zip(keys, values, strict=True))
+    return CompletionsResult(
         input_tokens=total.prompt_tokens,
         output_tokens=total.completion_tokens,
         input_cached_tokens=total.cached_prompt_tokens,
         num_model_requests=total.num_requests,
+        **groups,
     )
-    return numbers.model_copy(update=dict(zip(keys, values, strict=True)))
 
 
 async def _rates(

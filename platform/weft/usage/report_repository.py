@@ -6,7 +6,7 @@ So a report is exact to the last event, and reads few rows for all but the newes
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
 from sqlalchemy import Select, and_, func, not_, or_, select
@@ -61,8 +61,12 @@ class UsageTotal:
     amount_pico: int = 0
 
     def add(self, numbers: Sequence[int]) -> None:
-        for field, number in zip(fields(self), numbers, strict=True):
-            setattr(self, field.name, getattr(self, field.name) + int(number))
+        num_requests, prompt, cached, completion, amount = numbers
+        self.num_requests += int(num_requests)
+        self.prompt_tokens += int(prompt)
+        self.cached_prompt_tokens += int(cached)
+        self.completion_tokens += int(completion)
+        self.amount_pico += int(amount)
 
 
 # by the bucket's start and the values of what is grouped by
