@@ -17,10 +17,12 @@ from weft.db.scope import Owner
 from weft.errors import InvalidRequestError, RateLimitError
 from weft.registry.imports import Importer, SourceReader
 from weft.registry.intake import sweep_uploads
+from weft.registry.lifecycle import create_version
 from weft.registry.parts import FolderPartStore
 from weft.registry.quota import Quota
 from weft.registry.reading import BucketRules, Reading
-from weft.registry.recovery import MAX_ATTEMPTS, recover
+from weft.registry.recovery import MAX_ATTEMPTS, recover, recover_imports
+from weft.registry.service import get_adapter
 from weft.registry.sources import HubSource, S3Source, Source
 from weft.registry.uploads import Uploads
 
@@ -240,6 +242,34 @@ async def test_an_import_that_ends_the_process_each_time_is_given_up(
     assert outcomes == [0] * (MAX_ATTEMPTS - 1) + [1]
     version = await shelf.version(acme, "bot", 1)
     assert (version.state, version.report["faults"][0]["code"]) == ("rejected", "interrupted")
+
+
+async def test_a_process_that_takes_over_leaves_uploads_to_those_that_receive_them(
+    shelf: Any, create: Create
+) -> None:
+    acme = await shelf.tenant("acme", "bot")
+    await create(Gate()).submit(acme, "bot", SOURCE)
+    async with shelf.database.writing() as session:
+        adapter = await get_adapter(session, acme, "bot")
+        upload = create_version(adapter, shelf.base, 2, {"type": "multipart"})
+        session.add(upload)
+    outcomes = [await recover_imports(shelf.database) for _ in range(MAX_ATTEMPTS)]
+    assert outcomes == [0] * (MAX_ATTEMPTS - 1) + [1]
+    assert (await shelf.version(acme, "bot", 1)).state == "rejected"
+    assert (await shelf.version(acme, "bot", 2)).state == "uploading"
+
+
+async def test_an_import_that_another_process_has_promised_is_done(
+    shelf: Any, reader: Reading, create: Create
+) -> None:
+    if shelf.database.is_sqlite:
+        return  # there is one process
+    acme = await shelf.tenant("acme", "bot")
+    offer(create_lora())
+    async with running(create(reader)):
+        await asyncio.sleep(0.05)  # it has asked for work already
+        await create(reader).submit(acme, "bot", SOURCE)
+        assert (await settled(shelf, acme, 1)).state == "ready"
 
 
 async def test_an_import_is_given_up_when_its_version_is_deleted(
