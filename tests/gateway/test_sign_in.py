@@ -185,6 +185,10 @@ def test_a_token_of_another_session_is_none(
         headers={"origin": browser.url, "x-csrf-token": foreign, "cookie": cookie},
     )
     assert_error(answer, 403, "csrf_failed")
+    # a page that asks is given one of its own instead
+    answer = browser.http.get("/auth/v1/session", headers={"cookie": cookie})
+    assert answer.json()["csrf_token"] not in (foreign, "")
+    assert browser.send("POST", "/auth/v1/sign-out").status_code == 200
 
 
 def test_a_key_and_a_cookie_are_not_sent_together(

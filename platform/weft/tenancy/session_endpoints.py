@@ -14,7 +14,7 @@ from weft.tenancy.acting import person_actor
 from weft.tenancy.auth import public, signed_in
 from weft.tenancy.client import client_of
 from weft.tenancy.cookies import CSRF
-from weft.tenancy.csrf import create_csrf_token
+from weft.tenancy.csrf import create_csrf_token, is_csrf_token
 from weft.tenancy.roles import PERMISSIONS
 from weft.tenancy.schemas import Deleted
 from weft.tenancy.session_repository import SessionRepository
@@ -86,10 +86,11 @@ async def sign_out_everywhere(
 async def get_session(
     who: Person, request: Request, response: Response, signing_in: SignInDep, session: ReadSession
 ) -> SessionInfo:
-    """Who is signed in. A page that has lost its token gets one here."""
+    """Who is signed in. A page that has no token, or another session's, gets one here."""
     token = signing_in.cookies.read(request, CSRF)
-    if token is None:
-        token = create_csrf_token(signing_in.csrf_key, who.secret_hash)
+    key = signing_in.csrf_key
+    if token is None or not is_csrf_token(key, who.secret_hash, token, token):
+        token = create_csrf_token(key, who.secret_hash)
         signing_in.cookies.set(response, CSRF, token, who.expires_at - who.created_at)
     return await _describe(UserRepository(session), who, token)
 
