@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 import signal
 import subprocess
 import sys
@@ -94,9 +95,13 @@ def create_site() -> type[Site]:
 
 @pytest.fixture(scope="module")
 def stores(postgres: PostgresDatabases, redis_server: str) -> Iterator[dict[str, str]]:
-    """The variables that name a fresh database and Redis."""
+    """The variables that name a fresh database and Redis, with a secret for all their servers."""
     url = postgres.create()
-    yield {"WEFT_DATABASE_URL": url, "WEFT_REDIS_URL": f"{redis_server}/9"}
+    yield {
+        "WEFT_DATABASE_URL": url,
+        "WEFT_REDIS_URL": f"{redis_server}/9",
+        "WEFT_MASTER_SECRET": secrets.token_hex(32),
+    }
     postgres.drop(url)
 
 
