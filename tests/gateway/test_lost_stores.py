@@ -1,4 +1,4 @@
-"""PostgreSQL is stopped, or dies, and is started again while requests are served."""
+"""PostgreSQL or Redis is stopped, or dies, and is started again while requests are served."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import httpx2
 import psycopg
 import pytest
 from tests.gateway.conftest import EchoEngine, Site
-from tests.servers import PostgresServer, libpq_url
+from tests.servers import LocalServer, PostgresServer, RedisServer, libpq_url
 from tests.stores import PostgresDatabases
 from tests.tiny import BASE
 
@@ -25,11 +25,20 @@ from weft.tokenizer import BaseTokenizer
 from weft.usage import metering
 
 NUM_CALLERS = 6
+UNAVAILABLE = ("database_unavailable", "limits_unavailable")
 
 
 @pytest.fixture(scope="module")
 def server(create_postgres: Callable[[], PostgresServer]) -> Iterator[PostgresServer]:
     server = create_postgres()
+    server.start()
+    yield server
+    server.close()
+
+
+@pytest.fixture(scope="module")
+def redis_server(create_redis: Callable[[], RedisServer]) -> Iterator[RedisServer]:
+    server = create_redis()
     server.start()
     yield server
     server.close()
@@ -42,12 +51,16 @@ def url(server: PostgresServer) -> str:
 
 @pytest.fixture
 def site(
-    url: str, tokenizer: BaseTokenizer, settings: ServerSettings, monkeypatch: pytest.MonkeyPatch
+    url: str,
+    redis_server: RedisServer,
+    tokenizer: BaseTokenizer,
+    settings: ServerSettings,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> Iterator[Site]:
     monkeypatch.setattr(metering, "BEAT_S", 0.2)  # which sweeps up what nobody knows to be there
     engine = EchoEngine()
     engine.delay_s = 0.002
-    settings = changed(settings, database_url=url)
+    settings = changed(settings, database_url=url, redis_url=redis_server.url)
     with background_server(create_app(settings, engine, tokenizer), settings) as address:
         operator_key = (settings.data_dir / "operator_key").read_text().strip()
         http = httpx2.Client(base_url=address, timeout=20.0)
@@ -122,7 +135,7 @@ def check_events(url: str, engine: EchoEngine, load: Load) -> None:
     assert rows(url, "SELECT COALESCE(SUM(amount_pico), 0) FROM ledger_entries") == [(0,)]
 
 
-def play(site: Site, server: PostgresServer, url: str, num_rounds: int) -> None:
+def play(site: Site, server: LocalServer, url: str, num_rounds: int) -> None:
     """Stop and kill the server by turns, under load."""
     with Load(site, site.tenant("acme")) as load:
         load.wait_for(200, 30)
@@ -134,7 +147,7 @@ def play(site: Site, server: PostgresServer, url: str, num_rounds: int) -> None:
     for answer in load.answers:
         assert answer.status_code in (200, 503), answer.text
         if answer.status_code == 503:
-            assert answer.json()["error"]["code"] == "database_unavailable"
+            assert answer.json()["error"]["code"] in UNAVAILABLE
             assert int(answer.headers["retry-after"]) >= 1
     check_events(url, site.engine, load)
 
@@ -145,6 +158,17 @@ def test_no_event_is_lost_or_doubled_and_no_restart_is_needed(
     play(site, server, url, num_rounds=2)
 
 
+def test_without_redis_requests_are_refused_until_it_is_back(
+    site: Site, redis_server: RedisServer, url: str
+) -> None:
+    play(site, redis_server, url, num_rounds=2)
+
+
 @pytest.mark.verify
 def test_nor_in_a_long_series(site: Site, server: PostgresServer, url: str) -> None:
     play(site, server, url, num_rounds=40)
+
+
+@pytest.mark.verify
+def test_nor_without_redis(site: Site, redis_server: RedisServer, url: str) -> None:
+    play(site, redis_server, url, num_rounds=40)
