@@ -1,0 +1,222 @@
+"""Whatever changes something leaves an entry in the audit trail, in its own transaction, and none
+that holds a secret (attack 49)."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import sqlite3
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from tests.gateway.conftest import Site
+from tests.security.world import Tenant, create_tenant, headers_for
+from tests.tiny import create_lora
+
+from weft.audit import service
+from weft.audit.service import Verified
+from weft.db.database import Database
+from weft.db.urls import sqlite_url
+
+# what writes nothing, or nothing that is administered
+NO_ENTRY = {
+    "/v1/chat/completions": "inference is metered",
+    "/v1/completions": "inference is metered",
+    "/generate": "inference is metered",
+    "/generate_stream": "inference is metered",
+    "/": "inference is metered",
+    "/v1/unload_lora_adapter": "a hint to the engine",
+    "/v1/adapters/{name}/versions/{number}:load": "a hint to the engine",
+    "/v1/adapters/{name}/versions/{number}:unload": "a hint to the engine",
+    "/v1/uploads/{upload_id}/parts": "bytes of an upload, which is on record",
+}
+PASSWORD = "correct horse battery staple"
+LAST_MONTH = time.strftime("%Y-%m", time.gmtime(time.time() - 35 * 86_400))
+PARAMETER = re.compile(r"/([a-z_]+)/\{[a-z_]+\}")
+SECRET = re.compile(r"weft_[a-z]+_[0-9A-Za-z]+_[0-9A-Za-z]{40,}|[0-9A-Za-z_-]{43,}")
+
+# (method, path, body): each is done once, in this order; `$name` is what the answer before it gave
+STEPS: list[tuple[str, str, Any]] = [
+    ("POST", "/admin/v1/tenants/{tenant}/invites", {"email": "a@x.example", "role": "developer"}),
+    ("POST", "/auth/v1/invites:accept", {"token": "$token", "name": "A", "password": PASSWORD}),
+    ("POST", "/v1/organization/users/{user_id}", {"role": "billing"}),
+    ("DELETE", "/v1/organization/users/{user_id}", None),
+    ("POST", "/v1/organization/invites", {"email": "b@x.example", "role": "developer"}),
+    ("DELETE", "/v1/organization/invites/{invite_id}", None),
+    ("POST", "/v1/organization/projects", {"name": "p"}),
+    ("POST", "/v1/organization/projects/{project_id}", {"name": "q"}),
+    ("POST", "/v1/organization/projects/{project_id}/api_keys", {"name": "k"}),
+    ("POST", "/v1/organization/projects/{project_id}/api_keys/{key_id}", {"name": "l"}),
+    ("POST", "/v1/organization/projects/{project_id}/api_keys/{key_id}:rotate", {}),
+    ("DELETE", "/v1/organization/projects/{project_id}/api_keys/{key_id}", None),
+    ("POST", "/v1/organization/projects/{project_id}/archive", None),
+    ("POST", "/v1/organization/admin_api_keys", {"name": "k"}),
+    ("POST", "/v1/organization/admin_api_keys/{key_id}", {"name": "l"}),
+    ("POST", "/v1/organization/admin_api_keys/{key_id}:rotate", {}),
+    ("DELETE", "/v1/organization/admin_api_keys/{key_id}", None),
+    ("POST", "/v1/adapters", {"name": "box", "base_model": "tiny"}),
+    ("POST", "/v1/adapters/{name}/versions", create_lora(7)),
+    ("PUT", "/v1/adapters/{name}/aliases/{alias}", {"version": 1}),
+    ("DELETE", "/v1/adapters/{name}/aliases/{alias}", None),
+    ("POST", "/v1/load_lora_adapter", {"lora_name": "box@vllm", "lora_path": "box@v1"}),
+    ("DELETE", "/v1/adapters/{name}/aliases/{alias}", "vllm"),
+    ("POST", "/v1/adapters/{name}/versions/{number}:pin", None),
+    ("POST", "/v1/adapters/{name}/versions/{number}:unpin", None),
+    ("DELETE", "/v1/adapters/{name}/aliases/{alias}", "default"),
+    ("DELETE", "/v1/adapters/{name}/versions/{number}", None),
+    ("DELETE", "/v1/adapters/{name}", None),
+    ("POST", "/v1/uploads", {"purpose": "adapter", "filename": "README.md", "bytes": 5}),
+    ("POST", "/v1/uploads/{upload_id}/complete", None),
+    ("POST", "/v1/uploads", {"purpose": "adapter", "filename": "README.md", "bytes": 5}),
+    ("POST", "/v1/uploads/{upload_id}/cancel", None),
+    ("POST", "/admin/v1/operator_keys", {"name": "k"}),
+    ("POST", "/admin/v1/operator_keys/{key_id}", {"name": "l"}),
+    ("POST", "/admin/v1/operator_keys/{key_id}:rotate", {}),
+    ("DELETE", "/admin/v1/operator_keys/{key_id}", None),
+    ("POST", "/admin/v1/users", {"email": "d@x.example", "is_operator": True}),
+    ("POST", "/auth/v1/password:reset", {"token": "$reset_token", "new_password": PASSWORD}),
+    ("POST", "/admin/v1/users", {"email": "c@x.example", "is_operator": True}),
+    ("POST", "/auth/v1/password:reset", {"token": "$reset_token", "new_password": PASSWORD}),
+    ("POST", "/admin/v1/users/{user}:reset_password", None),
+    ("POST", "/admin/v1/users/{user}:sign_out", None),
+    ("POST", "/admin/v1/users/{user}:disable", None),
+    ("POST", "/admin/v1/users/{user}:enable", None),
+    ("POST", "/admin/v1/adapters:purge", {}),
+    ("PUT", "/admin/v1/billing_issuer", {"name": "Weft"}),
+    (
+        "POST",
+        "/admin/v1/price_books",
+        {"name": "b", "prices": [{"base_model": "tiny", "input": "1", "output": "2"}]},
+    ),
+    ("POST", "/admin/v1/exports", {"tenant": "walker", "billing_period": "2026-01"}),
+    ("POST", "/admin/v1/billing_periods/{period}:close", None),
+    ("POST", "/auth/v1/password", {"current_password": PASSWORD, "new_password": PASSWORD + "!"}),
+    ("POST", "/auth/v1/session", {"tenant": "walker"}),
+    ("POST", "/auth/v1/sign-in", {"email": "admin@walker.example", "password": PASSWORD + "!"}),
+    ("DELETE", "/auth/v1/sessions/{session_id}", None),
+    ("POST", "/auth/v1/sign-in", {"email": "admin@walker.example", "password": PASSWORD + "!"}),
+    ("POST", "/auth/v1/sign-out", None),
+    ("POST", "/auth/v1/sign-in", {"email": "admin@walker.example", "password": PASSWORD + "!"}),
+    ("POST", "/auth/v1/sign-out-everywhere", None),
+    ("POST", "/admin/v1/tenants", {"name": "other"}),
+    ("POST", "/admin/v1/tenants/{tenant}/keys", {"name": "k"}),
+    ("DELETE", "/admin/v1/tenants/{tenant}/keys/{key_id}", None),
+    ("POST", "/admin/v1/tenants/{tenant}/admin_api_keys", {"name": "k"}),
+    ("DELETE", "/admin/v1/tenants/{tenant}/admin_api_keys/{key_id}", None),
+    ("POST", "/admin/v1/tenants/{tenant}:suspend", {}),
+    ("POST", "/admin/v1/tenants/{tenant}:resume", {}),
+    ("DELETE", "/admin/v1/tenants/{tenant}", None),
+]
+
+
+class Walk:
+    """Goes through the steps as whoever each is for, and remembers the ids that it is given."""
+
+    def __init__(self, site: Site, tenant: Tenant, document: Any) -> None:
+        self.site, self.tenant, self.document = site, tenant, document
+        self.ids = dict(tenant.ids)
+        self.given: dict[str, Any] = {}
+        self.answers: list[str] = []
+
+    def take(self, method: str, path: str, body: Any) -> Any:
+        operation = self.document["paths"][path][method.lower()]
+        headers = headers_for(self.site, self.tenant, path, operation)
+        kwargs: dict[str, Any] = {}
+        if isinstance(body, str):
+            self.ids["aliases"] = body
+        elif body is not None and any(isinstance(value, bytes) for value in body.values()):
+            kwargs["files"] = [(name, (name, data)) for name, data in body.items()]
+        elif body is not None:
+            kwargs["json"] = {
+                name: self.given[value[1:]] if str(value).startswith("$") else value
+                for name, value in body.items()
+            }
+        self._prepare(path, kwargs)
+        target = PARAMETER.sub(lambda match: f"/{match[1]}/{self.ids[match[1]]}", path)
+        headers.pop("cookie", None)  # the browser has its own
+        client = self.tenant.browser if "x-csrf-token" in headers else self.site.http
+        if path == "/auth/v1/sign-in":
+            client = self.tenant.browser
+        answer = client.request(method, target, headers=headers, **kwargs)
+        assert answer.status_code < 300, f"{method} {target}: {answer.text}"
+        self.answers.append(answer.text)
+        self.given = answer.json() if "json" in answer.headers["content-type"] else {}
+        collection = path.rsplit("/", 1)[1]
+        if method == "POST" and collection in self.ids and collection != "versions":
+            self.ids[collection] = str(self.given.get("name" if collection == "adapters" else "id"))
+        return answer
+
+    def _prepare(self, path: str, kwargs: dict[str, Any]) -> None:
+        """What a step needs that no answer gave."""
+        admin = {"origin": self.site.url}
+        if path == "/v1/organization/users/{user_id}":
+            listed = self.tenant.browser.get("/v1/organization/users", headers=admin).json()["data"]
+            (self.ids["users"],) = (u["id"] for u in listed if u["email"] == "a@x.example")
+        elif path == "/v1/uploads/{upload_id}/complete":
+            parts = f"/v1/uploads/{self.ids['uploads']}/parts"
+            part = self.site.call(self.tenant.key, "POST", parts, files={"data": b"12345"})
+            kwargs["json"] = {"part_ids": [part.json()["id"]]}
+        elif path == "/auth/v1/sessions/{session_id}":
+            listed = self.tenant.browser.get("/auth/v1/sessions", headers=admin).json()["data"]
+            self.ids["sessions"] = next(s["id"] for s in listed if not s["is_current"])
+        elif path == "/v1/adapters/{name}/aliases/{alias}" and "json" in kwargs:
+            self.ids["aliases"] = "prod"
+        elif path.startswith("/admin/v1/billing_periods"):
+            self.ids["billing_periods"] = LAST_MONTH
+
+
+@pytest.fixture(scope="module")
+def tenant(site: Site) -> Iterator[Tenant]:
+    tenant = create_tenant(site, "walker")
+    yield tenant
+    tenant.browser.close()
+
+
+def entries(site: Site) -> list[str]:
+    connection = sqlite3.connect(site.settings.database_file)
+    try:
+        rows = connection.execute("SELECT type, changes, user_agent FROM audit_entries").fetchall()
+    finally:
+        connection.close()
+    return [" ".join(str(value) for value in row) for row in rows]
+
+
+def verify(site: Site) -> Verified:
+    """Every chain of the server's database."""
+
+    async def walk() -> Verified:
+        database = Database(sqlite_url(site.settings.database_file))
+        async with database.reading() as session:
+            verified = await service.verify(session)
+        await database.close()
+        return verified
+
+    return asyncio.run(walk())
+
+
+def test_49_whatever_changes_something_is_on_record(site: Site, tenant: Tenant) -> None:
+    document = site.http.get("/openapi.json").json()
+    walk = Walk(site, tenant, document)
+    silent = []
+    for method, path, body in STEPS:
+        num_before = len(entries(site))
+        walk.take(method, path, body)
+        if len(entries(site)) == num_before:
+            silent.append(f"{method} {path}")
+    assert silent == []
+    writes = {
+        f"{method.upper()} {path}"
+        for path, operations in document["paths"].items()
+        for method in operations
+        if method != "get" and path not in NO_ENTRY
+    }
+    assert writes - {f"{method} {path}" for method, path, _ in STEPS} == set(), "add a step"
+    written = "\n".join(entries(site))
+    secrets = {PASSWORD, site.operator_key, tenant.key, *SECRET.findall("\n".join(walk.answers))}
+    assert len(secrets) > 8
+    assert [secret for secret in secrets if secret in written] == []
+    verified = verify(site)
+    assert verified.faults == ()
+    assert verified.num_entries == len(entries(site))
