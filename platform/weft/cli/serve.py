@@ -34,8 +34,10 @@ def _run(settings: ServerSettings) -> None:
     from weft.db.schema import SchemaMismatchError
     from weft.db.urls import database_url, redacted
     from weft.server.http import check_address
+    from weft.telemetry.logs import set_up_logging
     from weft.tenancy.secret_files import SecretFileError
 
+    set_up_logging(settings.log_format)
     try:
         # before the model is loaded: these need no minute to find out
         check_address(settings.host, settings.port)

@@ -16,8 +16,10 @@ from weft.db.ids import create_id
 from weft.errors import WeftError
 from weft.gateway.error_handlers import error_response
 from weft.gateway.request_guard import is_client_id
+from weft.telemetry.logs import bind_request
 
 logger = logging.getLogger("weft.gateway")
+_access = logging.getLogger("weft.access")
 
 _SECURITY_HEADERS = {
     "x-content-type-options": "nosniff",
@@ -45,12 +47,14 @@ class RequestContextMiddleware:
         state = scope.setdefault("state", {})
         state["request_id"] = create_id("req")
         client_id = Headers(scope=scope).get("x-client-request-id", "")
+        bind_request(state["request_id"])
         has_started = False
 
         async def send_with_headers(message: Message) -> None:
             nonlocal has_started
             if message["type"] == "http.response.start":
                 has_started = True
+                state["status"] = message["status"]
                 headers = MutableHeaders(scope=message)
                 headers["x-request-id"] = state["request_id"]
                 headers["openai-processing-ms"] = str(int((time.monotonic() - started_s) * 1000))
@@ -77,3 +81,23 @@ class RequestContextMiddleware:
                 f"The server had an error. Tell the operator this id: {state['request_id']}."
             )
             await error_response(error)(scope, receive, send_with_headers)
+        finally:
+            _tell(scope, started_s)
+
+
+def _tell(scope: Scope, started_s: float) -> None:
+    """A line for the request: what it asked for and what came of it, not what it said."""
+    if not _access.isEnabledFor(logging.INFO):
+        return
+    state = scope["state"]
+    _access.info(
+        "request",
+        extra={
+            "method": scope["method"],
+            "path": scope["path"],
+            # 499: the client was gone before there was an answer
+            "status": state.get("status", 499),
+            "duration_ms": int((time.monotonic() - started_s) * 1000),
+            "tenant_id": state.get("tenant_id"),
+        },
+    )

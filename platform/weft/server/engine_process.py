@@ -15,6 +15,7 @@ from weft.app import build_engine
 from weft.engine.worker import InProcessEngine
 from weft.ipc.server import engine_socket
 from weft.server.control import ChildEnd, Failed, Progress, Started
+from weft.telemetry.logs import set_up_logging
 
 logger = logging.getLogger("weft.server")
 
@@ -25,8 +26,8 @@ _LAST_WORDS_S = 0.5
 
 def main() -> int:
     """Exit status: 0 when it was told to end."""
-    logging.basicConfig(format="%(name)s: %(message)s")
     end = ChildEnd()
+    set_up_logging(end.settings.log_format)
 
     def report(what: str, done: int, total: int) -> None:
         end.tell(Progress(what, done, total))

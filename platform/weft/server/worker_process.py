@@ -34,6 +34,7 @@ from weft.server.control import (
 )
 from weft.server.http import DrainingServer, bind
 from weft.settings import ServerSettings
+from weft.telemetry.logs import set_up_logging
 from weft.tenancy.secret_files import SecretFileError
 from weft.tokenizer import BaseTokenizer
 
@@ -45,8 +46,8 @@ _ENGINE_TIMEOUT_S = 60.0
 
 def main() -> int:
     """Exit status: 0 when it was told to end."""
-    logging.basicConfig(format="%(name)s: %(message)s")
     end = ChildEnd()
+    set_up_logging(end.settings.log_format)
     settings = replace(end.settings, port=end.handover.port)
     try:
         asyncio.run(_serve(end, settings))

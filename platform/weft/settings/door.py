@@ -20,3 +20,8 @@ class DoorSettings(Settings):
     )
     head_timeout_s: float = setting(20.0, above=0)
     body_timeout_s: float = setting(30.0, above=0)
+    log_format: str = setting(
+        "text",
+        "How log lines are written; as json there is one for each request, too.",
+        choices=("text", "json"),
+    )
