@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from tests.gateway.conftest import Site
+from tests.oidc_provider import create_rsa_key, running_provider
 from tests.security.world import Tenant, create_tenant, headers_for
 from tests.tiny import create_lora
 
@@ -36,6 +37,11 @@ PASSWORD = "correct horse battery staple"
 LAST_MONTH = time.strftime("%Y-%m", time.gmtime(time.time() - 35 * 86_400))
 PARAMETER = re.compile(r"/([a-z_]+)/\{[a-z_]+\}")
 SECRET = re.compile(r"weft_[a-z]+_[0-9A-Za-z]+_[0-9A-Za-z]{40,}|[0-9A-Za-z_-]{43,}")
+TENANT, BASE = {"kind": "tenant"}, {"kind": "base", "id": "tiny"}
+PROJECT = {"kind": "project", "id": "default"}
+BUDGET = {"subject": TENANT, "period": "month", "limit_usd": "1"}
+OIDC_SECRET = "canary-oidc-secret-1c9e"
+_DOMAINS = "/admin/v1/oidc_providers/{provider_id}/domains"
 
 # (method, path, body): each is done once, in this order; `$name` is what the answer before it gave
 STEPS: list[tuple[str, str, Any]] = [
@@ -51,7 +57,17 @@ STEPS: list[tuple[str, str, Any]] = [
     ("POST", "/v1/organization/projects/{project_id}/api_keys/{key_id}", {"name": "l"}),
     ("POST", "/v1/organization/projects/{project_id}/api_keys/{key_id}:rotate", {}),
     ("DELETE", "/v1/organization/projects/{project_id}/api_keys/{key_id}", None),
+    (
+        "POST",
+        "/v1/organization/projects/{project_id}/rate_limits/{rate_limit_id}",
+        {"max_requests_per_1_minute": 5},
+    ),
     ("POST", "/v1/organization/projects/{project_id}/archive", None),
+    ("PUT", "/v1/organization/limits", {"subject": PROJECT, "requests_per_minute": 9}),
+    ("DELETE", "/v1/organization/limits/{limit_id}", None),
+    ("POST", "/v1/organization/budgets", {**BUDGET, "subject": PROJECT}),
+    ("POST", "/v1/organization/budgets/{budget_id}", {"limit_usd": "2"}),
+    ("DELETE", "/v1/organization/budgets/{budget_id}", None),
     ("POST", "/v1/organization/admin_api_keys", {"name": "k"}),
     ("POST", "/v1/organization/admin_api_keys/{key_id}", {"name": "l"}),
     ("POST", "/v1/organization/admin_api_keys/{key_id}:rotate", {}),
@@ -83,6 +99,25 @@ STEPS: list[tuple[str, str, Any]] = [
     ("POST", "/admin/v1/users/{user}:sign_out", None),
     ("POST", "/admin/v1/users/{user}:disable", None),
     ("POST", "/admin/v1/users/{user}:enable", None),
+    ("PUT", "/admin/v1/limits", {"subject": BASE, "requests_per_minute": 9}),
+    ("DELETE", "/admin/v1/limits/{limit_id}", None),
+    ("POST", "/admin/v1/budgets", {**BUDGET, "subject": BASE}),
+    ("POST", "/admin/v1/budgets/{budget_id}", {"limit_usd": "2"}),
+    ("DELETE", "/admin/v1/budgets/{budget_id}", None),
+    ("PUT", "/admin/v1/tenants/{tenant}/limits", {"subject": TENANT, "requests_per_minute": 9}),
+    ("DELETE", "/admin/v1/tenants/{tenant}/limits/{limit_id}", None),
+    ("POST", "/admin/v1/tenants/{tenant}/budgets", BUDGET),
+    ("POST", "/admin/v1/tenants/{tenant}/budgets/{budget_id}", {"limit_usd": "2"}),
+    ("DELETE", "/admin/v1/tenants/{tenant}/budgets/{budget_id}", None),
+    (
+        "POST",
+        "/admin/v1/oidc_providers",
+        {"issuer": "$issuer", "client_id": "weft", "client_secret": OIDC_SECRET},
+    ),
+    ("POST", "/admin/v1/oidc_providers/{provider_id}", {"name": "id"}),
+    ("PUT", f"{_DOMAINS}/{{domain}}", {"tenant": "walker"}),
+    ("DELETE", f"{_DOMAINS}/{{domain}}", None),
+    ("DELETE", "/admin/v1/oidc_providers/{provider_id}", None),
     ("POST", "/admin/v1/adapters:purge", {}),
     ("PUT", "/admin/v1/billing_issuer", {"name": "Weft"}),
     (
@@ -114,9 +149,10 @@ STEPS: list[tuple[str, str, Any]] = [
 class Walk:
     """Goes through the steps as whoever each is for, and remembers the ids that it is given."""
 
-    def __init__(self, site: Site, tenant: Tenant, document: Any) -> None:
+    def __init__(self, site: Site, tenant: Tenant, document: Any, issuer: str) -> None:
         self.site, self.tenant, self.document = site, tenant, document
-        self.ids = dict(tenant.ids)
+        self.issuer = issuer
+        self.ids = {**tenant.ids, "oidc_providers": "", "domains": "walker.example", "limits": ""}
         self.given: dict[str, Any] = {}
         self.answers: list[str] = []
 
@@ -130,7 +166,9 @@ class Walk:
             kwargs["files"] = [(name, (name, data)) for name, data in body.items()]
         elif body is not None:
             kwargs["json"] = {
-                name: self.given[value[1:]] if str(value).startswith("$") else value
+                name: {**self.given, "issuer": self.issuer}[value[1:]]
+                if str(value).startswith("$")
+                else value
                 for name, value in body.items()
             }
         self._prepare(path, kwargs)
@@ -144,7 +182,12 @@ class Walk:
         self.answers.append(answer.text)
         self.given = answer.json() if "json" in answer.headers["content-type"] else {}
         collection = path.rsplit("/", 1)[1]
-        if method == "POST" and collection in self.ids and collection != "versions":
+        if (
+            method != "DELETE"
+            and collection in self.ids
+            and "id" in self.given
+            and collection != "versions"
+        ):
             self.ids[collection] = str(self.given.get("name" if collection == "adapters" else "id"))
         return answer
 
@@ -196,9 +239,17 @@ def verify(site: Site) -> Verified:
     return asyncio.run(walk())
 
 
-def test_49_whatever_changes_something_is_on_record(site: Site, tenant: Tenant) -> None:
+@pytest.fixture(scope="module")
+def issuer() -> Iterator[str]:
+    with running_provider(create_rsa_key("one")) as provider:
+        yield provider.url
+
+
+def test_49_whatever_changes_something_is_on_record(
+    site: Site, tenant: Tenant, issuer: str
+) -> None:
     document = site.http.get("/openapi.json").json()
-    walk = Walk(site, tenant, document)
+    walk = Walk(site, tenant, document, issuer)
     silent = []
     for method, path, body in STEPS:
         num_before = len(entries(site))
@@ -214,7 +265,13 @@ def test_49_whatever_changes_something_is_on_record(site: Site, tenant: Tenant) 
     }
     assert writes - {f"{method} {path}" for method, path, _ in STEPS} == set(), "add a step"
     written = "\n".join(entries(site))
-    secrets = {PASSWORD, site.operator_key, tenant.key, *SECRET.findall("\n".join(walk.answers))}
+    secrets = {
+        PASSWORD,
+        OIDC_SECRET,
+        site.operator_key,
+        tenant.key,
+        *SECRET.findall("\n".join(walk.answers)),
+    }
     assert len(secrets) > 8
     assert [secret for secret in secrets if secret in written] == []
     verified = verify(site)

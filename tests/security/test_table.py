@@ -18,7 +18,7 @@ def test_every_attack_that_is_tested_here_has_tests_and_every_file_exists() -> N
     }
     assert [int(number) for number in rows] == list(range(1, 55))
     tested = {
-        match[1]
+        str(int(match[1]))
         for path in HERE.glob("test_*.py")
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
