@@ -36,6 +36,7 @@ NO_ENTRY = {
 PASSWORD = "correct horse battery staple"
 LAST_MONTH = time.strftime("%Y-%m", time.gmtime(time.time() - 35 * 86_400))
 PARAMETER = re.compile(r"/([a-z_]+)/\{[a-z_]+\}")
+DIGEST = re.compile("[0-9a-f]{64}")
 SECRET = re.compile(r"weft_[a-z]+_[0-9A-Za-z]+_[0-9A-Za-z]{40,}|[0-9A-Za-z_-]{43,}")
 TENANT, BASE = {"kind": "tenant"}, {"kind": "base", "id": "tiny"}
 PROJECT = {"kind": "project", "id": "default"}
@@ -270,7 +271,7 @@ def test_49_whatever_changes_something_is_on_record(
         OIDC_SECRET,
         site.operator_key,
         tenant.key,
-        *SECRET.findall("\n".join(walk.answers)),
+        *(text for text in SECRET.findall("\n".join(walk.answers)) if not DIGEST.fullmatch(text)),
     }
     assert len(secrets) > 8
     assert [secret for secret in secrets if secret in written] == []
