@@ -1,4 +1,4 @@
-"""Requests that are malformed, endless, huge or slow, sent byte by byte (attacks 4, 15, 17, 18)."""
+"""Requests that are malformed, endless, huge or slow, sent byte by byte (attacks 15, 17, 18)."""
 
 from __future__ import annotations
 
