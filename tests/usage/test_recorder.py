@@ -265,3 +265,22 @@ async def test_postgresql_refuses_a_ledger_that_does_not_add_up(meter: Meter) ->
     with pytest.raises(IntegrityError, match="adds up to 191, not to 0"):
         await meter.database.write(tamper)
     assert (await meter.balances())["holds"] == -WORST_CASE_PICO
+
+
+async def test_a_process_whose_clock_is_wrong_writes_the_databases_time(
+    meter: Meter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with meter.database.reading() as session:
+        before_ms = await db_now_ms(session)
+    real_time = time.time
+    for skew_s in (-3600, 3600):
+        monkeypatch.setattr(time, "time", lambda skew_s=skew_s: real_time() + skew_s)
+        monkeypatch.setattr("weft.db.ids.now_ms", lambda skew_s=skew_s: 1000 * skew_s)
+        recorder = await meter.recorder("file", is_alone=False)
+        await recorder.begin([meter.request(f"r{skew_s}")])
+        await recorder.finish(meter.request(f"r{skew_s}"), Usage(1, 1), "stop", "ok")
+    async with meter.database.reading() as session:
+        after_ms = await db_now_ms(session)
+    for event in await meter.events():
+        assert before_ms <= event.started_at_ms <= event.ended_at_ms <= event.recorded_at_ms
+        assert event.recorded_at_ms <= after_ms

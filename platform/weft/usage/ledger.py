@@ -7,10 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any, cast
 
+from sqlalchemy import CursorResult
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from weft.db.dialect import insert_or_ignore
+from weft.db.dialect import database_now_ms, insert_into
 from weft.usage.money_models import LedgerEntry, LedgerKind, LedgerTx
 
 # what running requests may cost at most; against `held_account`
@@ -42,7 +44,6 @@ class Posting:
     id: str
     kind: LedgerKind
     tenant_id: str
-    at_ms: int
     entries: Mapping[str, int]
     event_id: str | None = None
 
@@ -55,15 +56,13 @@ def settlement_id(event_id: str) -> str:
     return f"{event_id}:settle"
 
 
-def hold(tenant_id: str, event_id: str, amount_pico: int, at_ms: int) -> Posting:
+def hold(tenant_id: str, event_id: str, amount_pico: int) -> Posting:
     """What a request may cost, kept until it is settled."""
     entries = {held_account(tenant_id): amount_pico, HOLDS: -amount_pico}
-    return Posting(hold_id(event_id), "hold", tenant_id, at_ms, entries, event_id)
+    return Posting(hold_id(event_id), "hold", tenant_id, entries, event_id)
 
 
-def settlement(
-    tenant_id: str, event_id: str, hold_pico: int, amount_pico: int, at_ms: int
-) -> Posting:
+def settlement(tenant_id: str, event_id: str, hold_pico: int, amount_pico: int) -> Posting:
     """What a request cost, and its hold undone."""
     entries = {
         held_account(tenant_id): -hold_pico,
@@ -71,7 +70,7 @@ def settlement(
         receivable_account(tenant_id): amount_pico,
         REVENUE_TOKENS: -amount_pico,
     }
-    return Posting(settlement_id(event_id), "settle", tenant_id, at_ms, entries, event_id)
+    return Posting(settlement_id(event_id), "settle", tenant_id, entries, event_id)
 
 
 async def post(session: AsyncSession, posting: Posting) -> bool:
@@ -81,26 +80,25 @@ async def post(session: AsyncSession, posting: Posting) -> bool:
     entries = {account: amount for account, amount in posting.entries.items() if amount}
     if not entries:
         return False
-    row = {
-        "id": posting.id,
-        "kind": posting.kind,
-        "tenant_id": posting.tenant_id,
-        "event_id": posting.event_id,
-        "created_at_ms": posting.at_ms,
-    }
-    if not await insert_or_ignore(session, LedgerTx, [row]):
-        return False
-    await insert_or_ignore(
-        session,
-        LedgerEntry,
-        [
-            {
-                "tx_id": posting.id,
-                "account": account,
-                "amount_pico": amount,
-                "tenant_id": posting.tenant_id,
-            }
-            for account, amount in entries.items()
-        ],
+    statement = insert_into(session, LedgerTx).values(
+        id=posting.id,
+        kind=posting.kind,
+        tenant_id=posting.tenant_id,
+        event_id=posting.event_id,
+        created_at_ms=database_now_ms(),
     )
+    inserted = await session.execute(statement.on_conflict_do_nothing())
+    if not cast("CursorResult[Any]", inserted).rowcount:
+        return False
+    rows = [
+        {
+            "tx_id": posting.id,
+            "account": account,
+            "amount_pico": amount,
+            "tenant_id": posting.tenant_id,
+        }
+        for account, amount in entries.items()
+    ]
+    # rows as parameters: with rows in it, a statement would be compiled each time
+    await session.execute(insert_into(session, LedgerEntry), rows)
     return True

@@ -121,7 +121,7 @@ class UsageRecorder:
             req.num_prompt_tokens, req.max_completion_tokens
         )
         holds = await budgets.hold(session, req.subjects, hold_pico, now_ms // 1000)
-        await ledger.post(session, ledger.hold(req.tenant_id, req.event_id, hold_pico, now_ms))
+        await ledger.post(session, ledger.hold(req.tenant_id, req.event_id, hold_pico))
         UsageRepository(session).add(
             UsagePending(
                 event_id=req.event_id,

@@ -9,7 +9,6 @@ from collections.abc import Sequence
 
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from weft.db.dialect import db_now_ms
 from weft.db.scope import TenantOwner
 from weft.limits import budgets
 from weft.limits.budgets import BudgetHold
@@ -87,11 +86,7 @@ class Settler:
     async def _pay(self, session: AsyncSession, pending: UsagePending, amount_pico: int) -> None:
         if pending.hold_pico or amount_pico:
             posting = ledger.settlement(
-                pending.tenant_id,
-                pending.event_id,
-                pending.hold_pico,
-                amount_pico,
-                await db_now_ms(session),
+                pending.tenant_id, pending.event_id, pending.hold_pico, amount_pico
             )
             await ledger.post(session, posting)
         if pending.budget_holds:
