@@ -11,8 +11,8 @@ from weft.tenancy.keys import create_key
 @pytest.mark.parametrize(
     "secret",
     [
-        str(create_key("live")),
-        str(create_key("admin")),
+        pytest.param(str(create_key("live")), id="project key"),
+        pytest.param(str(create_key("admin")), id="admin key"),
         "hf_" + "aB3" * 11,
         "sk-proj-" + "x9" * 20,
         "whsec_" + "A1" * 12,
