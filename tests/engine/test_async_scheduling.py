@@ -122,7 +122,14 @@ def outcome(completion: Completion) -> list[tuple[Any, ...]]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("way", WAYS)
-@pytest.mark.parametrize("is_mixed", [False, True], ids=["device alone", "and host"])
+@pytest.mark.parametrize(
+    "is_mixed",
+    # the mix has these requests, too
+    [
+        pytest.param(False, id="device alone", marks=pytest.mark.verify),
+        pytest.param(True, id="and host"),
+    ],
+)
 def test_answers_are_those_of_the_engine_that_waits_for_each_step(
     build: Build, dense: Bench, way: str, is_mixed: bool
 ) -> None:

@@ -84,8 +84,14 @@ WAYS: dict[str, dict[str, Any]] = {
 }
 
 
+# test_family_tokens.py runs chunks of these sizes on every family; here they are of a long series
+LONG = {"chunks of 64", "chunks of 7", "chunks of 1"}
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize(
+    "way", [pytest.param(way, marks=[pytest.mark.verify] * (way in LONG)) for way in WAYS]
+)
 def test_however_a_mixed_batch_is_run_it_gives_the_oracles_tokens(
     bench: Bench, near_ties: NearTies, way: str
 ) -> None:
