@@ -119,7 +119,7 @@ class MemoryExchange:
                     self._lock.wait()
                 if self._is_closing:
                     return
-                given, wanted = self._given, self._wanted
+                given, wanted = list(self._given), self._wanted  # more may be given meanwhile
             try:
                 if given:
                     self._enlarge_pool(given)
