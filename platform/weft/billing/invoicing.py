@@ -14,6 +14,7 @@ from typing import Literal
 from weft.billing.charges import METERS, Charge, Meter
 from weft.billing.money import round_to_cents
 from weft.billing.periods import Month
+from weft.usage.ledger import UnbalancedError
 
 LineKind = Literal["usage", "correction", "adjustment"]
 
@@ -70,7 +71,10 @@ class Invoice:
 
 
 def create_invoice(charges: Sequence[Charge]) -> Invoice:
-    """The invoice over `charges`: usage first, then corrections, then the adjustment."""
+    """The invoice over `charges`: usage first, then corrections, then the adjustment.
+
+    UnbalancedError where what is to be paid is not the sum of its lines; checked under `-O`, too.
+    """
     groups: dict[tuple[bool, LineGrain], list[Charge]] = {}
     for charge in charges:
         groups.setdefault((charge.is_correction, LineGrain.of(charge)), []).append(charge)
@@ -86,7 +90,9 @@ def create_invoice(charges: Sequence[Charge]) -> Invoice:
     numbers = {group: number for number, group in enumerate(order, 1)}
     on_lines = (numbers[charge.is_correction, LineGrain.of(charge)] for charge in charges)
     invoice = Invoice(tuple(lines), tuple(on_lines))
-    assert sum(line.exact_pico for line in lines) == invoice.payable_pico
+    total_pico = sum(line.exact_pico for line in lines)
+    if total_pico != invoice.payable_pico:
+        raise UnbalancedError(f"the lines add up to {total_pico}, not {invoice.payable_pico}")
     return invoice
 
 
