@@ -1,10 +1,9 @@
-"""Random base models in Hugging Face layout, adapters made by PEFT, and the oracle:
-transformers + PEFT, one request at a time."""
+"""Random base models in Hugging Face layout, adapters made by PEFT, and engines on them."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +15,9 @@ from benchmarks.models import (
     spread_weights,
     third_party_warnings_ignored,
 )
+from tests.oracle import NearTies, Oracle
+from torch import Tensor
 from transformers import (
-    AutoModelForCausalLM,
     PreTrainedModel,
     Qwen3Config,
     Qwen3ForCausalLM,
@@ -40,7 +40,6 @@ torch.set_num_threads(1)
 pytest_plugins = ["tests.stores"]
 
 VOCAB_SIZE = 320
-NEAR_TIE = 1e-4
 
 
 def pytest_report_header() -> str:
@@ -89,84 +88,6 @@ def create_moe_model() -> PreTrainedModel:
 
 
 @dataclass
-class Oracle:
-    """transformers + PEFT for one base; adapters by name, None is the base itself."""
-
-    base_dir: Path
-    adapter_dirs: Mapping[str, Path]
-    _models: dict[str | None, Any] = field(default_factory=dict)
-    _greedy: dict[tuple[str | None, tuple[int, ...], int], list[int]] = field(default_factory=dict)
-
-    def model(self, adapter: str | None) -> Any:
-        from peft import PeftModel
-
-        if adapter not in self._models:
-            with third_party_warnings_ignored():
-                model: Any = AutoModelForCausalLM.from_pretrained(
-                    self.base_dir, dtype=torch.float32
-                )
-                if adapter is not None:
-                    model = PeftModel.from_pretrained(model, str(self.adapter_dirs[adapter]))
-            model.generation_config.eos_token_id = None  # our requests ignore the end of text
-            self._models[adapter] = model.eval()
-        return self._models[adapter]
-
-    @torch.inference_mode()
-    def logits(self, adapter: str | None, token_ids: Sequence[int]) -> torch.Tensor:
-        """float32 `[len(token_ids), V]`."""
-        out: torch.Tensor = self.model(adapter)(torch.tensor([list(token_ids)])).logits[0]
-        return out
-
-    def greedy(self, adapter: str | None, prompt: Sequence[int], num_tokens: int) -> list[int]:
-        """The tokens that follow, remembered: the same request is asked for by many tests."""
-        key = (adapter, tuple(prompt), num_tokens)
-        if key not in self._greedy:
-            self._greedy[key] = self._generate(*key)
-        return self._greedy[key]
-
-    def _generate(self, adapter: str | None, prompt: Sequence[int], num_tokens: int) -> list[int]:
-        with third_party_warnings_ignored(), torch.inference_mode():
-            out = self.model(adapter).generate(
-                input_ids=torch.tensor([list(prompt)]),
-                attention_mask=torch.ones(1, len(prompt), dtype=torch.int64),
-                max_new_tokens=num_tokens,
-                do_sample=False,
-                pad_token_id=0,
-            )
-        return [int(t) for t in out[0, len(prompt) :]]
-
-
-@dataclass
-class NearTies:
-    """Positions where the oracle itself could have gone either way; at most 0.5 % are allowed."""
-
-    num_positions: int = 0
-    num_ties: int = 0
-
-    def assert_equal_tokens(
-        self, oracle: Oracle, adapter: str | None, prompt: Sequence[int], got: Sequence[int],
-        want: Sequence[int],
-    ) -> None:  # fmt: skip
-        """Identical up to a position where the oracle's two best logits nearly tie."""
-        same = next((i for i, (g, w) in enumerate(zip(got, want, strict=True)) if g != w), None)
-        self.num_positions += len(want) if same is None else same + 1
-        if same is None:
-            return
-        logits = oracle.logits(adapter, [*prompt, *want[:same]])[-1]
-        best, second = logits.topk(2).values.tolist()
-        assert best - second < NEAR_TIE, (
-            f"token {same} of adapter {adapter} is {got[same]}, the oracle says {want[same]} by a "
-            f"margin of {best - second:.2e}"
-        )
-        self.num_ties += 1
-
-    def assert_rare(self) -> None:
-        assert self.num_ties <= 0.005 * self.num_positions, (
-            f"{self.num_ties} near-ties in {self.num_positions} positions"
-        )
-
-
-@dataclass
 class Bench:
     """A base on disk with its oracle, adapters and a way to build engines on it."""
 
@@ -197,7 +118,7 @@ class Bench:
 
     def first_step_logits(
         self, built: BuiltEngine, requests: Sequence[EngineRequest]
-    ) -> dict[str, torch.Tensor]:
+    ) -> dict[str, Tensor]:
         """The logits after each prompt, all of them in one step: by request, float32 `[V]`."""
         engine = built.engine
         for request in requests:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from tests.engine.families import CASES, SIZES, create_model
 from tests.engine.forms import FORMS, load_reference, write
+from tests.oracle import NEAR_TIE, behind_best
 from torch import Tensor
 
 from weft.engine.offline import AdapterRefusedError, load_adapters, register_folder, run_requests
@@ -21,7 +22,6 @@ from weft_adapters.store import FolderStore
 if TYPE_CHECKING:
     from tests.conftest import Bench
 
-NEAR_TIE = 1e-4
 _VOCAB_SIZE = SIZES["vocab_size"]
 
 
@@ -63,8 +63,7 @@ class Workshop:
         How many there are, and how many near-ties."""
         assert form not in answers.refused, answers.refused[form]
         prompt, tokens = answers.prompts[form], answers.tokens[form]
-        logits = self.logits(form, [*prompt, *tokens])[len(prompt) - 1 : -1]
-        behind = logits.max(dim=1).values - logits[torch.arange(len(tokens)), tokens]
+        behind = behind_best(self.logits(form, [*prompt, *tokens]), tokens)
         worst = int(behind.argmax())
         assert float(behind[worst]) < NEAR_TIE, f"token {worst} is not the reference's"
         return len(tokens), int((behind > 0).sum())

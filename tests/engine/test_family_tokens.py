@@ -22,7 +22,8 @@ from weft_adapters.families import FAMILIES
 
 if TYPE_CHECKING:
     from _pytest.mark import ParameterSet
-    from tests.conftest import Bench, NearTies
+    from tests.conftest import Bench
+    from tests.oracle import NearTies
 
 
 @dataclass(frozen=True)
@@ -98,9 +99,8 @@ def test_tokens_are_the_oracles(
         assert num_cached == len(bench.oracle.adapter_dirs) * 32 * way.has_prefix_cache
     for request in requests:
         adapter, prompt = adapter_of(request), request.prompt_token_ids
-        want = bench.oracle.greedy(adapter, prompt, NUM_TOKENS)
-        got = tokens[request.request_id]
-        near_ties.assert_equal_tokens(bench.oracle, adapter, prompt, got, want)
+        assert len(tokens[request.request_id]) == NUM_TOKENS
+        near_ties.assert_greedy(bench.oracle, adapter, prompt, tokens[request.request_id])
     near_ties.assert_rare()
 
 

@@ -13,7 +13,8 @@ from tests.engine.served_forms import Answers, Workshop, ask, create_workshop
 
 if TYPE_CHECKING:
     from _pytest.mark import ParameterSet
-    from tests.conftest import Bench, NearTies
+    from tests.conftest import Bench
+    from tests.oracle import NearTies
 
 NUM_TOKENS = 64
 

@@ -12,7 +12,8 @@ from weft.engine.offline import load_adapters, run_requests
 from weft.messages import EngineRequest, SamplingParams
 
 if TYPE_CHECKING:
-    from tests.conftest import Bench, NearTies
+    from tests.conftest import Bench
+    from tests.oracle import NearTies
 
 NUM_TOKENS = 128
 
@@ -114,8 +115,8 @@ def test_however_a_mixed_batch_is_run_it_gives_the_oracles_tokens(
     built.tiers.close()
     for request in requests:
         adapter, prompt = adapter_of(request), request.prompt_token_ids
-        want = bench.oracle.greedy(adapter, prompt, NUM_TOKENS)
-        near_ties.assert_equal_tokens(bench.oracle, adapter, prompt, got[request.request_id], want)
+        assert len(got[request.request_id]) == NUM_TOKENS
+        near_ties.assert_greedy(bench.oracle, adapter, prompt, got[request.request_id])
     near_ties.assert_rare()
 
 

@@ -28,7 +28,8 @@ from weft.settings import ServerSettings
 from weft.tokenizer import BaseTokenizer
 
 if TYPE_CHECKING:
-    from tests.conftest import Bench, NearTies, Oracle
+    from tests.conftest import Bench
+    from tests.oracle import NearTies, Oracle
 
 pytestmark = pytest.mark.slow
 

@@ -23,7 +23,8 @@ from weft.engine.step_inputs import StepLayout
 from weft.messages import EngineRequest, SamplingParams
 
 if TYPE_CHECKING:
-    from tests.conftest import Bench, NearTies
+    from tests.conftest import Bench
+    from tests.oracle import NearTies
 
 pytestmark = [] if IS_INTERPRETED else [pytest.mark.gpu]
 
@@ -143,8 +144,8 @@ def test_mixed_batches_give_the_oracles_tokens(
         name = request.request_id.partition(":")[2]
         adapter = None if name == "None" else name
         prompt, got = request.prompt_token_ids, completions[request.request_id].token_ids
-        want = bench.oracle.greedy(adapter, prompt, NUM_TOKENS)[: request.sampling.max_tokens]
-        near_ties.assert_equal_tokens(bench.oracle, adapter, prompt, got, want)
+        assert len(got) == request.sampling.max_tokens
+        near_ties.assert_greedy(bench.oracle, adapter, prompt, got)
     near_ties.assert_rare()
 
 

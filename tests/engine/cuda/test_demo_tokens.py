@@ -14,7 +14,8 @@ from weft.engine.offline import load_adapters, run_requests
 from weft.messages import EngineRequest, SamplingParams
 
 if TYPE_CHECKING:
-    from tests.conftest import Bench, NearTies
+    from tests.conftest import Bench
+    from tests.oracle import NearTies
 
 pytestmark = [pytest.mark.slow] if IS_INTERPRETED else [pytest.mark.slow, pytest.mark.gpu]
 NUM_TOKENS = 2 if IS_INTERPRETED else 64

@@ -11,6 +11,8 @@ import os
 import sys
 import warnings
 from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -31,6 +33,17 @@ def _interpret() -> None:
         for name in ("standard", "random"):
             importlib.reload(sys.modules[f"triton.language.{name}"])
         importlib.reload(sys.modules["triton.language"])
+    _replace_builtins_once()
+
+
+def _replace_builtins_once() -> None:
+    """The interpreter puts its own functions in the place of Triton's builtins whenever a function
+    of Triton's language is called, and lists all members of the language to find them, which takes
+    longer than most functions do. Here they are put there once, and stay."""
+    interpreter: Any = importlib.import_module("triton.runtime.interpreter")
+    tl = interpreter.tl
+    interpreter._patch_lang(SimpleNamespace(__globals__={"tl": tl, "core": tl.core}))
+    interpreter._patch_lang = lambda function: interpreter._LangPatchScope()
 
 
 def _has_compiled_kernels(module: str) -> bool:
