@@ -69,6 +69,8 @@ def test_projects_and_keys_of_all_kinds_live_in_the_data_folder(weft: Any) -> No
     assert len(weft("project", "list", "acme", "--archived")) == 2
     assert weft("tenant", "suspend", "acme")["status"] == "suspended"
     assert weft("tenant", "resume", "acme")["status"] == "active"
+    assert weft("tenant", "update", "acme", "--obfuscation")["include_obfuscation"] is True
+    assert weft("tenant", "update", "acme", "--no-obfuscation")["include_obfuscation"] is False
     operator = weft("key", "operator", "create", "--permission", "tenants:read")
     assert operator["value"].startswith("weft_operator_")
     weft("key", "operator", "rotate", operator["id"])

@@ -141,6 +141,7 @@ STEPS: list[tuple[str, str, Any]] = [
     ("DELETE", "/admin/v1/tenants/{tenant}/keys/{key_id}", None),
     ("POST", "/admin/v1/tenants/{tenant}/admin_api_keys", {"name": "k"}),
     ("DELETE", "/admin/v1/tenants/{tenant}/admin_api_keys/{key_id}", None),
+    ("POST", "/admin/v1/tenants/{tenant}", {"include_obfuscation": True}),
     ("POST", "/admin/v1/tenants/{tenant}:suspend", {}),
     ("POST", "/admin/v1/tenants/{tenant}:resume", {}),
     ("DELETE", "/admin/v1/tenants/{tenant}", None),

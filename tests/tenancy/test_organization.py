@@ -356,6 +356,23 @@ def test_a_suspended_tenant_is_refused_until_it_is_resumed(site: Site, tenant: T
     assert site.operator("POST", "/admin/v1/tenants/nobody:suspend").status_code == 404
 
 
+def test_a_tenants_streams_are_padded_from_when_an_operator_says_so(
+    site: Site, tenant: Tenant
+) -> None:
+    path = f"/admin/v1/tenants/{tenant.name}"
+    assert site.operator("GET", path).json()["include_obfuscation"] is False
+    for _ in range(2):
+        changed = site.operator("POST", path, json={"include_obfuscation": True})
+        assert changed.json() == site.operator("GET", path).json()
+    assert changed.json()["include_obfuscation"] is True
+    log = f"/admin/v1/audit_logs?event_types[]=tenant.updated&tenant={tenant.name}"
+    assert len(site.operator("GET", log).json()["data"]) == 1, "what changes nothing is no entry"
+    answer = site.operator("POST", path, json={"include_obfuscation": True, "name": "x"})
+    assert code(answer) == (400, "unknown_parameter")
+    answer = site.operator("POST", "/admin/v1/tenants/nope", json={"include_obfuscation": True})
+    assert answer.status_code == 404
+
+
 def test_an_archived_projects_keys_are_refused(site: Site, root: str) -> None:
     project = site.call(root, "POST", PROJECTS, json={"name": "old"}).json()["id"]
     key = make_key(site, root, project).json()["value"]

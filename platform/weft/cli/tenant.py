@@ -52,6 +52,37 @@ def list_(data: DataOption = DEFAULT_DATA_DIR, as_json: JsonOption = False) -> N
     print_rows(rows, ("id", "name", "status", "created_at"), as_json=as_json)
 
 
+@app.command("update")
+def update(
+    name: Name,
+    include_obfuscation: Annotated[
+        bool,
+        typer.Option(
+            "--obfuscation/--no-obfuscation",
+            help="Pad the events of its streams where a request does not say, so that their sizes "
+            "do not tell what is in them.",
+        ),
+    ],
+    data: DataOption = DEFAULT_DATA_DIR,
+    as_json: JsonOption = False,
+) -> None:
+    """Change what a tenant's requests get by default; a server does so within seconds."""
+    from weft.cli.control import run_in_transaction
+    from weft.tenancy import service
+    from weft.tenancy.schemas import TenantObject
+
+    async def work(session: AsyncSession, _secrets: SecretFiles) -> dict[str, object]:
+        tenant = await service.update_tenant(session, name, include_obfuscation=include_obfuscation)
+        return TenantObject.of(tenant).model_dump()
+
+    tenant = run_in_transaction(data, work)
+    if as_json:
+        print_json(tenant)
+    else:
+        what = "are" if include_obfuscation else "are not"
+        out.print(f"Streams of {tenant['name']} ({tenant['id']}) {what} padded.", markup=False)
+
+
 @app.command("suspend")
 def suspend(name: Name, data: DataOption = DEFAULT_DATA_DIR, as_json: JsonOption = False) -> None:
     """Refuse a tenant's keys until it is resumed; a server does so within seconds."""

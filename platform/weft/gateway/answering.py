@@ -16,12 +16,13 @@ from starlette.responses import Response
 from weft.errors import InvalidRequestError
 from weft.gateway.logprobs import LogprobsFormat
 from weft.gateway.model_tokens import ModelTokens
+from weft.gateway.obfuscation import PaddedFrames
 from weft.gateway.responses import AnswerResponse, EventStream
 from weft.gateway.runtime import Gateway, Work
 from weft.gateway.sampling import create_sampling
-from weft.gateway.schemas import InferenceRequest
+from weft.gateway.schemas import InferenceRequest, StreamOptions
 from weft.gateway.structured import grammar_of
-from weft.gateway.wire import AnswerFormat
+from weft.gateway.wire import AnswerFormat, frame
 from weft.messages import Grammar
 from weft.registry.service import ResolvedModel
 from weft.tenancy.principal import Principal
@@ -58,13 +59,17 @@ async def answer(
         headers["x-weft-merged-from"] = ", ".join(model.merged_from)
     if not body.stream:
         return AnswerResponse(generation, answer_format, headers)
-    options = body.stream_options
+    options = body.stream_options or StreamOptions()
+    is_padded = options.include_obfuscation
+    if is_padded is None:
+        is_padded = principal.include_obfuscation
     return EventStream(
         generation,
         answer_format,
         headers,
-        include_usage=bool(options and options.include_usage),
+        include_usage=bool(options.include_usage),
         limits=gateway.limits,
+        frame_event=PaddedFrames().frame if is_padded else frame,
     )
 
 

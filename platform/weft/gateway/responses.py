@@ -7,7 +7,7 @@ HTTP error; a stream waits at most one keep-alive interval for it.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
@@ -92,7 +92,7 @@ class AnswerResponse(Response):
 
 
 class EventStream(Response):
-    """The answer as server-sent events."""
+    """The answer as server-sent events; `frame_event` makes those with text."""
 
     def __init__(
         self,
@@ -102,6 +102,7 @@ class EventStream(Response):
         *,
         include_usage: bool,
         limits: StreamLimits,
+        frame_event: Callable[[Wire], bytes] = frame,
     ) -> None:
         super().__init__(headers={**headers, **_SSE_HEADERS})
         del self.headers["content-length"]
@@ -109,6 +110,7 @@ class EventStream(Response):
         self._format = answer_format
         self._include_usage = include_usage
         self._limits = limits
+        self._frame_event = frame_event
         self._has_failed = False
         self._choices = [Choice() for _ in range(generation.num_choices)]
 
@@ -171,7 +173,7 @@ class EventStream(Response):
         return frame(self._format.error(error)[1])
 
     def _frame(self, wire: Wire) -> bytes:
-        return frame({**wire, "usage": None} if self._include_usage else wire)
+        return self._frame_event({**wire, "usage": None} if self._include_usage else wire)
 
     async def _send(self, send: Send, body: bytes, *, more: bool = True) -> None:
         async with asyncio.timeout(self._limits.stall_s):

@@ -21,11 +21,11 @@ MergeWeight = Annotated[float, Field(ge=-1000, le=1000, allow_inf_nan=False)]
 
 
 class StreamOptions(BaseModel):
-    """`include_obfuscation` only as false: nothing is padded here."""
+    """`include_obfuscation` pads the stream's events, or not; None: as the tenant has chosen."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
     include_usage: bool | None = None
-    include_obfuscation: Literal[False] | None = None
+    include_obfuscation: bool | None = None
     continuous_usage_stats: Literal[False] | None = None
 
 

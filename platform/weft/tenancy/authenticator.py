@@ -124,7 +124,11 @@ class Authenticator:
             allowed = await authority_of_makers(session, row)
         if isinstance(row, ApiKey):
             scopes = grantable_scopes(allowed) & frozenset(row.scopes)
-            return Principal(row.tenant_id, row.project_id, row.id, frozenset(scopes))
+            assert tenant is not None, "a project's key is found with its tenant"
+            return Principal(
+                row.tenant_id, row.project_id, row.id, frozenset(scopes),
+                include_obfuscation=tenant.include_obfuscation,
+            )  # fmt: skip
         permissions = allowed & frozenset(row.permissions)
         if isinstance(row, AdminKey):
             return TenantAdmin(row.tenant_id, permissions & TENANT_PERMISSIONS, "admin_key", row.id)

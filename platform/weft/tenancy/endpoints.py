@@ -26,7 +26,7 @@ from weft.tenancy.key_schemas import (
     project_key_object,
 )
 from weft.tenancy.principal import Operator
-from weft.tenancy.schemas import Deleted, TenantCreate, TenantObject
+from weft.tenancy.schemas import Deleted, TenantCreate, TenantObject, TenantUpdate
 
 router = APIRouter(prefix="/admin/v1/tenants", tags=["tenants"])
 _reads = [Depends(require_operator("tenants:read"))]
@@ -64,6 +64,17 @@ async def suspend_tenant(writer: Writer, tenant: str, session: WriteSession) -> 
 @router.post("/{tenant}:resume", dependencies=[changes_identities])
 async def resume_tenant(writer: Writer, tenant: str, session: WriteSession) -> TenantObject:
     return TenantObject.of(await service.resume_tenant(session, tenant, writer))
+
+
+@router.post("/{tenant}", dependencies=[changes_identities])  # after :suspend and :resume
+async def update_tenant(
+    writer: Writer, tenant: str, body: TenantUpdate, session: WriteSession
+) -> TenantObject:
+    """Whether its streams are padded where a request does not say; for what runs this holds on."""
+    row = await service.update_tenant(
+        session, tenant, include_obfuscation=body.include_obfuscation, actor=writer
+    )
+    return TenantObject.of(row)
 
 
 @router.post("/{tenant}/keys", status_code=201, dependencies=[changes_identities])

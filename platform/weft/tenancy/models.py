@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sqlalchemy import JSON, ForeignKey, Index, String, text
+from sqlalchemy import JSON, ForeignKey, Index, String, false, text
 from sqlalchemy.orm import Mapped, mapped_column
 
 from weft.db.base import Base, PlatformOwned, TenantOwned
@@ -10,7 +10,8 @@ from weft.tenancy.principal import Permission
 
 
 class Tenant(PlatformOwned, Base):
-    """Who pays. Deleting keeps the row: usage events refer to it. Suspending can be undone."""
+    """Who pays. Deleting keeps the row: usage events refer to it. Suspending can be undone.
+    `include_obfuscation`: streams are padded where a request does not say."""
 
     __tablename__ = "tenants"
     __table_args__ = (
@@ -28,6 +29,7 @@ class Tenant(PlatformOwned, Base):
     created_at: Mapped[int]
     suspended_at: Mapped[int | None]
     deleted_at: Mapped[int | None]
+    include_obfuscation: Mapped[bool] = mapped_column(default=False, server_default=false())
 
 
 class Project(TenantOwned, Base):

@@ -52,13 +52,15 @@ class Client:
 
 @dataclass(frozen=True, slots=True)
 class Principal:
-    """A project's key and what it may do."""
+    """A project's key and what it may do. `include_obfuscation`: the tenant's streams are padded
+    where a request does not say."""
 
     tenant_id: str
     project_id: str
     key_id: str
     scopes: frozenset[str]
     client: Client = field(default=Client(), compare=False)
+    include_obfuscation: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,6 +22,12 @@ class TenantCreate(Body):
     name: str
 
 
+class TenantUpdate(Body):
+    """Body of `POST /admin/v1/tenants/{tenant}`."""
+
+    include_obfuscation: bool
+
+
 class ProjectName(Body):
     """Body of `POST /v1/organization/projects` and `.../projects/{id}`."""
 
@@ -36,6 +42,7 @@ class TenantObject(ListItem):
     status: Literal["active", "suspended"]
     created_at: int
     suspended_at: int | None
+    include_obfuscation: bool
 
     @classmethod
     def of(cls, row: Tenant) -> TenantObject:
@@ -45,6 +52,7 @@ class TenantObject(ListItem):
             status="active" if row.suspended_at is None else "suspended",
             created_at=row.created_at,
             suspended_at=row.suspended_at,
+            include_obfuscation=row.include_obfuscation,
         )
 
 

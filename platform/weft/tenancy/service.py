@@ -53,6 +53,17 @@ async def list_tenants(session: AsyncSession, page: PageRequest) -> Page[Tenant]
     return await TenantRepository(session).list_tenants(page)
 
 
+async def update_tenant(
+    session: AsyncSession, id_or_name: str, *, include_obfuscation: bool, actor: Maker = None
+) -> Tenant:
+    tenant = await get_tenant(session, id_or_name)
+    if tenant.include_obfuscation != include_obfuscation:
+        tenant.include_obfuscation = include_obfuscation
+        changes: dict[str, object] = {"include_obfuscation": include_obfuscation}
+        await _record(session, actor, "tenant.updated", tenant, changes)
+    return tenant
+
+
 async def delete_tenant(session: AsyncSession, id_or_name: str, actor: Maker = None) -> Tenant:
     """The tenant's keys stop working at once; its usage stays on record."""
     tenant = await get_tenant(session, id_or_name)
