@@ -14,8 +14,8 @@ import subprocess
 import tempfile
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
-from contextlib import closing
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -90,6 +90,26 @@ class LocalServer(ABC):
     def kill(self) -> None:
         """End it as a crash of the machine would."""
         self._end(lambda process: process.kill())
+
+    @contextmanager
+    def frozen(self) -> Iterator[None]:
+        """Have it hang within the block: its connections stay open and nothing comes."""
+        self._signal_all(signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            self._signal_all(signal.SIGCONT)
+
+    def _signal_all(self, number: signal.Signals) -> None:
+        """To the process that starts others first, so that none is missed."""
+        assert self._process is not None, "the server runs"
+        own = self._process.pid
+        self._process.send_signal(number)
+        listed = subprocess.check_output(["ps", "-A", "-o", "pid=,ppid="], text=True)
+        for pid, parent in (map(int, line.split()) for line in listed.splitlines()):
+            if parent == own:
+                with suppress(ProcessLookupError):  # it has ended meanwhile
+                    os.kill(pid, number)
 
     def close(self) -> None:
         """End it and remove its folder."""

@@ -8,11 +8,12 @@ from collections.abc import AsyncIterator, Callable, Iterator
 import httpx2 as httpx
 import pytest
 from fastapi import FastAPI
-from sqlalchemy import func, select
+from sqlalchemy import func, select, text
 from sqlalchemy.ext.asyncio import AsyncSession
 from tests.servers import PostgresServer
 from tests.stores import PostgresDatabases
 
+from weft.db import hang
 from weft.db.database import Database
 from weft.db.dependencies import ReadSession, WriteSession
 from weft.db.errors import DatabaseUnavailableError
@@ -115,6 +116,39 @@ async def test_callers_get_503_and_the_next_request_works(
         server.start()
         assert (await client.post("/tenants")).status_code == 200
         assert (await client.get("/tenants")).json() == 1
+
+
+async def sleep(database: Database, seconds: float) -> None:
+    async with database.reading() as session:
+        await (await session.connection()).execute(text(f"SELECT pg_sleep({seconds})"))
+
+
+async def test_a_statement_may_take_its_time_while_the_server_answers_others(
+    lost: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hang, "PATIENCE_S", 0.05)
+    await sleep(lost, 0.5)
+    monkeypatch.setattr(hang, "MAX_WAIT_S", 0.3)
+    with pytest.raises(DatabaseUnavailableError):
+        await sleep(lost, 20)
+    await sleep(lost, 0)
+
+
+async def test_a_server_that_hangs_is_given_up_and_found_again(
+    lost: Database, server: PostgresServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hang, "PATIENCE_S", 0.1)
+    monkeypatch.setattr(hang, "ANSWER_S", 0.3)
+
+    async def job(session: AsyncSession) -> None:
+        await add(session, "a")
+        with server.frozen():
+            await add(session, "b")
+
+    async with asyncio.timeout(10):
+        with pytest.raises(DatabaseUnavailableError):
+            await lost.write(job)
+    assert await count(lost) == 0
 
 
 async def test_on_a_full_disk_no_job_is_told_that_it_is_committed_and_is_not(

@@ -1,4 +1,4 @@
-"""PostgreSQL or Redis is stopped, or dies, and is started again while requests are served."""
+"""PostgreSQL or Redis is stopped, dies or hangs while requests are served, and comes back."""
 
 from __future__ import annotations
 
@@ -19,6 +19,8 @@ from tests.stores import PostgresDatabases
 from tests.tiny import BASE
 
 from weft.app import create_app
+from weft.db import engines, hang
+from weft.limits import redis_limiter
 from weft.server.http import background_server
 from weft.settings import ServerSettings
 from weft.tokenizer import BaseTokenizer
@@ -58,6 +60,10 @@ def site(
     monkeypatch: pytest.MonkeyPatch,
 ) -> Iterator[Site]:
     monkeypatch.setattr(metering, "BEAT_S", 0.2)  # which sweeps up what nobody knows to be there
+    monkeypatch.setattr(hang, "PATIENCE_S", 0.3)
+    monkeypatch.setattr(hang, "ANSWER_S", 0.5)
+    monkeypatch.setattr(engines, "CONNECT_TIMEOUT_S", 2)
+    monkeypatch.setattr(redis_limiter, "TIMEOUT_S", 1.0)
     engine = EchoEngine()
     engine.delay_s = 0.002
     settings = changed(settings, database_url=url, redis_url=redis_server.url)
@@ -144,12 +150,16 @@ def play(site: Site, server: LocalServer, url: str, num_rounds: int) -> None:
             load.wait_for(503, 20)
             server.start()
             load.wait_for(200, 30)
+    check_answers(load)
+    check_events(url, site.engine, load)
+
+
+def check_answers(load: Load) -> None:
     for answer in load.answers:
         assert answer.status_code in (200, 503), answer.text
         if answer.status_code == 503:
             assert answer.json()["error"]["code"] in UNAVAILABLE
             assert int(answer.headers["retry-after"]) >= 1
-    check_events(url, site.engine, load)
 
 
 def test_no_event_is_lost_or_doubled_and_no_restart_is_needed(
@@ -162,6 +172,25 @@ def test_without_redis_requests_are_refused_until_it_is_back(
     site: Site, redis_server: RedisServer, url: str
 ) -> None:
     play(site, redis_server, url, num_rounds=2)
+
+
+@pytest.mark.parametrize(
+    "which", ["server", pytest.param("redis_server", marks=pytest.mark.verify)]
+)
+def test_a_store_that_hangs_keeps_nobody_waiting(
+    site: Site, url: str, which: str, request: pytest.FixtureRequest
+) -> None:
+    store: LocalServer = request.getfixturevalue(which)
+    with Load(site, site.tenant("acme")) as load:
+        load.wait_for(200, 30)
+        with store.frozen():
+            load.wait_for(503, NUM_CALLERS)
+            assert site.http.get("/livez").status_code == 200
+            answer = site.http.get("/readyz")
+            assert (answer.status_code, "not answer" in answer.text) == (503, True), answer.text
+        load.wait_for(200, 30)
+    check_answers(load)
+    check_events(url, site.engine, load)
 
 
 @pytest.mark.verify

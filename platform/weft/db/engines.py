@@ -9,6 +9,7 @@ from sqlalchemy import URL, event
 from sqlalchemy.engine import Connection
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
+from weft.db.hang import HangWatch
 from weft.db.urls import async_url
 
 SQLITE_BUSY_TIMEOUT_MS = 10_000
@@ -41,7 +42,10 @@ def create_engine(url: str) -> AsyncEngine:
         pool_timeout=POOL_TIMEOUT_S,
         pool_recycle=POOL_RECYCLE_S,
         pool_pre_ping=True,
-        connect_args=postgres_arguments(parsed, timeouts=True),
+        connect_args={
+            **postgres_arguments(parsed, timeouts=True),
+            "async_creator_fn": HangWatch().connect,
+        },
     )
 
 
