@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import stat
 import time
 from typing import Any
@@ -123,6 +124,20 @@ def test_every_route_says_who_may_call_it(site: Any) -> None:
         assert is_open or is_own or mark.scope or mark.permission, route.path
         num_routes += 1
     assert num_routes > 15
+
+
+def test_no_dependency_is_called_in_a_thread(site: Any) -> None:
+    """FastAPI does so with every function that is no coroutine."""
+    routes = [context.original_route for context in iter_route_contexts(site.app.routes)]
+    waiting = [route.dependant for route in routes if isinstance(route, APIRoute)]
+    seen = set()
+    while waiting:
+        dependant = waiting.pop()
+        call = dependant.call
+        assert inspect.iscoroutinefunction(call) or inspect.isasyncgenfunction(call), call
+        seen.add(call)
+        waiting += dependant.dependencies
+    assert len(seen) > 100
 
 
 def test_the_api_describes_itself(site: Any) -> None:

@@ -37,7 +37,7 @@ Writer = Annotated[Operator, Depends(require_operator("billing:write"))]
 MonthQuery = Annotated[str, Query(pattern=r"^\d{4}-\d{2}$")]
 
 
-def get_exporter(request: Request) -> Exporter:
+async def get_exporter(request: Request) -> Exporter:
     """The app's exporter."""
     exporter: Exporter = request.app.state.exporter
     return exporter

@@ -207,4 +207,8 @@ def get_gateway(request: Request) -> Gateway:
     return gateway
 
 
-GatewayDep = Annotated[Gateway, Depends(get_gateway)]
+async def _gateway(request: Request) -> Gateway:
+    return get_gateway(request)
+
+
+GatewayDep = Annotated[Gateway, Depends(_gateway)]

@@ -113,7 +113,7 @@ class Registry:
         await self.pins.reconcile()  # versions were deleted meanwhile
 
 
-def get_registry(request: Request) -> Registry:
+async def get_registry(request: Request) -> Registry:
     """The app's registry."""
     registry: Registry = request.app.state.registry
     return registry

@@ -22,7 +22,7 @@ _MAX_TIME_S = 2**40
 Id = Annotated[str | None, Query(max_length=64)]
 
 
-def get_query(
+async def get_query(
     limit: Annotated[int, Query(ge=1, le=100)] = 20,
     after: Id = None,
     before: Id = None,

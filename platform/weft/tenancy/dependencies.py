@@ -10,7 +10,7 @@ from fastapi import Depends, Request
 from weft.tenancy.authenticator import Authenticator
 
 
-def get_authenticator(request: Request) -> Authenticator:
+async def get_authenticator(request: Request) -> Authenticator:
     """The app's."""
     authenticator: Authenticator = request.app.state.authenticator
     return authenticator

@@ -128,4 +128,8 @@ def get_sign_in(request: Request) -> SignIn:
     return sign_in
 
 
-SignInDep = Annotated[SignIn, Depends(get_sign_in)]
+async def _sign_in(request: Request) -> SignIn:
+    return get_sign_in(request)
+
+
+SignInDep = Annotated[SignIn, Depends(_sign_in)]

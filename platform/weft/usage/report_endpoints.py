@@ -77,7 +77,7 @@ def _choices(name: str) -> object:
     return Query(alias=f"{name}[]", max_length=_MAX_CHOICES)
 
 
-def get_filter(
+async def get_filter(
     reader: Reader,
     project_ids: Annotated[list[str] | None, _choices("project_ids")] = None,
     api_key_ids: Annotated[list[str] | None, _choices("api_key_ids")] = None,
