@@ -26,6 +26,7 @@ from weft.gateway import endpoints as inference
 from weft.gateway import limit_endpoints as limits
 from weft.gateway import lorax, vllm_compat
 from weft.gateway import probe_endpoints as probes
+from weft.gateway.direct_routes import DirectRoutes
 from weft.gateway.error_handlers import install_error_handlers
 from weft.gateway.hosts import AllowedHosts
 from weft.gateway.middleware import RequestContextMiddleware
@@ -193,6 +194,8 @@ def create_app(settings: ServerSettings, engine: EngineClient, tokenizer: BaseTo
     for field in dataclasses.fields(services):
         setattr(app.state, field.name, getattr(services, field.name))
     install_error_handlers(app)
+    # each added one is around those before it
+    app.add_middleware(DirectRoutes, routes=app.routes, endpoints=inference.DIRECT_ENDPOINTS)
     app.add_middleware(
         RequestGuard,
         hosts=AllowedHosts.of(settings.allowed_hosts, settings.host, settings.public_host),
@@ -200,7 +203,7 @@ def create_app(settings: ServerSettings, engine: EngineClient, tokenizer: BaseTo
         body_timeout_s=settings.body_timeout_s,
     )
     app.add_middleware(RequestContextMiddleware)
-    app.add_middleware(RateLimitHeaders)  # added last: the outermost
+    app.add_middleware(RateLimitHeaders)
     for module in _ROUTES:
         app.include_router(module.router)
 

@@ -62,6 +62,9 @@ async def create_completion(
     return await answer(gateway, principal, body, request, model, prompts, answer_format)
 
 
+DIRECT_ENDPOINTS = (create_chat_completion, create_completion)
+
+
 @router.get("/models")
 async def list_models(
     principal: Caller, session: ReadSession, gateway: GatewayDep

@@ -91,7 +91,7 @@ def _translate(request: Request, error: HTTPException) -> WeftError:
     if error.status_code == 405:
         return MethodNotAllowedError(f"Not allowed: {url}")
     if error.status_code < 500:
-        return InvalidRequestError("The request body could not be read.", code="invalid_json")
+        return unreadable_body()
     return WeftError("The server had an error.")
 
 
@@ -105,17 +105,29 @@ def refused_body(error: RequestValidationError) -> InvalidRequestError:
     first = error.errors()[0]
     place = _place(first["loc"])
     if first["type"] == "json_invalid":
-        return InvalidRequestError("The body is not valid JSON.", code="invalid_json")
+        return invalid_json()
     if first["type"] == "extra_forbidden":
         return InvalidRequestError(
             f"Unknown parameter: '{place}'.", param=place, code="unknown_parameter"
         )
     if not place:
-        return InvalidRequestError(
-            "The body must be a JSON object, sent with 'Content-Type: application/json'.",
-            code="invalid_json",
-        )
+        return no_json_object()
     return InvalidRequestError(f"Invalid '{place}': {first['msg']}.", param=place)
+
+
+def invalid_json() -> InvalidRequestError:
+    return InvalidRequestError("The body is not valid JSON.", code="invalid_json")
+
+
+def unreadable_body() -> InvalidRequestError:
+    return InvalidRequestError("The request body could not be read.", code="invalid_json")
+
+
+def no_json_object() -> InvalidRequestError:
+    return InvalidRequestError(
+        "The body must be a JSON object, sent with 'Content-Type: application/json'.",
+        code="invalid_json",
+    )
 
 
 def _place(loc: Sequence[str | int]) -> str:
