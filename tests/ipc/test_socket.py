@@ -14,9 +14,11 @@ import pytest_asyncio
 from tests.engine.started import collect, create_request
 from tests.gateway.conftest import EchoEngine
 
-from weft.ipc import client as client_module
-from weft.ipc.client import AWAY, EngineMismatchError, RemoteEngine
-from weft.ipc.frames import MAX_FRAME_BYTES, PROTOCOL, Hello
+from weft.ipc import link as link_module
+from weft.ipc.client import AWAY, RemoteEngine
+from weft.ipc.frames import MAX_FRAME_BYTES
+from weft.ipc.link import EngineMismatchError
+from weft.ipc.protocol import PROTOCOL, Hello
 from weft.ipc.server import engine_socket
 from weft.messages import EngineDeadError, EngineRequest, SamplingParams
 
@@ -102,9 +104,8 @@ async def test_an_engine_that_goes_is_waited_for(path: Path, stack: AsyncExitSta
         await client.stats()
     await stack.enter_async_context(engine_socket(second, path))
     async with asyncio.timeout(10):
-        while not client.is_ready:
+        while not client.is_ready or second.pinned != {"sha256:a"}:
             await asyncio.sleep(0.01)
-    assert second.pinned == {"sha256:a"}
     answer = await client.generate(create_request("again", prompt=tuple(b"hi"), max_tokens=2))
     assert "".join(o.text for o in await collect(answer)) == "hi"
 
@@ -128,7 +129,7 @@ async def test_another_release_is_refused_by_both_sides(
     path: Path, stack: AsyncExitStack, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await stack.enter_async_context(engine_socket(EchoEngine(), path))
-    monkeypatch.setattr(client_module, "PROTOCOL", "another")
+    monkeypatch.setattr(link_module, "PROTOCOL", "another")
     with pytest.raises(EngineMismatchError, match="another release"):
         await RemoteEngine.connect(path, timeout_s=5)
 

@@ -7,28 +7,25 @@ loop uses a client: that in which it was connected.
 from __future__ import annotations
 
 import asyncio
-import itertools
 import logging
 import time
-from collections.abc import AsyncIterator, Collection, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
-from weft.ipc.frames import (
-    PROTOCOL,
+from weft.ipc.calls import Calls
+from weft.ipc.frames import FrameError, Message
+from weft.ipc.link import SILENCE_S, EngineMismatchError, Link, greet
+from weft.ipc.protocol import (
     Abort,
     AskPlacements,
     AskStats,
     Discard,
     Done,
     EngineMessage,
-    FrameError,
-    FrameReader,
-    FrameWriter,
     Generate,
     Hello,
-    Message,
     Output,
     Pin,
     Placements,
@@ -39,6 +36,7 @@ from weft.ipc.frames import (
     Status,
     Unload,
     Welcome,
+    error_of,
 )
 from weft.messages import (
     AdapterPlacement,
@@ -46,7 +44,6 @@ from weft.messages import (
     EngineDrainingError,
     EngineInfo,
     EngineOutput,
-    EngineQueueFullError,
     EngineRequest,
     EngineStats,
     Grammar,
@@ -57,16 +54,9 @@ logger = logging.getLogger("weft.ipc")
 
 LOST = "The engine stopped while it ran this request."
 AWAY = "The engine's process cannot be reached."
-# the engine tells of itself every second
-SILENCE_S = 15.0
-_STALL_TIMEOUT_S = 30.0
 _FIRST_RETRY_S, _LAST_RETRY_S = 0.05, 1.0
 
 AnswerT = TypeVar("AnswerT", bound=Message)
-
-
-class EngineMismatchError(Exception):
-    """The engine speaks another protocol, or has come back with another base."""
 
 
 @dataclass(slots=True)
@@ -81,28 +71,18 @@ class _Stream:
         self.outputs.put_nowait(output)
 
 
-@dataclass(slots=True)
-class _Link:
-    """One connection, from its greeting to its end."""
-
-    reader: FrameReader[EngineMessage]
-    writer: FrameWriter
-    welcome: Welcome
-
-
 class RemoteEngine:
     """An `EngineClient` (see `weft.messages`). Made by `connect`, ended by `close`."""
 
-    def __init__(self, path: Path, link: _Link) -> None:
+    def __init__(self, path: Path, link: Link) -> None:
         self._path = path
         self._info = link.welcome.info
-        self._link: _Link | None = link
+        self._link: Link | None = link
         self._reason = link.welcome.not_ready_reason
         self._heard_s = time.monotonic()
         self._is_draining = False
         self._streams: dict[str, _Stream] = {}
-        self._calls: dict[int, asyncio.Future[Message]] = {}
-        self._numbers = itertools.count()
+        self._calls = Calls()
         self._pinned: tuple[str, ...] | None = None
         self._task = asyncio.create_task(self._run(link), name="weft-engine-client")
 
@@ -113,7 +93,7 @@ class RemoteEngine:
         async with asyncio.timeout(timeout_s):
             while True:
                 try:
-                    return cls(path, await _greet(path))
+                    return cls(path, await greet(path))
                 except OSError:
                     await asyncio.sleep(pause_s)
                     pause_s = min(2 * pause_s, _LAST_RETRY_S)
@@ -142,7 +122,7 @@ class RemoteEngine:
         return self._reason
 
     async def prepare_grammar(self, grammar: Grammar) -> None:
-        await self._call(PrepareGrammar(next(self._numbers), grammar), Done)
+        await self._call(lambda call: PrepareGrammar(call, grammar), Done)
 
     async def generate(self, req: EngineRequest) -> AsyncIterator[EngineOutput]:
         if self._is_draining:
@@ -151,7 +131,7 @@ class RemoteEngine:
             raise ValueError(f"Request id {req.request_id} is already in use.")
         stream = self._streams[req.request_id] = _Stream()
         try:
-            await self._call(Generate(next(self._numbers), req), Done)
+            await self._call(lambda call: Generate(call, req), Done)
         except BaseException as error:
             self._streams.pop(req.request_id, None)
             if isinstance(error, asyncio.CancelledError):
@@ -171,24 +151,24 @@ class RemoteEngine:
         self._tell(Abort(request_id))
 
     async def stats(self, *, drain: bool = False) -> EngineStats:
-        return (await self._call(AskStats(next(self._numbers), drain), Stats)).stats
+        return (await self._call(lambda call: AskStats(call, drain), Stats)).stats
 
     async def placements(self, adapter_digest: str | None = None) -> Sequence[AdapterPlacement]:
-        call = AskPlacements(next(self._numbers), adapter_digest)
-        return (await self._call(call, Placements)).placements
+        told = await self._call(lambda call: AskPlacements(call, adapter_digest), Placements)
+        return told.placements
 
     async def unload_adapter(self, adapter_digest: str) -> None:
-        await self._call(Unload(next(self._numbers), adapter_digest), Done)
+        await self._call(lambda call: Unload(call, adapter_digest), Done)
 
     def prefetch_adapter(self, adapter_digest: str) -> None:
         self._tell(Prefetch(adapter_digest))
 
     async def discard_adapter(self, adapter_digest: str) -> None:
-        await self._call(Discard(next(self._numbers), adapter_digest), Done)
+        await self._call(lambda call: Discard(call, adapter_digest), Done)
 
     async def pin_adapters(self, adapter_digests: Collection[str]) -> None:
-        self._pinned = tuple(sorted(adapter_digests))
-        await self._call(Pin(next(self._numbers), self._pinned), Done)
+        pinned = self._pinned = tuple(sorted(adapter_digests))
+        await self._call(lambda call: Pin(call, pinned), Done)
 
     async def drain(self, deadline_s: float) -> None:
         """Of this client alone: the engine goes on for others."""
@@ -210,23 +190,16 @@ class RemoteEngine:
         if self._link is not None:
             self._link.writer.send(message)
 
-    async def _call(self, message: Message, kind: type[AnswerT]) -> AnswerT:
+    async def _call(self, create: Callable[[int], Message], kind: type[AnswerT]) -> AnswerT:
         if self._link is None:
             raise EngineDeadError(self._reason)
-        number: int = message.call  # type: ignore[attr-defined]
-        self._link.writer.send(message)
-        answer: asyncio.Future[Message] = asyncio.get_running_loop().create_future()
-        self._calls[number] = answer
-        try:
-            told = await answer
-        finally:
-            del self._calls[number]
+        told = await self._calls.ask(create, self._link.writer.send)
         if isinstance(told, Refused):
-            raise _error_of(told)
+            raise error_of(told)
         assert isinstance(told, kind), "a call has one kind of answer"
         return told
 
-    async def _run(self, link: _Link | None) -> None:
+    async def _run(self, link: Link | None) -> None:
         """Read until closed; connect again whenever the engine goes."""
         while True:
             if link is not None:
@@ -234,10 +207,10 @@ class RemoteEngine:
             await asyncio.sleep(_FIRST_RETRY_S)
             link = await self._connect_again()
 
-    async def _connect_again(self) -> _Link | None:
+    async def _connect_again(self) -> Link | None:
         """None while the engine is away, or is not the one that this client knows."""
         try:
-            link = await _greet(self._path)
+            link = await greet(self._path)
         except OSError:
             await asyncio.sleep(_LAST_RETRY_S / 4)
             return None
@@ -254,10 +227,10 @@ class RemoteEngine:
         self._info, self._link = link.welcome.info, link
         self._reason, self._heard_s = link.welcome.not_ready_reason, time.monotonic()
         if self._pinned is not None:  # a new engine has no pins
-            link.writer.send(Pin(next(self._numbers), self._pinned))
+            link.writer.send(Pin(self._calls.next_number(), self._pinned))
         return link
 
-    async def _read(self, link: _Link) -> None:
+    async def _read(self, link: Link) -> None:
         """Hand out what comes, to the connection's end; then end all that waits for more."""
         try:
             async for message in link.reader:
@@ -281,16 +254,12 @@ class RemoteEngine:
             case Status(reason):
                 self._reason = reason
             case Done() | Stats() | Placements() | Refused():
-                answer = self._calls.get(message.call)
-                if answer is not None and not answer.done():
-                    answer.set_result(message)
+                self._calls.answered(message.call, message)
             case Hello() | Welcome():
                 raise FrameError("The engine has greeted twice.")
 
     def _end_all(self) -> None:
-        for answer in self._calls.values():
-            if not answer.done():
-                answer.set_exception(EngineDeadError(AWAY))
+        self._calls.fail_all(EngineDeadError(AWAY))
         streams, self._streams = self._streams, {}
         for request_id, stream in streams.items():
             stream.put(
@@ -298,38 +267,3 @@ class RemoteEngine:
                     request_id, "", (), stream.usage, "error", LOST, "engine_failed", is_last=True
                 )
             )
-
-
-async def _greet(path: Path) -> _Link:
-    """OSError where no engine answers, EngineMismatchError where it is not of this release."""
-    raw_reader, raw_writer = await asyncio.open_unix_connection(str(path))
-    reader: FrameReader[EngineMessage] = FrameReader(raw_reader, EngineMessage)
-    writer = FrameWriter(raw_writer, _STALL_TIMEOUT_S)
-    try:
-        async with asyncio.timeout(SILENCE_S):
-            writer.send(Hello(PROTOCOL))
-            hello, welcome = await reader.read(), None
-            if hello == Hello(PROTOCOL):
-                welcome = await reader.read()
-        if isinstance(welcome, Welcome):
-            return _Link(reader, writer, welcome)
-    except BaseException:
-        raw_writer.transport.abort()
-        raise
-    await writer.close()
-    if hello is None or hello == Hello(PROTOCOL):
-        raise ConnectionResetError("The engine has closed the connection.")
-    raise EngineMismatchError("The engine is of another release: restart the server.")
-
-
-def _error_of(refused: Refused) -> Exception:
-    match refused.kind:
-        case "queue_full":
-            return EngineQueueFullError(refused.num_waiting)
-        case "draining":
-            return EngineDrainingError(refused.message)
-        case "dead":
-            return EngineDeadError(refused.message)
-        case "invalid":
-            return ValueError(refused.message)
-    return RuntimeError(refused.message)

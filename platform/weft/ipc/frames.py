@@ -1,155 +1,25 @@
 """What goes over the socket: a length (4 bytes, big-endian) and a message (MessagePack) each.
 
-Messages are typed: whatever is not one of them, or is longer than `MAX_FRAME_BYTES`, ends the
-connection. Nothing is ever unpickled.
+Messages are typed: whatever is not one of those that a connection is for, or is longer than
+`MAX_FRAME_BYTES`, ends it. Nothing is ever unpickled. Knows no message itself: those of the
+engine's socket are in `protocol`, those of a supervisor and its processes in `weft.server.control`.
 """
 
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import socket
 from collections.abc import AsyncIterator
 from typing import Any, Generic, TypeVar
 
 import msgspec
 
-from weft.messages import (
-    AdapterPlacement,
-    EngineInfo,
-    EngineOutput,
-    EngineRequest,
-    EngineStats,
-    Grammar,
-)
-
 MAX_FRAME_BYTES = 32 * 1024 * 1024
 _LENGTH_BYTES = 4
 
 
 class Message(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
-    """`call` numbers a client's calls; its answer has the same."""
-
-
-# ---- the first frame of either side; their form stays ----
-
-
-class Hello(Message, frozen=True, tag="hello"):
-    """`protocol` names the form of all other messages."""
-
-    protocol: str
-
-
-# ---- a client's ----
-
-
-class Generate(Message, frozen=True, tag="generate"):
-    call: int
-    request: EngineRequest
-
-
-class Abort(Message, frozen=True, tag="abort"):
-    request_id: str
-
-
-class Prefetch(Message, frozen=True, tag="prefetch"):
-    digest: str
-
-
-class PrepareGrammar(Message, frozen=True, tag="grammar"):
-    call: int
-    grammar: Grammar
-
-
-class AskStats(Message, frozen=True, tag="stats"):
-    call: int
-    drain: bool
-
-
-class AskPlacements(Message, frozen=True, tag="placements"):
-    call: int
-    digest: str | None
-
-
-class Unload(Message, frozen=True, tag="unload"):
-    call: int
-    digest: str
-
-
-class Discard(Message, frozen=True, tag="discard"):
-    call: int
-    digest: str
-
-
-class Pin(Message, frozen=True, tag="pin"):
-    call: int
-    digests: tuple[str, ...]
-
-
-ClientMessage = (
-    Hello | Generate | Abort | Prefetch | PrepareGrammar | AskStats | AskPlacements | Unload
-    | Discard | Pin
-)  # fmt: skip
-
-
-# ---- the engine's ----
-
-
-class Welcome(Message, frozen=True, tag="welcome"):
-    info: EngineInfo
-    not_ready_reason: str
-
-
-class Status(Message, frozen=True, tag="status"):
-    """Sent every second, and so a sign of life."""
-
-    not_ready_reason: str
-
-
-class Done(Message, frozen=True, tag="done"):
-    call: int
-
-
-class Stats(Message, frozen=True, tag="stats"):
-    call: int
-    stats: EngineStats
-
-
-class Placements(Message, frozen=True, tag="placements"):
-    call: int
-    placements: tuple[AdapterPlacement, ...]
-
-
-class Refused(Message, frozen=True, tag="refused"):
-    """`kind`: which exception the call raises. `num_waiting` is for "queue_full"."""
-
-    call: int
-    kind: str
-    message: str
-    num_waiting: int = 0
-
-
-class Output(Message, frozen=True, tag="output"):
-    output: EngineOutput
-
-
-EngineMessage = Hello | Welcome | Status | Done | Stats | Placements | Refused | Output
-
-
-def _schema_of(kind: type) -> dict[str, Any]:
-    return {"description": kind.__name__}
-
-
-def _protocol() -> str:
-    """A digest of the messages' form: processes of two releases never misread each other."""
-    schemas = [
-        msgspec.json.schema(messages, schema_hook=_schema_of)
-        for messages in (ClientMessage, EngineMessage)
-    ]
-    return hashlib.sha256(msgspec.json.encode(schemas, order="deterministic")).hexdigest()
-
-
-PROTOCOL = _protocol()
+    """What goes in a frame. A question's `call` numbers it, and its answer has the same."""
 
 
 class FrameError(Exception):

@@ -12,7 +12,8 @@ from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager
 from pathlib import Path
 
-from weft.ipc.frames import (
+from weft.ipc.frames import FrameError, FrameReader, FrameWriter
+from weft.ipc.protocol import (
     PROTOCOL,
     Abort,
     AskPlacements,
@@ -20,9 +21,6 @@ from weft.ipc.frames import (
     ClientMessage,
     Discard,
     Done,
-    FrameError,
-    FrameReader,
-    FrameWriter,
     Generate,
     Hello,
     Output,
@@ -30,20 +28,13 @@ from weft.ipc.frames import (
     Placements,
     Prefetch,
     PrepareGrammar,
-    Refused,
     Stats,
     Status,
     Unload,
     Welcome,
+    refusal_of,
 )
-from weft.messages import (
-    EngineClient,
-    EngineDeadError,
-    EngineDrainingError,
-    EngineOutput,
-    EngineQueueFullError,
-    Usage,
-)
+from weft.messages import EngineClient, EngineOutput, Usage
 
 logger = logging.getLogger("weft.ipc")
 
@@ -186,7 +177,7 @@ class _Client:
         try:
             stream = await self._engine.generate(message.request)
         except Exception as error:
-            self._writer.send(_refusal(message.call, error))
+            self._refuse(message.call, error)
             return
         self._running.add(request_id)
         self._writer.send(Done(message.call))
@@ -225,7 +216,13 @@ class _Client:
         try:
             self._writer.send(await self._call(message))
         except Exception as error:
-            self._writer.send(_refusal(message.call, error))
+            self._refuse(message.call, error)
+
+    def _refuse(self, call: int, error: Exception) -> None:
+        refused = refusal_of(call, error)
+        if refused.kind == "failed":
+            logger.error("a worker's call failed", exc_info=error)
+        self._writer.send(refused)
 
     async def _call(
         self, message: PrepareGrammar | AskStats | AskPlacements | Unload | Discard | Pin
@@ -244,16 +241,3 @@ class _Client:
             case Pin(_, digests):
                 await self._engine.pin_adapters(digests)
         return Done(message.call)
-
-
-def _refusal(call: int, error: Exception) -> Refused:
-    if isinstance(error, EngineQueueFullError):
-        return Refused(call, "queue_full", str(error), error.num_waiting)
-    if isinstance(error, EngineDrainingError):
-        return Refused(call, "draining", str(error))
-    if isinstance(error, EngineDeadError):
-        return Refused(call, "dead", str(error))
-    if isinstance(error, ValueError):
-        return Refused(call, "invalid", str(error))
-    logger.error("a worker's call failed", exc_info=error)
-    return Refused(call, "failed", f"{type(error).__name__}: {error}")

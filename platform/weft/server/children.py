@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import itertools
 import logging
 import signal
 import socket
@@ -12,6 +11,7 @@ import time
 from collections.abc import Callable
 from typing import TypeVar
 
+from weft.ipc.calls import Calls
 from weft.ipc.frames import FrameError, FrameReader, FrameWriter, Message
 from weft.server.control import ChildMessage, Failed, Fault, Handover, Metrics, Started, open_end
 
@@ -42,8 +42,7 @@ class Child:
         self.name, self.process = name, process
         self.started: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._reader, self._writer, self._on_message = reader, writer, on_message
-        self._calls: dict[int, asyncio.Future[Message]] = {}
-        self._numbers = itertools.count()
+        self._calls = Calls()
         self._reading = asyncio.create_task(self._read())
 
     @classmethod
@@ -70,16 +69,9 @@ class Child:
 
     async def ask(self, create: Callable[[int], Message], kind: type[AnswerT]) -> AnswerT:
         """ConnectionError when it ends before it answers."""
-        number = next(self._numbers)
-        answer: asyncio.Future[Message] = asyncio.get_running_loop().create_future()
         if self._reading.done():
             raise ConnectionResetError(f"{self.name} has ended.")
-        self._calls[number] = answer
-        try:
-            self._writer.send(create(number))
-            told = await answer
-        finally:
-            del self._calls[number]
+        told = await self._calls.ask(create, self._writer.send)
         assert isinstance(told, kind), "a question has one kind of answer"
         return told
 
@@ -100,17 +92,13 @@ class Child:
             logger.error("%s is ended: %s", self.name, error)
             self.signal(signal.SIGKILL)
         finally:
-            for answer in self._calls.values():
-                if not answer.done():
-                    answer.set_exception(ConnectionResetError(f"{self.name} has ended."))
+            self._calls.fail_all(ConnectionResetError(f"{self.name} has ended."))
             await self._writer.close()
 
     def _take(self, message: ChildMessage) -> None:
         match message:
             case Fault() | Metrics():
-                answer = self._calls.get(message.call)
-                if answer is not None and not answer.done():
-                    answer.set_result(message)
+                self._calls.answered(message.call, message)
             case Started():
                 if not self.started.done():
                     self.started.set_result(None)

@@ -20,8 +20,9 @@ from weft.app import create_app
 from weft.db.errors import DatabaseUnavailableError
 from weft.db.schema import SchemaMismatchError
 from weft.gateway.readiness import find_fault
-from weft.ipc.client import EngineMismatchError, RemoteEngine
+from weft.ipc.client import RemoteEngine
 from weft.ipc.frames import FrameReader, FrameWriter
+from weft.ipc.link import EngineMismatchError
 from weft.server.control import (
     AskFault,
     AskMetrics,
