@@ -6,6 +6,7 @@ needs torch, imported when it is called.
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 from collections.abc import AsyncIterator, Callable
 from contextlib import ExitStack, asynccontextmanager
@@ -34,6 +35,7 @@ from weft.gateway.openapi import describe
 from weft.gateway.rate_limit_headers import RateLimitHeaders
 from weft.gateway.request_guard import RequestGuard
 from weft.gateway.runtime import Gateway
+from weft.gateway.tracing import TracingMiddleware
 from weft.limits.build import create_limiter
 from weft.messages import EngineClient
 from weft.registry import endpoints as adapters
@@ -45,6 +47,7 @@ from weft.registry.recovery import make_up_for_crash
 from weft.registry.runtime import Registry
 from weft.settings import EngineSettings, ServerSettings
 from weft.storage.build import create_export_target, create_remote_store
+from weft.telemetry.build import create_span_sender
 from weft.tenancy import admin_key_endpoints as admin_keys
 from weft.tenancy import audit_endpoints as audit
 from weft.tenancy import endpoints as tenants
@@ -68,6 +71,7 @@ from weft.usage.sinks import create_sinks
 
 if TYPE_CHECKING:
     from weft.engine.worker import InProcessEngine
+    from weft.telemetry.spans import SpanSender
 
 
 def prepare_data(settings: ServerSettings) -> SecretFiles:
@@ -116,6 +120,7 @@ class Services:
     authenticator: Authenticator
     sign_in: SignIn
     exporter: Exporter
+    spans: SpanSender | None
 
 
 def create_services(
@@ -145,7 +150,8 @@ def create_services(
     authenticator = Authenticator(database, secrets.pepper, secrets.operator_key)
     sign_in = create_sign_in(settings, database, secrets)
     exporter = Exporter(database, create_export_target(settings))
-    return Services(database, metering, gateway, registry, authenticator, sign_in, exporter)
+    spans = create_span_sender(settings.otlp_endpoint)
+    return Services(database, metering, gateway, registry, authenticator, sign_in, exporter, spans)
 
 
 @asynccontextmanager
@@ -168,6 +174,8 @@ async def running(settings: ServerSettings, services: Services) -> AsyncIterator
                 yield
             await services.gateway.close()
         await services.database.close()
+        if services.spans is not None:
+            await asyncio.to_thread(services.spans.close)
 
 
 async def recover(settings: ServerSettings) -> None:
@@ -204,6 +212,8 @@ def create_app(settings: ServerSettings, engine: EngineClient, tokenizer: BaseTo
     )
     app.add_middleware(RequestContextMiddleware)
     app.add_middleware(RateLimitHeaders)
+    if services.spans is not None:
+        app.add_middleware(TracingMiddleware, sender=services.spans)
     for module in _ROUTES:
         app.include_router(module.router)
 

@@ -14,6 +14,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from weft.errors import InvalidRequestError
+from weft.gateway.generation import Generation
 from weft.gateway.logprobs import LogprobsFormat
 from weft.gateway.model_tokens import ModelTokens
 from weft.gateway.obfuscation import PaddedFrames
@@ -22,6 +23,7 @@ from weft.gateway.runtime import Gateway, Work
 from weft.gateway.sampling import create_sampling
 from weft.gateway.schemas import InferenceRequest, StreamOptions
 from weft.gateway.structured import grammar_of
+from weft.gateway.tracing import Answered
 from weft.gateway.wire import AnswerFormat, frame
 from weft.messages import Grammar
 from weft.registry.service import ResolvedModel
@@ -57,6 +59,21 @@ async def answer(
         headers["x-weft-adapter-digest"] = model.digest
     if model.merged_from:
         headers["x-weft-merged-from"] = ", ".join(model.merged_from)
+    response = _respond(gateway, principal, body, generation, answer_format, headers)
+    if gateway.settings.otlp_endpoint is not None:
+        request.state.answered = Answered(principal, body, model, generation, response.choices)
+    return response
+
+
+def _respond(
+    gateway: Gateway,
+    principal: Principal,
+    body: InferenceRequest,
+    generation: Generation,
+    answer_format: AnswerFormat,
+    headers: Mapping[str, str],
+) -> AnswerResponse | EventStream:
+    """Whole, or as a stream."""
     if not body.stream:
         return AnswerResponse(generation, answer_format, headers)
     options = body.stream_options or StreamOptions()

@@ -68,10 +68,11 @@ class AnswerResponse(Response):
         self._generation = generation
         self._format = answer_format
         self._extra = dict(headers)
+        self.choices = [Choice() for _ in range(generation.num_choices)]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         generation = self._generation
-        choices = [Choice() for _ in range(generation.num_choices)]
+        choices = self.choices
         fault: WeftError | None = None
         async with _watched(generation, receive):
             while not generation.is_over:
@@ -112,7 +113,7 @@ class EventStream(Response):
         self._limits = limits
         self._frame_event = frame_event
         self._has_failed = False
-        self._choices = [Choice() for _ in range(generation.num_choices)]
+        self.choices = [Choice() for _ in range(generation.num_choices)]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         generation, limits = self._generation, self._limits
@@ -149,7 +150,7 @@ class EventStream(Response):
         its log-probability."""
         body = b""
         for index, output in outputs:
-            choice = self._choices[index]
+            choice = self.choices[index]
             choice.finish_reason = output.finish_reason
             fault = fault_of(output)
             if fault is not None:
@@ -162,7 +163,7 @@ class EventStream(Response):
     def _ending(self) -> bytes:
         if self._generation.is_too_slow:
             return self._error(slow_reader_error())
-        if any(choice.finish_reason not in ("stop", "length") for choice in self._choices):
+        if any(choice.finish_reason not in ("stop", "length") for choice in self.choices):
             return b""  # the error was the last word
         ending = b""
         if self._include_usage:

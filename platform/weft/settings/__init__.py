@@ -12,6 +12,7 @@ from weft.settings.requests import RequestSettings
 from weft.settings.server import DEFAULT_DATA_DIR, ServerSettings, base_url, database_file
 from weft.settings.sign_in import SignInSettings
 from weft.settings.stores import StoreSettings
+from weft.settings.telemetry import TelemetrySettings
 
 __all__ = [
     "DEFAULT_DATA_DIR",
@@ -25,6 +26,7 @@ __all__ = [
     "Settings",
     "SignInSettings",
     "StoreSettings",
+    "TelemetrySettings",
     "base_url",
     "database_file",
     "setting",

@@ -16,6 +16,7 @@ from weft.settings.metering import MeteringSettings
 from weft.settings.requests import RequestSettings
 from weft.settings.sign_in import SignInSettings
 from weft.settings.stores import StoreSettings
+from weft.settings.telemetry import TelemetrySettings
 
 DEFAULT_DATA_DIR = Path("weft-data")
 
@@ -31,6 +32,7 @@ class ServerSettings(
     SignInSettings,
     MeteringSettings,
     StoreSettings,
+    TelemetrySettings,
 ):
     """All groups together. Sizes are bytes, times seconds.
 
