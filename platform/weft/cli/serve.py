@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from contextlib import ExitStack
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -12,10 +13,13 @@ from weft.cli.options import takes_settings
 from weft.cli.output import err, fail
 from weft.cli.progress import progress_bars
 from weft.settings import MIB, ServerSettings, base_url
+from weft.settings.dangers import find_dangers
 
 if TYPE_CHECKING:
     from weft.messages import EngineInfo
     from weft.tenancy.secret_files import SecretFiles
+
+logger = logging.getLogger("weft.server")
 
 
 @takes_settings
@@ -44,6 +48,8 @@ def _run(settings: ServerSettings) -> None:
         if settings.probes_at is not None:
             check_address(*settings.probes_at, option="--probe")
         secrets = prepare_data(settings)
+        for danger in find_dangers(settings):
+            logger.warning(danger)
         serve_it = _serve_alone if settings.num_workers == 1 else _serve_with_workers
         serve_it(settings, secrets)
     except (

@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import ipaddress
+import re
 from dataclasses import dataclass
 
 from weft.settings.fields import MIB, Settings, setting
+
+_LINK_LOCAL = (ipaddress.ip_network("169.254.0.0/16"), ipaddress.ip_network("fe80::/10"))
+# below at least two labels: "*.com" would be half of the internet
+_HOST_RULE = re.compile(r"(\*\.(?=[^.:]+\.))?[A-Za-z0-9-]+(\.[A-Za-z0-9-]+)*(:[0-9]{1,5})?")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,6 +74,19 @@ class AdapterSettings(Settings):
         super().__post_init__()
         for network in self.import_networks:
             try:
-                ipaddress.ip_network(network)
+                parsed = ipaddress.ip_network(network)
             except ValueError as error:
                 raise ValueError(f"import_networks must be networks: {error}") from error
+            if parsed.prefixlen == 0 or any(
+                parsed.version == local.version and parsed.overlaps(local) for local in _LINK_LOCAL
+            ):
+                raise ValueError(
+                    f"import_networks: {network} has the addresses of a cloud's metadata service, "
+                    "which hands out credentials; name the networks that are needed"
+                )
+        for host in self.import_hosts:
+            if _HOST_RULE.fullmatch(host) is None:
+                raise ValueError(
+                    f"import_hosts must be like name.example, *.name.example or "
+                    f"name.example:8443, not {host!r}"
+                )

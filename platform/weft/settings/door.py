@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 from weft.settings.fields import Settings, setting
+
+# a name or address; "*." stands for whatever is below a name of at least two labels
+_HOST_RULE = re.compile(
+    r"(\*\.(?=[^.]+\.))?[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*|\[[0-9A-Fa-f:.]{2,45}\]"
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,3 +31,12 @@ class DoorSettings(Settings):
         "How log lines are written; as json there is one for each request, too.",
         choices=("text", "json"),
     )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for host in self.allowed_hosts:
+            if _HOST_RULE.fullmatch(host) is None:
+                raise ValueError(
+                    "allowed_hosts must be host names without a port, or *.name for all below "
+                    f"one, not {host!r}"
+                )

@@ -5,8 +5,10 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from urllib.parse import urlsplit
 
 from weft.settings.fields import Settings, setting
+from weft.settings.sign_in import is_loopback
 
 _SINK = re.compile(r"([a-z0-9][a-z0-9_-]{0,62})=(file:/.+|https?://.+)")
 
@@ -37,6 +39,13 @@ class MeteringSettings(Settings):
             if found[1] in names:
                 raise ValueError(f"usage_sinks must have a name each, {found[1]!r} is there twice")
             names.add(found[1])
+            url = urlsplit(found[2])
+            is_in_clear = url.scheme == "http" and not is_loopback(url.hostname or "")
+            if is_in_clear and self.usage_sink_token is not None:
+                raise ValueError(
+                    "usage_sinks: WEFT_USAGE_SINK_TOKEN would travel in the clear to "
+                    f"{found[1]!r}; use https"
+                )
 
     @property
     def usage_sink_targets(self) -> Mapping[str, str]:
