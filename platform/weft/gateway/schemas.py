@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator
+from pydantic_core import PydanticCustomError
 
 from weft.gateway.structured import StructuredFields
 from weft.messages import MAX_CHOICES, MAX_LOGPROBS
@@ -111,6 +112,20 @@ class ChatMessage(BaseModel):
     model_config = ConfigDict(extra="allow", strict=True)
     role: Literal["system", "developer", "user", "assistant"]
     content: str | list[TextPart]
+
+    @field_validator("content", mode="before")
+    @classmethod
+    def _parts_are_text(cls, value: object) -> object:
+        """Others (images, audio, files) are refused by name; no URL in one is ever fetched."""
+        for part in value if isinstance(value, list) else ():
+            kind = part.get("type") if isinstance(part, dict) else None
+            if isinstance(kind, str) and kind != "text":
+                raise PydanticCustomError(
+                    "unsupported_part",
+                    "content parts of type '{kind}' are not supported, only those of type 'text'",
+                    {"kind": kind[:32]},
+                )
+        return value
 
     @field_validator("content")
     @classmethod
