@@ -9,6 +9,8 @@ TRITON := triton==3.6.0
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
+# wheels are unpacked; a source distribution would run its own code
+export PIP_ONLY_BINARY := :all:
 
 .PHONY: help install demo serve test verify lint format bench gpu clean
 
