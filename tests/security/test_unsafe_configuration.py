@@ -13,6 +13,7 @@ from tests.gateway.conftest import Site
 
 from weft.settings import ServerSettings
 from weft.settings.dangers import find_dangers
+from weft.tenancy.secret_files import read_or_create_secrets
 
 SINK = "meter=http://meter.example/events"
 
@@ -57,12 +58,26 @@ def test_51_what_is_never_right_is_refused(wrong: dict[str, Any], named: str) ->
         ({}, []),
     ],
 )
-def test_51_what_is_dangerous_is_said(chosen: dict[str, Any], told: list[str]) -> None:
-    found = find_dangers(ServerSettings(base_dir=Path("base"), **chosen))
+def test_51_what_is_dangerous_is_said(
+    chosen: dict[str, Any], told: list[str], tmp_path: Path
+) -> None:
+    settings = ServerSettings(base_dir=Path("base"), data_dir=tmp_path / "data", **chosen)
+    found = find_dangers(settings)
     assert len(found) == len(told)
     for sentence, word in zip(found, told, strict=True):
         assert word in sentence
         assert "secret-7f3a" not in sentence
+
+
+def test_51_the_data_folder_is_its_owners_alone(tmp_path: Path) -> None:
+    settings = ServerSettings(base_dir=Path("base"), data_dir=tmp_path / "new" / "data")
+    assert find_dangers(settings) == []
+    read_or_create_secrets(settings.data_dir, {})
+    assert settings.data_dir.stat().st_mode & 0o777 == 0o700
+    assert find_dangers(settings) == []
+    settings.data_dir.chmod(0o755)
+    (told,) = find_dangers(settings)
+    assert f"chmod 700 {settings.data_dir}" in told
 
 
 def test_51_nothing_is_there_for_developers_or_other_origins(site: Site, mallory: str) -> None:

@@ -19,7 +19,7 @@ def migrate(data: DataOption = DEFAULT_DATA_DIR, as_json: JsonOption = False) ->
     url = from_environment(os.environ).get("database_url")
     try:
         if url is None:
-            data.mkdir(parents=True, exist_ok=True)
+            data.mkdir(mode=0o700, parents=True, exist_ok=True)
         url = database_url(url, database_file(data))
         with spinner("Migrating..."):
             before, after = schema.migrate(url)

@@ -5,6 +5,7 @@ What is never right is refused where the setting is; this is for the rest.
 
 from __future__ import annotations
 
+import stat
 from urllib.parse import parse_qs, urlsplit
 
 from weft.settings.server import ServerSettings
@@ -15,7 +16,19 @@ _CHECKED_TLS = ("require", "verify-ca", "verify-full")
 
 def find_dangers(settings: ServerSettings) -> list[str]:
     """A sentence for each, with what to do about it. None names a secret."""
-    return [*_of_addresses(settings), *_of_stores(settings), *_of_choices(settings)]
+    return [
+        *_of_data(settings),
+        *_of_addresses(settings),
+        *_of_stores(settings),
+        *_of_choices(settings),
+    ]
+
+
+def _of_data(settings: ServerSettings) -> list[str]:
+    folder = settings.data_dir
+    if not folder.is_dir() or not stat.S_IMODE(folder.stat().st_mode) & 0o077:
+        return []
+    return [f"Others on this machine can look into {folder}: run chmod 700 {folder}."]
 
 
 def _of_addresses(settings: ServerSettings) -> list[str]:

@@ -61,7 +61,7 @@ class SecretFiles:
 
 def read_or_create_secrets(data_dir: Path, environ: Mapping[str, str] = os.environ) -> SecretFiles:
     """Read the secrets, making those that are nowhere; SecretFileError for an unsafe one."""
-    data_dir.mkdir(parents=True, exist_ok=True)
+    data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
     master_file = data_dir / "master_secret"
     master, where = read_from_environment(MASTER_SECRET, environ), MASTER_SECRET
     if master is None:
