@@ -13,6 +13,7 @@ from contextlib import ExitStack, asynccontextmanager
 from typing import TYPE_CHECKING
 
 from fastapi import Depends, FastAPI
+from fastapi.telemetry import TelemetryConfig
 from starlette.responses import JSONResponse
 
 from weft.billing import endpoints as billing
@@ -109,6 +110,12 @@ _ROUTES = (
 )
 
 
+# the framework's own, which a variable turns on: its logs and spans quote bodies and URLs
+_NO_TELEMETRY = TelemetryConfig(
+    tracing=False, metrics=False, logs=False, operation_spans=False, auto_configure=False
+)
+
+
 @dataclasses.dataclass(frozen=True, slots=True)
 class Services:
     """What the routes work with; each is found by its name in the app's state."""
@@ -198,6 +205,7 @@ def create_app(settings: ServerSettings, engine: EngineClient, tokenizer: BaseTo
         redoc_url=None,
         openapi_url=None,
         redirect_slashes=False,
+        telemetry=_NO_TELEMETRY,
     )
     for field in dataclasses.fields(services):
         setattr(app.state, field.name, getattr(services, field.name))

@@ -40,13 +40,14 @@ class Collector:
 
     def __init__(self) -> None:
         self.bodies: list[bytes] = []
+        self.paths: set[str] = set()
         self.is_stuck = threading.Event()
         self._free = threading.Event()
         collector = self
 
         class Handler(BaseHTTPRequestHandler):
             def do_POST(self) -> None:
-                assert self.path == "/v1/traces"
+                collector.paths.add(self.path)
                 body = self.rfile.read(int(self.headers["content-length"]))
                 if collector.is_stuck.is_set():
                     collector._free.wait(30)
@@ -123,13 +124,16 @@ def site(
     engine = EchoEngine()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(spans, "_INTERVAL_S", 0.05)
+        # what makes the framework tell all that it sees by itself, where it is let
+        patch.setenv("FASTAPI_OTEL_AUTO_CONFIGURE", "true")
+        patch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", collector.url)
         app = create_app(settings, engine, BaseTokenizer.from_dir(root / "base"))
-    with background_server(app, settings) as url:
-        operator_key = (settings.data_dir / "operator_key").read_text().strip()
-        http = httpx2.Client(base_url=url, timeout=20.0)
-        running = Site(url, app, engine, settings, operator_key, http)
-        yield running
-        running.close()
+        with background_server(app, settings) as url:
+            operator_key = (settings.data_dir / "operator_key").read_text().strip()
+            http = httpx2.Client(base_url=url, timeout=20.0)
+            running = Site(url, app, engine, settings, operator_key, http)
+            yield running
+            running.close()
 
 
 @pytest.fixture(scope="module")
@@ -246,6 +250,8 @@ def test_no_prompt_answer_or_secret_is_in_a_span(
     assert any(CANARY in a.text for a in answers), "the engine echoes"
     for answer in answers:
         collector.wait_for(answer.headers["x-request-id"])
+    assert collector.paths == {"/v1/traces"}, "neither logs nor metrics"
+    assert {span.name.partition(" ")[0] for span in collector.spans} == {"chat", "text_completion"}
     sent = b"".join(collector.bodies)
     for secret in (CANARY, acme, acme.rsplit("_", 1)[1], site.operator_key):
         assert secret.encode() not in sent
