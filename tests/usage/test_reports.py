@@ -14,7 +14,8 @@ from tests.billing.books import AUGUST, INPUT_RATE, Books
 from weft.db.database import Database
 from weft.db.scope import TenantOwner, unscoped
 from weft.errors import InvalidRequestError
-from weft.usage.models import Replica, UsageRollup
+from weft.usage import rollups
+from weft.usage.models import DueRollup, Replica, UsageRollup
 from weft.usage.report_repository import ReportFilter, ReportRepository, Totals
 from weft.usage.reports import Span, check_limit, create_span
 from weft.usage.rollups import roll_up
@@ -41,15 +42,16 @@ async def sum_up(books: Books, tenant: str, width_s: int, wanted: ReportFilter =
 
 
 async def roll_up_first_hour(books: Books, tenant: str, seq: int, prompt_tokens: int) -> None:
-    """As a rollup of the events up to `seq` would have it."""
+    """As a rollup of the events up to `seq` would have it; the day is due."""
     async with books.database.writing() as session:
+        session.add(DueRollup(width_s=DAY_S, start_at=AUGUST.start_at))
         session.add(
             UsageRollup(
-                hour_at=AUGUST.start_at, number=1, tenant_id=tenant, project_id="p",
-                api_key_id="key1", model="bot@v3", base_model="tiny", adapter_id=None,
-                adapter_version=None, adapter_digest=None, price_id="price_1", num_requests=1,
-                prompt_tokens=prompt_tokens, cached_prompt_tokens=0, completion_tokens=0,
-                amount_pico=0,
+                tenant_id=tenant, width_s=HOUR_S, start_at=AUGUST.start_at, number=1,
+                project_id="p", api_key_id="key1", model="bot@v3", base_model="tiny",
+                adapter_id=None, adapter_version=None, adapter_digest=None, price_id="price_1",
+                num_requests=1, prompt_tokens=prompt_tokens, cached_prompt_tokens=0,
+                completion_tokens=0, amount_pico=0,
             )
         )  # fmt: skip
         await session.execute(
@@ -93,14 +95,20 @@ async def say_last_seq(books: Books, seq: int) -> None:
 
 async def test_a_span_that_cuts_hours_is_exact_at_both_ends(books: Books) -> None:
     acme = await books.add_tenant("acme")
-    at = sorted(Random(7).sample(range(6 * HOUR_S), 40))
+    # most in hours that have others as well
+    at = sorted(Random(7).sample([*range(6 * HOUR_S), *range(0, 3 * DAY_S, 60)], 40))
     for number, second in enumerate(at):
         await books.use(acme, AUGUST.start_at + second, (2**number, 0, 0))
-        if number == 30:
+        if number == 10:
             await say_last_seq(books, number + 1)
             assert await roll_up(books.database) > 2
+        if number == 25:  # hours and days are due again
+            await say_last_seq(books, number + 1)
+            async with books.database.writing() as session:
+                assert await rollups._roll_up_minutes(session) > 2
     await say_last_seq(books, len(at))
-    spans = [(0, 6 * HOUR_S), (100, 200), (HOUR_S, 2 * HOUR_S), (at[3], at[3] + 1)]
+    spans = [(0, 6 * HOUR_S), (0, DAY_S), (DAY_S, 3 * DAY_S), (7, 2 * DAY_S + 7)]
+    spans += [(100, 200), (HOUR_S, 2 * HOUR_S), (at[3], at[3] + 1)]
     spans += [(at[5], at[20]), (at[20], at[39]), (3 * HOUR_S - 1, 5 * HOUR_S + 1)]
     for first, last in [*spans, (None, at[10]), (at[10], None), (None, None)]:
         async with books.database.reading() as session:

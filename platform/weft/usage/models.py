@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from sqlalchemy import JSON, ForeignKey, Index, String, text
+from sqlalchemy import JSON, ForeignKey, Index, PrimaryKeyConstraint, String, text
 from sqlalchemy.orm import Mapped, mapped_column
 
 from weft.db.base import Base, PlatformOwned, TenantOwned
@@ -104,16 +104,24 @@ class Replica(Base, PlatformOwned):
 
 
 class UsageRollup(Base, TenantOwned):
-    """The events of one hour (by `ended_at_ms`, UTC) that are alike, added up.
+    """The events of a minute, an hour or a day (by `ended_at_ms`, UTC) that are alike, added up.
 
-    Recomputed from the events as a whole hour, never incremented; `number` counts the hour's rows.
+    Recomputed as a whole, never incremented: minutes from events, hours from minutes, days from
+    hours. `number` counts the rows of a tenant's span of `width_s` seconds.
     """
 
     __tablename__ = "usage_rollups"
-    __table_args__ = (Index("ix_usage_rollups_tenant_id_hour_at", "tenant_id", "hour_at"),)
+    __table_args__ = (
+        # SQLite keeps the rows in this order, so that a report reads neighbours
+        PrimaryKeyConstraint("tenant_id", "width_s", "start_at", "number"),
+        Index("ix_usage_rollups_width_s_start_at", "width_s", "start_at"),
+        {"sqlite_with_rowid": False},
+    )
 
-    hour_at: Mapped[int] = mapped_column(primary_key=True)
-    number: Mapped[int] = mapped_column(primary_key=True)
+    tenant_id: Mapped[str] = mapped_column(String(64), ForeignKey("tenants.id"))
+    width_s: Mapped[int]
+    start_at: Mapped[int]
+    number: Mapped[int]
     project_id: Mapped[str] = mapped_column(String(64))
     api_key_id: Mapped[str] = mapped_column(String(64))
     model: Mapped[str] = mapped_column(String(255))
@@ -127,6 +135,19 @@ class UsageRollup(Base, TenantOwned):
     cached_prompt_tokens: Mapped[int]
     completion_tokens: Mapped[int]
     amount_pico: Mapped[int]
+
+
+class DueRollup(Base, PlatformOwned):
+    """An hour or a day that is not rolled up yet, or has changed since; it is one for all tenants.
+
+    Minutes are not named here: those are due that have events after their replica's
+    `rolled_up_seq`.
+    """
+
+    __tablename__ = "usage_rollups_due"
+
+    width_s: Mapped[int] = mapped_column(primary_key=True)
+    start_at: Mapped[int] = mapped_column(primary_key=True)
 
 
 class OutboxMessage(Base, TenantOwned):

@@ -6,7 +6,7 @@ counted as a difference.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 
@@ -15,6 +15,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from weft.db.database import Database
 from weft.limits.budgets import BudgetHold, holds_by_budget
 from weft.usage.ledger import HOLDS, held_account
+from weft.usage.rollups import DAY_S, HOUR_S, MINUTE_S
 from weft.usage.verification_repository import Counts, VerificationRepository
 
 # of one check; there may be as many as there are events
@@ -133,22 +134,43 @@ async def check_holds(session: AsyncSession) -> CheckResult:
 
 
 async def check_rollups(session: AsyncSession) -> CheckResult:
-    """Hours add up to their events; those with events that are too new are left out."""
+    """Minutes, hours and days add up to their events; those that are due are left out."""
     repository = VerificationRepository(session)
-    due = await repository.list_due_hours()
-    of_events, of_rollups = await repository.sum_events(), await repository.sum_rollups()
-    hours = {key for key in of_events.keys() | of_rollups.keys() if key[0] not in due}
-    nothing = Counts()
-    differences = (
-        f"hour {hour_at} of tenant {tenant_id}: rollups have {of_rollups.get(key, nothing)}, "
-        f"events {of_events.get(key, nothing)}"
-        for key in sorted(hours)
-        if of_events.get(key, nothing) != of_rollups.get(key, nothing)
-        for hour_at, tenant_id in [key]
-    )
+    events = await repository.sum_events()
+    newer = await repository.list_due_hours()
+    differences: list[str] = []
+    for name, width_s, by_s in (
+        ("minutes of hour", MINUTE_S, HOUR_S),
+        ("hour", HOUR_S, HOUR_S),
+        ("day", DAY_S, DAY_S),
+    ):
+        due = {start_at - start_at % by_s for start_at in newer}
+        if width_s > MINUTE_S:
+            due |= await repository.list_due_spans(width_s)
+        of_rollups = await repository.sum_rollups(width_s, by_s)
+        differences += _compare(name, due, _sum_by(events, by_s), of_rollups)
     return CheckResult.of(
-        "rollups", f"{len(hours)} hours of tenants, {len(due)} hours are not due yet", differences
+        "rollups", f"{len(events)} hours of tenants, {len(newer)} hours are too new", differences
     )
+
+
+def _sum_by(events: Mapping[tuple[int, str], Counts], by_s: int) -> dict[tuple[int, str], Counts]:
+    found: dict[tuple[int, str], Counts] = {}
+    for (hour_at, tenant_id), counts in events.items():
+        key = (hour_at - hour_at % by_s, tenant_id)
+        found[key] = found.get(key, Counts()) + counts
+    return found
+
+
+def _compare(
+    name: str, due: Collection[int], of_events: Mapping[tuple[int, str], Counts],
+    of_rollups: Mapping[tuple[int, str], Counts],
+) -> Iterator[str]:  # fmt: skip
+    for key in sorted(of_events.keys() | of_rollups.keys()):
+        counted, added_up = of_events.get(key, Counts()), of_rollups.get(key, Counts())
+        if key[0] not in due and counted != added_up:
+            span = f"{name} {key[0]} of tenant {key[1]}"
+            yield f"{span}: rollups have {added_up}, events {counted}"
 
 
 async def check_engines(session: AsyncSession) -> CheckResult:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from typing import Any
 
 from sqlalchemy import ColumnElement, Executable, and_, case, func, or_, select
@@ -13,13 +13,21 @@ from sqlalchemy.orm import InstrumentedAttribute
 from weft.db.scope import unscoped
 from weft.limits.models import Budget
 from weft.usage.ledger import HOLDS
-from weft.usage.models import OutboxMessage, Replica, UsageEvent, UsagePending, UsageRollup
+from weft.usage.models import (
+    DueRollup,
+    OutboxMessage,
+    Replica,
+    UsageEvent,
+    UsagePending,
+    UsageRollup,
+)
 from weft.usage.money_models import LedgerEntry, LedgerTx, Price
 from weft.usage.outbox import EVENT_KIND
 from weft.usage.outbox_repository import OutboxRepository
+from weft.usage.rollups import HOUR_S
 
 _REASON = "the whole platform's books are compared"
-_HOUR_MS = 3_600_000
+_HOUR_MS = HOUR_S * 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +48,9 @@ class Counts:
     cached_prompt_tokens: int = 0
     completion_tokens: int = 0
     amount_pico: int = 0
+
+    def __add__(self, other: Counts) -> Counts:
+        return Counts(*(a + b for a, b in zip(astuple(self), astuple(other), strict=True)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,7 +193,12 @@ class VerificationRepository:
             .distinct()
         )
         rows = await self._rows(unscoped(statement, _REASON))
-        return {number * _HOUR_MS // 1000 for (number,) in rows}
+        return {number * HOUR_S for (number,) in rows}
+
+    async def list_due_spans(self, width_s: int) -> set[int]:
+        """Where hours or days begin that are to be made of their minutes or hours anew."""
+        statement = select(DueRollup.start_at).where(DueRollup.width_s == width_s)
+        return {start_at for (start_at,) in await self._rows(unscoped(statement, _REASON))}
 
     async def sum_events(self) -> dict[tuple[int, str], Counts]:
         """By hour (Unix s) and tenant."""
@@ -191,16 +207,18 @@ class VerificationRepository:
         statement = select(hour, UsageEvent.tenant_id, *sums).group_by(hour, UsageEvent.tenant_id)
         rows = await self._rows(unscoped(statement, _REASON))
         return {
-            (number * _HOUR_MS // 1000, tenant_id): _counts(counts)
-            for number, tenant_id, *counts in rows
+            (number * HOUR_S, tenant_id): _counts(counts) for number, tenant_id, *counts in rows
         }
 
-    async def sum_rollups(self) -> dict[tuple[int, str], Counts]:
+    async def sum_rollups(self, width_s: int, by_s: int) -> dict[tuple[int, str], Counts]:
+        """Those of `width_s`, by spans of `by_s` and tenant."""
         row = UsageRollup
+        start_at = row.start_at - row.start_at % by_s
         sums = _sums(row, func.sum(row.num_requests))
-        statement = select(row.hour_at, row.tenant_id, *sums).group_by(row.hour_at, row.tenant_id)
+        statement = select(start_at, row.tenant_id, *sums).where(row.width_s == width_s)
+        statement = statement.group_by(start_at, row.tenant_id)
         rows = await self._rows(unscoped(statement, _REASON))
-        return {(hour_at, tenant_id): _counts(counts) for hour_at, tenant_id, *counts in rows}
+        return {(start, tenant_id): _counts(counts) for start, tenant_id, *counts in rows}
 
     async def sum_of_engine(self, engine_id: str, until_ms: int) -> EngineBill:
         event = UsageEvent
