@@ -213,15 +213,18 @@ class Generation:
             self._owner.engine.abort(job.request.request_id)
         self._changed.set()
 
-    async def read(self, timeout_s: float) -> list[tuple[int, EngineOutput]]:
-        """What has come since the last read; empty after `timeout_s` or at the end."""
+    async def read(self, timeout_s: float | None) -> list[tuple[int, EngineOutput]]:
+        """What has come since the last read; empty at the end, or after `timeout_s`, if given."""
         if not self._unread and not self.is_over:
             self._changed.clear()
-            try:
-                async with asyncio.timeout(timeout_s):
-                    await self._changed.wait()
-            except TimeoutError:
-                return []
+            if timeout_s is None:
+                await self._changed.wait()
+            else:
+                try:
+                    async with asyncio.timeout(timeout_s):
+                        await self._changed.wait()
+                except TimeoutError:
+                    return []
         outputs, self._unread = self._unread, []
         self._place.clear()
         self._unread_bytes = 0

@@ -40,6 +40,7 @@ class GatewayMetrics:
             ("model_name", "finished_reason"),
             registry=self._registry,
         )
+        self._finished_by_reason: dict[FinishReason, Counter] = {}
         self._e2e = _histogram(
             self._registry, base_name, "vllm:e2e_request_latency_seconds", "Admission to end."
         )
@@ -61,7 +62,10 @@ class GatewayMetrics:
         )
 
     def request_finished(self, reason: FinishReason, elapsed_s: float) -> None:
-        self._finished.labels(self._base, reason).inc()
+        counter = self._finished_by_reason.get(reason)
+        if counter is None:  # to find one by its labels takes as long as all the rest
+            counter = self._finished_by_reason[reason] = self._finished.labels(self._base, reason)
+        counter.inc()
         self._e2e.observe(elapsed_s)
 
     def usage_write_failed(self) -> None:

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Mapping
+from typing import Any
 
-from starlette.datastructures import Headers, MutableHeaders
+from starlette.datastructures import Headers
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -21,16 +23,16 @@ from weft.telemetry.logs import bind_request
 logger = logging.getLogger("weft.gateway")
 _access = logging.getLogger("weft.access")
 
-_SECURITY_HEADERS = {
-    "x-content-type-options": "nosniff",
-    "x-frame-options": "DENY",
-    "referrer-policy": "no-referrer",
-    "cache-control": "no-store",
-    "cross-origin-resource-policy": "same-origin",
+_SECURITY_HEADERS = (
+    (b"x-content-type-options", b"nosniff"),
+    (b"x-frame-options", b"DENY"),
+    (b"referrer-policy", b"no-referrer"),
+    (b"cache-control", b"no-store"),
+    (b"cross-origin-resource-policy", b"same-origin"),
     # an answer is data: were a browser led to show one, it would load and run nothing
-    "content-security-policy": "default-src 'none'; frame-ancestors 'none'; sandbox",
-}
-_HTTPS_ONLY = "max-age=31536000"
+    (b"content-security-policy", b"default-src 'none'; frame-ancestors 'none'; sandbox"),
+)
+_HTTPS_ONLY = (b"strict-transport-security", b"max-age=31536000")
 
 
 class RequestContextMiddleware:
@@ -55,18 +57,9 @@ class RequestContextMiddleware:
             if message["type"] == "http.response.start":
                 has_started = True
                 state["status"] = message["status"]
-                headers = MutableHeaders(scope=message)
-                headers["x-request-id"] = state["request_id"]
-                headers["openai-processing-ms"] = str(int((time.monotonic() - started_s) * 1000))
-                headers["openai-version"] = "2020-10-01"
-                if "tenant_id" in state:
-                    headers["openai-organization"] = state["tenant_id"]
-                if is_client_id(client_id):
-                    headers["x-client-request-id"] = client_id
-                for name, value in _SECURITY_HEADERS.items():
-                    headers.setdefault(name, value)
-                if scope["scheme"] == "https":
-                    headers.setdefault("strict-transport-security", _HTTPS_ONLY)
+                elapsed_ms = int((time.monotonic() - started_s) * 1000)
+                own = _own_headers(state, client_id, elapsed_ms)
+                _add_headers(message, own, is_https=scope["scheme"] == "https")
             await send(message)
 
         try:
@@ -83,6 +76,32 @@ class RequestContextMiddleware:
             await error_response(error)(scope, receive, send_with_headers)
         finally:
             _tell(scope, started_s)
+
+
+def _own_headers(
+    state: Mapping[str, Any], client_id: str, elapsed_ms: int
+) -> list[tuple[bytes, bytes]]:
+    """Those that no route sets."""
+    headers = [
+        (b"x-request-id", state["request_id"].encode()),
+        (b"openai-processing-ms", b"%d" % elapsed_ms),
+        (b"openai-version", b"2020-10-01"),
+    ]
+    if "tenant_id" in state:
+        headers.append((b"openai-organization", state["tenant_id"].encode()))
+    if is_client_id(client_id):
+        headers.append((b"x-client-request-id", client_id.encode()))
+    return headers
+
+
+def _add_headers(message: Message, own: list[tuple[bytes, bytes]], *, is_https: bool) -> None:
+    """`own`, and those of security that the route has not set. All names are in lower case."""
+    given = message.get("headers", ())
+    names = {name for name, _ in given}
+    missing = [header for header in _SECURITY_HEADERS if header[0] not in names]
+    if is_https and _HTTPS_ONLY[0] not in names:
+        missing.append(_HTTPS_ONLY)
+    message["headers"] = [*given, *own, *missing]
 
 
 def _tell(scope: Scope, started_s: float) -> None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from starlette.datastructures import MutableHeaders
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -41,9 +40,13 @@ class RateLimitHeaders:
         async def send_with_headers(message: Message) -> None:
             # who is nobody's key is not looked up once more
             if message["type"] == "http.response.start" and message["status"] != 401:
-                headers = MutableHeaders(scope=message)
-                if not any(name.startswith("x-ratelimit-") for name in headers):
-                    headers.update(await _headers(scope))
+                given = message.get("headers", ())
+                if not any(name.startswith(b"x-ratelimit-") for name, _ in given):
+                    own = await _headers(scope)
+                    message["headers"] = [
+                        *given,
+                        *((k.encode(), v.encode()) for k, v in own.items()),
+                    ]
             await send(message)
 
         await self._app(scope, receive, send_with_headers)

@@ -17,7 +17,7 @@ from starlette.types import Receive, Scope, Send
 from weft.errors import WeftError
 from weft.gateway.faults import fault_of, slow_reader_error
 from weft.gateway.generation import Generation
-from weft.gateway.wire import AnswerFormat, Choice, Wire, frame, total_usage
+from weft.gateway.wire import AnswerFormat, Choice, Wire, encode, frame, total_usage
 from weft.messages import EngineOutput
 
 _SSE_HEADERS = {
@@ -64,10 +64,10 @@ class AnswerResponse(Response):
     def __init__(
         self, generation: Generation, answer_format: AnswerFormat, headers: Mapping[str, str]
     ) -> None:
-        super().__init__(headers=dict(headers))
+        super().__init__()
         self._generation = generation
         self._format = answer_format
-        self._extra = dict(headers)
+        self._extra = headers
         self.choices = [Choice() for _ in range(generation.num_choices)]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -76,7 +76,7 @@ class AnswerResponse(Response):
         fault: WeftError | None = None
         async with _watched(generation, receive):
             while not generation.is_over:
-                for index, output in await generation.read(timeout_s=3600.0):
+                for index, output in await generation.read(timeout_s=None):
                     choices[index].add(output)
                     fault = fault or fault_of(output)
         if generation.is_too_slow:
@@ -88,8 +88,14 @@ class AnswerResponse(Response):
             return
         usage = total_usage(generation.usages)
         headers = {**self._extra, **self._format.headers(usage)}
-        wire = self._format.answer(choices, usage)
-        await JSONResponse(wire, headers=headers)(scope, receive, send)
+        body = encode(self._format.answer(choices, usage))
+        raw_headers = [
+            (b"content-length", str(len(body)).encode()),
+            (b"content-type", b"application/json"),
+            *((name.encode("latin-1"), value.encode("latin-1")) for name, value in headers.items()),
+        ]
+        await send({"type": "http.response.start", "status": 200, "headers": raw_headers})
+        await send({"type": "http.response.body", "body": body})
 
 
 class EventStream(Response):

@@ -106,6 +106,8 @@ class Gateway:
         """What a request will run; a merge is made where it is not there yet."""
         if isinstance(model, WantedMerge):
             return await self._merger.resolve(principal, model)
+        if model == self.base.name:  # is in no table
+            return self.base.resolved
         async with self._database.reading() as session:
             return await resolve_model(session, principal, self.base, model)
 

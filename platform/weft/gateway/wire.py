@@ -5,11 +5,12 @@ OpenAI's shapes are here; LoRAX's are in `weft.gateway.lorax_wire`.
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
+
+import msgspec
 
 from weft.errors import WeftError
 from weft.gateway.error_handlers import error_to_wire
@@ -189,6 +190,11 @@ def total_usage(usages: Sequence[Usage]) -> Wire:
     }
 
 
+def encode(value: object) -> bytes:
+    """JSON in UTF-8."""
+    return msgspec.json.encode(value)
+
+
 def frame(value: Wire) -> bytes:
     """A server-sent event."""
-    return f"data: {json.dumps(value, ensure_ascii=False, separators=(',', ':'))}\n\n".encode()
+    return b"data: %b\n\n" % encode(value)

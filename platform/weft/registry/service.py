@@ -32,6 +32,11 @@ class ServedBase:
     name: str
     digest: str
 
+    @property
+    def resolved(self) -> ResolvedModel:
+        """As a request runs it without an adapter."""
+        return ResolvedModel(self.name, self.name)
+
 
 @dataclass(frozen=True, slots=True)
 class ResolvedModel:
@@ -59,7 +64,7 @@ async def resolve_model(
     An adapter may be named behind its base, as SGLang does: `<base>:<adapter>`.
     """
     if model == base.name:
-        return ResolvedModel(base.name, base.name)
+        return base.resolved
     name = try_parse_model_name(model.removeprefix(f"{base.name}:"))
     found = None if name is None else await RegistryRepository(session, owner).resolve(name)
     if found is None:
