@@ -109,7 +109,7 @@ def test_every_outcome_is_exactly_one_event(site: Any, acme: str) -> None:
 
 
 def create_generations(site: Any, recorder: Any, max_backlog_bytes: int) -> Any:
-    from weft.gateway.generation import Generations
+    from weft.gateway.generations import Generations
 
     gateway = site.app.state.gateway
     return Generations(site.engine, recorder, gateway.admission, gateway.metrics, max_backlog_bytes)
@@ -230,7 +230,7 @@ def test_usage_is_written_late_when_the_database_refuses_for_a_while(
             raise sqlite3.OperationalError("disk I/O error")  # no error of SQLAlchemy's
         await finish(*args)
 
-    monkeypatch.setattr("weft.gateway.generation._FIRST_RETRY_S", 0.05)
+    monkeypatch.setattr("weft.gateway.generations._FIRST_RETRY_S", 0.05)
     monkeypatch.setattr(recorder, "finish", refuses_twice)
     answer = site.call(acme, "POST", "/v1/chat/completions", json={**HELLO, "stream": stream})
     assert answer.status_code == 200
@@ -253,7 +253,7 @@ def test_a_request_that_was_refused_is_forgotten_when_the_database_recovers(
             raise sqlite3.OperationalError("database is locked")
         await forget(*args)
 
-    monkeypatch.setattr("weft.gateway.generation._FIRST_RETRY_S", 0.05)
+    monkeypatch.setattr("weft.gateway.generations._FIRST_RETRY_S", 0.05)
     monkeypatch.setattr(gateway.recorder, "forget", refuses_once)
     site.engine.max_waiting = 1
     body = {"model": "tiny", "prompt": ["abc", "abc"]}

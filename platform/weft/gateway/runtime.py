@@ -16,7 +16,8 @@ from fastapi import Depends, Request
 from weft.db.database import Database
 from weft.db.ids import now
 from weft.gateway.faults import draining_error
-from weft.gateway.generation import Generation, Generations, Job
+from weft.gateway.generation import Generation, Job
+from weft.gateway.generations import Generations
 from weft.gateway.metrics import EngineMetrics, GatewayMetrics
 from weft.gateway.model_tokens import ModelTokenizers, ModelTokens
 from weft.gateway.responses import StreamLimits
