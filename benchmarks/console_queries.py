@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx2
-from benchmarks.gateway_overhead import InstantEngine
+from benchmarks.instant_engine import InstantEngine
 from benchmarks.report import print_table, say, settings, write_json
 from sqlalchemy import create_engine, text
 

@@ -54,10 +54,12 @@ def supervise(
     settings: ServerSettings,
     on_progress: Callable[[str, int, int], None],
     on_started: Callable[[EngineInfo, int], None],
+    engine_module: str = _ENGINE,
 ) -> None:
     """Serve until SIGTERM or SIGINT; a second one ends all at once.
 
-    `on_started` gets the engine's facts and the port. ChildFailedError when a process cannot
+    `on_started` gets the engine's facts and the port; `engine_module` is what the engine's process
+    runs. ChildFailedError when a process cannot
     start, OSError when an address is taken. The caller holds the data folder.
     """
     folder = Path(tempfile.mkdtemp(prefix="weft-"))  # mode 0700
@@ -71,7 +73,8 @@ def supervise(
             bind(probe_host, probe_port) as probe_socket,
         ):
             port: int = reserved.getsockname()[1]
-            asyncio.run(Supervisor(settings, path, port, on_progress).run(probe_socket, on_started))
+            supervisor = Supervisor(settings, path, port, on_progress, engine_module)
+            asyncio.run(supervisor.run(probe_socket, on_started))
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
@@ -85,7 +88,9 @@ class Supervisor:
         path: Path,
         port: int,
         on_progress: Callable[[str, int, int], None],
+        engine_module: str = _ENGINE,
     ) -> None:
+        self._engine_module = engine_module
         self._settings, self._path, self._port = settings, path, port
         self._on_progress = on_progress
         self._keepers: list[Keeper] = []
@@ -106,7 +111,7 @@ class Supervisor:
         stopping = asyncio.create_task(stop.wait())
         watching = asyncio.create_task(self._watch_for_ever())
         handover = Handover(encode_settings(self._settings), str(self._path), self._port)
-        engine = Keeper("the engine", _ENGINE, handover, self._heard)
+        engine = Keeper("the engine", self._engine_module, handover, self._heard)
         workers = self._keepers
         try:
             with probe_server(self, probe_socket, loop):
