@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import threading
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 
 import torch
 from torch import Tensor
@@ -175,14 +176,15 @@ class PagePool:
                     self._write(site, pooled, weights[site])
                     pause()
                 vocabulary = self._write_vocabulary(placement, weights)
-            checksum = self._checksum(placement) if self._keep_checksums else None
+            units = self._placer.units(placement)
+            checksum = self._checksum(units) if self._keep_checksums else None
             prepared = None if self._prepare is None else self._prepare(placement.sites)
         except BaseException:
             with self._lock:
                 del self._being_written[digest]
                 self._placer.give_back(placement)
             raise
-        num_bytes = sum(size for _, size in self._placer.units(placement)) * self._unit_bytes
+        num_bytes = sum(size for _, size in units) * self._unit_bytes
         with self._lock:
             self._num_loads += 1
             adapter = PooledAdapter(
@@ -253,37 +255,40 @@ class PagePool:
             for offset in (pooled.row_scale, pooled.bias)
         ]
 
-    def _checksum(self, placement: Placement) -> int:
+    def _checksum(self, units: Sequence[tuple[int, int]]) -> int:
+        """Over all that an adapter takes, also what was left as it was behind its vectors."""
         checksum = 0
-        for view in self._held(placement):
-            data = view.cpu().contiguous().view(torch.uint8).numpy()
-            checksum = zlib.crc32(data.data, checksum)
+        for start, size in _joined(units):
+            data = self._pages.memory[self._placer.elements(Block(start, size))]
+            checksum = zlib.crc32(data.cpu().view(torch.uint8).numpy().data, checksum)
         return checksum
-
-    def _held(self, placement: Placement) -> Iterator[Tensor]:
-        """All that was written for an adapter."""
-        for site, pooled in placement.sites.items():
-            for run in pooled.runs:
-                yield from self._views(site, run)
-            yield from (vector for vector in self._vectors(site, pooled) if vector is not None)
-        yield from (
-            self._pages.memory[self._placer.elements(block)] for block in placement.matrices
-        )
 
     def integrity(self) -> None:
         """AssertionError when a page is lost or shared, or, where the pool keeps checksums, does
         not hold what was written."""
         with self._lock:
-            held = [adapter.placement for adapter in self._adapters.values()]
-            placements = [*held, *self._being_written.values()]
-            taken = [units for placement in placements for units in self._placer.units(placement)]
+            held = {
+                digest: self._placer.units(adapter.placement)
+                for digest, adapter in self._adapters.items()
+            }
+            being_written = map(self._placer.units, self._being_written.values())
             position = 0
             arena = self._placer.arena
-            rest = [*arena.free_runs(), *arena.withheld_runs()]
-            for start, size in sorted([*taken, *rest]):
+            rest = [arena.free_runs(), arena.withheld_runs()]
+            for start, size in sorted(chain(*held.values(), *being_written, *rest)):
                 assert start == position, "a page is lost or shared"
                 position = start + size
             assert position == arena.num_units, "free + used pages are not all pages"
-            for adapter in self._adapters.values():
-                found = None if adapter.checksum is None else self._checksum(adapter.placement)
-                assert found == adapter.checksum, f"the pages of {adapter.digest} have changed"
+            for digest, adapter in self._adapters.items():
+                found = None if adapter.checksum is None else self._checksum(held[digest])
+                assert found == adapter.checksum, f"the pages of {digest} have changed"
+
+
+def _joined(units: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
+    """(start, number) of the longest runs of units that lie together."""
+    joined: list[tuple[int, int]] = []
+    for start, size in sorted(units):
+        if joined and sum(joined[-1]) == start:
+            start, size = joined[-1][0], joined.pop()[1] + size
+        joined.append((start, size))
+    return joined
