@@ -11,12 +11,11 @@ import os
 import sys
 import warnings
 from collections.abc import Iterator
-from types import SimpleNamespace
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from tests.kernels.cuda.interpreter import hasten
 
 IS_INTERPRETED = not torch.cuda.is_available()
 
@@ -33,17 +32,7 @@ def _interpret() -> None:
         for name in ("standard", "random"):
             importlib.reload(sys.modules[f"triton.language.{name}"])
         importlib.reload(sys.modules["triton.language"])
-    _replace_builtins_once()
-
-
-def _replace_builtins_once() -> None:
-    """The interpreter puts its own functions in the place of Triton's builtins whenever a function
-    of Triton's language is called, and lists all members of the language to find them, which takes
-    longer than most functions do. Here they are put there once, and stay."""
-    interpreter: Any = importlib.import_module("triton.runtime.interpreter")
-    tl = interpreter.tl
-    interpreter._patch_lang(SimpleNamespace(__globals__={"tl": tl, "core": tl.core}))
-    interpreter._patch_lang = lambda function: interpreter._LangPatchScope()
+    hasten()
 
 
 def _has_compiled_kernels(module: str) -> bool:
@@ -56,7 +45,7 @@ if IS_INTERPRETED:
     _interpret()
 
 # bfloat16 arithmetic is silently wrong under the interpreter
-_DTYPES = [torch.float32, torch.float16] + ([] if IS_INTERPRETED else [torch.bfloat16])
+ROUNDED_DTYPES = [torch.float16] + ([] if IS_INTERPRETED else [torch.bfloat16])
 
 
 @pytest.fixture
@@ -64,7 +53,9 @@ def device() -> torch.device:
     return torch.device("cpu" if IS_INTERPRETED else "cuda")
 
 
-@pytest.fixture(params=_DTYPES, ids=lambda dtype: str(dtype).removeprefix("torch."))
+@pytest.fixture(
+    params=[torch.float32, *ROUNDED_DTYPES], ids=lambda dtype: str(dtype).removeprefix("torch.")
+)
 def dtype(request: pytest.FixtureRequest) -> torch.dtype:
     value = request.param
     assert isinstance(value, torch.dtype)
