@@ -27,7 +27,7 @@ from transformers import (
 
 from weft.demo import ADAPTERS_DIR, BASE_DIR
 from weft.engine.build import BuiltEngine, build_engine
-from weft.engine.config import EngineConfig
+from weft.engine.config import MIB, EngineConfig
 from weft.engine.model.config import create_model_config, read_hf_config
 from weft.engine.offline import register_folder
 from weft.engine.req import Req
@@ -100,7 +100,14 @@ class Bench:
 
     def build(self, **options: Any) -> tuple[BuiltEngine, dict[str, str]]:
         """A fresh engine with every adapter in its store; digests by adapter name."""
-        settings = {"check_integrity": True, "dtype": "float32", "device": "cpu", **options}
+        settings = {
+            "check_integrity": True,
+            "dtype": "float32",
+            "device": "cpu",
+            # all of these adapters take less; a pool is zeroed, which takes time
+            "adapter_bytes": 16 * MIB,
+            **options,
+        }
         config = EngineConfig(self.base_dir, self.root / "store", **settings)
         built = build_engine(config)
         store = FolderStore(config.adapters_dir)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 CODE = ("kernels", "adapters", "platform/weft/engine", "benchmarks/gpu")
-TESTS = ("tests/kernels", "tests/engine", "tests/conftest.py")
+TESTS = ("tests/kernels", "tests/engine", "tests/conftest.py", "tests/oracle.py")
 _SUFFIXES = (".py", ".json", ".cpp", ".h", ".ini")
 
 

@@ -82,10 +82,11 @@ def paged_attention(
         for offset in range(num_new):
             position = num_total - num_new + offset
             keys = range(0 if window is None else max(0, position - window + 1), position + 1)
-            places = [(blocks[j // block_size], j % block_size) for j in keys]
+            blocks_L = [blocks[j // block_size] for j in keys]
+            places_L = [j % block_size for j in keys]
             for h in range(q_TND.shape[1]):
                 q_D = to_float64(q_TND[first + offset, h])
-                k_LD = torch.stack([to_float64(k_cache[b, i, h // groups]) for b, i in places])
-                v_LD = torch.stack([to_float64(v_cache[b, i, h // groups]) for b, i in places])
+                k_LD = to_float64(k_cache[blocks_L, places_L, h // groups])
+                v_LD = to_float64(v_cache[blocks_L, places_L, h // groups])
                 out_TND[first + offset, h] = (scale * (k_LD @ q_D)).softmax(0) @ v_LD
     return out_TND

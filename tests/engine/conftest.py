@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from tests.engine.families import CASES, create_model
 
 from weft.engine.blocks import BlockManager
 from weft.engine.plan import BlockMoves, ScheduledReq, StepPlan
@@ -303,6 +302,7 @@ def get_family_bench(
     tmp_path_factory: pytest.TempPathFactory, create_bench: Callable[..., Bench]
 ) -> Callable[[str], Bench]:
     """The bench of one of `CASES` by its name; made once, so its oracle remembers what it said."""
+    from tests.engine.families import CASES, create_model
 
     @functools.cache
     def get(name: str) -> Bench:

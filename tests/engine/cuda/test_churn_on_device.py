@@ -14,11 +14,13 @@ from tests.engine.test_churn import assert_right_weights
 from weft.engine.graphs import CapturedStep
 
 pytestmark = [pytest.mark.slow] if IS_INTERPRETED else [pytest.mark.slow, pytest.mark.gpu]
-# interpreted, experts take minutes
-MOE = pytest.param("moe", marks=[pytest.mark.verify] if IS_INTERPRETED else [])
+if IS_INTERPRETED:
+    # two requests take half a minute, and those of experts minutes; test_cuda_tokens.py and
+    # test_slot_adapters.py have an engine and slots that adapters come to and leave
+    pytestmark.append(pytest.mark.verify)
 
 
-@pytest.mark.parametrize("kind", ["dense", MOE])
+@pytest.mark.parametrize("kind", ["dense", "moe"])
 def test_no_request_gets_another_versions_tokens(
     kind: str, tmp_path: Path, device: torch.device, captured_steps: list[CapturedStep]
 ) -> None:

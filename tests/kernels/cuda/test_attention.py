@@ -30,6 +30,8 @@ from weft_kernels.cuda.attention_plan import (
 )
 from weft_kernels.cuda.kv_write import Fp8Cache
 
+NAN, INF = float("nan"), float("inf")
+
 
 def _of_a_long_series(first: int, stop: int) -> list[Any]:
     return [pytest.param(seed, marks=pytest.mark.verify) for seed in range(first, stop)]
@@ -145,9 +147,10 @@ def test_a_request_does_not_see_the_blocks_of_another(device: torch.device) -> N
 
 
 @pytest.mark.filterwarnings("ignore:All-NaN slice:RuntimeWarning")  # of the interpreter
-@pytest.mark.parametrize("value", [float("nan"), float("inf")])
-@pytest.mark.parametrize("which", ["k_cache", "v_cache"])
-@pytest.mark.parametrize("place", [0, 69])
+@pytest.mark.parametrize(
+    ("value", "which", "place"),
+    [(NAN, "k_cache", 0), (INF, "k_cache", 69), (INF, "v_cache", 0), (NAN, "v_cache", 69)],
+)
 def test_what_is_not_finite_shows(
     value: float, which: str, place: int, device: torch.device
 ) -> None:

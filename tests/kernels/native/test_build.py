@@ -108,7 +108,7 @@ def test_it_shares_torchs_team_of_threads() -> None:
 
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="the flags are for x86-64")
 def test_a_cpu_of_fewer_registers_computes_the_same(
-    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     x, w = torch.randn(9, 70), torch.randn(70, 40)
     a, b = torch.randn(16, 70), torch.randn(16, 40)
@@ -119,8 +119,9 @@ def test_a_cpu_of_fewer_registers_computes_the_same(
         LoraRows([slot], [0, -1, 0, 0, 0, 0, -1, 0, 0]).add_(y, x, 0)
         return y, ops.silu_mul(y), ops.add_rms_norm_(y.clone(), y, torch.ones(40), 1e-6)
 
-    library.cache_clear()
     want = compute()
+    cache = tmp_path / "cache"
+    monkeypatch.setenv("WEFT_CACHE_DIR", str(cache))
     compiler = write_compiler(tmp_path / "older", 'exec c++ "$@" -mno-avx512f')
     monkeypatch.setenv("CXX", str(compiler))
     library.cache_clear()
@@ -128,6 +129,6 @@ def test_a_cpu_of_fewer_registers_computes_the_same(
         got = compute()
     finally:
         library.cache_clear()
-    assert len(list(cache.iterdir())) == 2, "another library was compiled"
+    assert len(list(cache.iterdir())) == 1, "another library was compiled"
     for one, other in zip(got, want, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
