@@ -116,7 +116,7 @@ def test_the_service_of_two_backlogged_tenants_stays_within_the_bound(
     }
     limit = bound(6, 24, 20, 32, min(weights))
     leads = []
-    for _ in range(1500):
+    for _ in range(700):
         keep_backlogged(simulation, tenants, 4)
         simulation.step()
         one, many = (simulation.service[t] / w for t, w in zip(tenants, weights, strict=True))
