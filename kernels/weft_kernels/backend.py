@@ -21,6 +21,7 @@ from weft_kernels.attention import (
     paged_attention,
     write_kv,
 )
+from weft_kernels.layers import FusedLayers, LayerShape, LayerSpec
 from weft_kernels.linear import LinearWeight, create_linear_weight
 from weft_kernels.moe import ExpertWeights, QuantizedExperts, moe
 from weft_kernels.norm import rms_norm
@@ -68,6 +69,11 @@ class Backend:
     def create_linear_weight(self, w_IO: Tensor, quantization: str | None = None) -> LinearWeight:
         """See `weft_kernels.linear`."""
         return create_linear_weight(w_IO, quantization)
+
+    def fuse_layers(self, layers: Sequence[LayerSpec], shape: LayerShape) -> FusedLayers | None:
+        """Whole layers in one call, where the backend can; the operators below are those of steps
+        and layers that it leaves."""
+        return None
 
     def add_rms_norm_(
         self, x_TH: Tensor, delta_TH: Tensor | None, weight_H: Tensor, eps: float

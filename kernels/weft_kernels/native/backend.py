@@ -9,11 +9,13 @@ from torch import Tensor
 
 from weft_kernels import backend
 from weft_kernels.attention import Int8Cache
+from weft_kernels.layers import FusedLayers, LayerShape, LayerSpec
 from weft_kernels.linear import LinearWeight
 from weft_kernels.memory import Arena
 from weft_kernels.native import ops
 from weft_kernels.native.binding import library
-from weft_kernels.native.linear import create_native_linear
+from weft_kernels.native.layers import NativeLayers
+from weft_kernels.native.linear import NativeLinear, create_native_linear
 
 
 class NativeBackend(backend.Backend):
@@ -40,6 +42,13 @@ class NativeBackend(backend.Backend):
         if quantization is not None:
             return super().create_linear_weight(w_IO, quantization)
         return create_native_linear(w_IO, self._arena)
+
+    def fuse_layers(self, layers: Sequence[LayerSpec], shape: LayerShape) -> FusedLayers | None:
+        if not all(
+            isinstance(linear, NativeLinear) for layer in layers for linear in layer.linears
+        ):
+            return None  # quantized
+        return NativeLayers(layers, shape)
 
     def add_rms_norm_(
         self, x_TH: Tensor, delta_TH: Tensor | None, weight_H: Tensor, eps: float

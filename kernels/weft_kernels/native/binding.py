@@ -51,6 +51,7 @@ class Library:
         self.greedy = function("weft_greedy", "pllppi")
         self.lora = function("weft_lora", "plplppllplppii")
         self.adapted_linear = function("weft_adapted_linear", "plpplllpplplppii")
+        self.layers = function("weft_layers", "pplllppppp")
         self.expert_segments = function("weft_expert_segments", "pppllllpp", "l")
 
 

@@ -48,6 +48,11 @@ class NativeLinear(LinearWeight):
             y_TO.data_ptr(),
         )  # fmt: skip
 
+    @property
+    def address(self) -> int:
+        """Of the packed weights, for the compiled operators."""
+        return self._panels.data_ptr()
+
     def dense(self) -> Tensor:
         return self.columns(0, self.num_out)
 

@@ -116,7 +116,7 @@ class LoraRows:
         self._max_ranks = max((slots[slot].max_ranks for slot in used), default=0)
         self._has_vectors = any(slots[slot].has_vectors for slot in used)
         self._h = torch.empty(len(self._rows) * self._max_ranks)
-        self._call = _Call(self._table, self._segments, self._rows, self._h, self._has_vectors)
+        self.call = AdapterCall(self._table, self._segments, self._rows, self._h, self._has_vectors)
 
     @property
     def is_empty(self) -> bool:
@@ -130,14 +130,14 @@ class LoraRows:
         y_TO `[T, O]` and x_TI `[T, I]`, float32, rows may be strided; bias_O is the base's, to
         which row scales do not apply.
         """
-        self._call.add_(y_TO, x_TI, input_index, bias_O)
+        self.call.add_(y_TO, x_TI, input_index, bias_O)
 
     def linear(
         self, x_TI: Tensor, weight: NativeLinear, bias_O: Tensor | None, input_index: int
     ) -> Tensor:
         """`y = x W + bias`, then the adapters: `[T, O]`. The same sums as those of `weight.apply`
         and `add_`, in less time: the base is short of arithmetic, the adapters of bandwidth."""
-        return self._call.linear(x_TI, weight, bias_O, input_index)
+        return self.call.linear(x_TI, weight, bias_O, input_index)
 
     def for_pairs(self, expert_TK: Tensor, position_TK: Tensor, num_experts: int) -> PairRows:
         """The same for (token, expert) pairs: int64 `[T, K]` each pair's expert, and its row."""
@@ -152,21 +152,23 @@ class LoraRows:
             top_k, len(self._slots), num_experts, segments.ctypes.data, rows.ctypes.data,
         )  # fmt: skip
         h = torch.empty(num_pairs * self._max_ranks)
-        return PairRows(_Call(self._table, segments[:num_segments], rows, h, self._has_vectors))
+        return PairRows(
+            AdapterCall(self._table, segments[:num_segments], rows, h, self._has_vectors)
+        )
 
 
 @dataclass(frozen=True, slots=True)
 class PairRows:
     """Which (token, expert) pairs of one layer use which slot and expert."""
 
-    _call: _Call
+    _call: AdapterCall
 
     def add_(self, y_PO: Tensor, x_PI: Tensor, first_input: int) -> None:
         """As `LoraRows.add_` for pairs; the input of expert e is `first_input + e`."""
         self._call.add_(y_PO, x_PI, first_input)
 
 
-class _Call:
+class AdapterCall:
     """The arguments that do not change from layer to layer; addresses are slow to ask for."""
 
     def __init__(
@@ -178,17 +180,17 @@ class _Call:
         has_vectors: bool,
     ) -> None:
         self._arrays = (table, segments, rows, h)  # what the addresses point to
-        self._table, self._segments = table.ctypes.data, segments.ctypes.data
-        self._rows, self._num_segments = rows.ctypes.data, len(segments)
-        self._h, self._has_vectors = h.data_ptr(), has_vectors
+        self.table, self.segments = table.ctypes.data, segments.ctypes.data
+        self.rows, self.num_segments = rows.ctypes.data, len(segments)
+        self.h, self.has_vectors = h.data_ptr(), has_vectors
 
     def linear(
         self, x: Tensor, weight: NativeLinear, bias: Tensor | None, input_index: int
     ) -> Tensor:
         y, arguments = weight.arguments(x, bias)
         library().adapted_linear(
-            *arguments, self._table, input_index, self._segments, self._num_segments, self._rows,
-            self._h, self._has_vectors, torch.get_num_threads(),
+            *arguments, self.table, input_index, self.segments, self.num_segments, self.rows,
+            self.h, self.has_vectors, torch.get_num_threads(),
         )  # fmt: skip
         return y
 
@@ -198,7 +200,7 @@ class _Call:
             if not is_plain or tensor.stride(1) != 1:
                 raise ValueError("the native adapters take float32 rows on the CPU")
         library().lora(
-            self._table, input_index, self._segments, self._num_segments, self._rows,
-            x.data_ptr(), x.stride(0), x.shape[1], y.data_ptr(), y.stride(0), self._h,
-            0 if bias is None else bias.data_ptr(), self._has_vectors, torch.get_num_threads(),
+            self.table, input_index, self.segments, self.num_segments, self.rows,
+            x.data_ptr(), x.stride(0), x.shape[1], y.data_ptr(), y.stride(0), self.h,
+            0 if bias is None else bias.data_ptr(), self.has_vectors, torch.get_num_threads(),
         )  # fmt: skip

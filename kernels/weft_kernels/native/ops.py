@@ -30,7 +30,8 @@ MAX_HEAD_DIM = 1024
 MAX_SHORT = 512
 
 
-def _check(*tensors: Tensor) -> None:
+def check_plain(*tensors: Tensor) -> None:
+    """ValueError for a tensor that the C++ would read wrong."""
     for x in tensors:
         if x.dtype is not torch.float32 or x.device.type != "cpu" or not x.is_contiguous():
             raise ValueError(
@@ -47,7 +48,7 @@ def _check_heads(k_cache: Tensor) -> None:
 
 def add_rms_norm_(x_TH: Tensor, delta_TH: Tensor | None, weight_H: Tensor, eps: float) -> Tensor:
     """`x += delta`, in place, then `y = x / sqrt(mean(x^2, -1) + eps) * weight`: `[T, H]`."""
-    _check(x_TH, weight_H, *(() if delta_TH is None else (delta_TH,)))
+    check_plain(x_TH, weight_H, *(() if delta_TH is None else (delta_TH,)))
     y_TH = torch.empty_like(x_TH)
     library().add_rms_norm(
         x_TH.data_ptr(), 0 if delta_TH is None else delta_TH.data_ptr(), weight_H.data_ptr(),
@@ -58,7 +59,7 @@ def add_rms_norm_(x_TH: Tensor, delta_TH: Tensor | None, weight_H: Tensor, eps: 
 
 def silu_mul(gate_up: Tensor) -> Tensor:
     """`y = silu(g) * u` with `[g | u] = gate_up`: `[T, 2 I]` to `[T, I]`."""
-    _check(gate_up)
+    check_plain(gate_up)
     num_rows, width = gate_up.shape[0], gate_up.shape[1] // 2
     y = gate_up.new_empty(num_rows, width)
     library().silu_mul(gate_up.data_ptr(), y.data_ptr(), num_rows, width, torch.get_num_threads())
@@ -67,7 +68,7 @@ def silu_mul(gate_up: Tensor) -> Tensor:
 
 def greedy(logits_NV: Tensor) -> tuple[Tensor, Tensor]:
     """The first of the largest of each row: int64 `[N]`; whether the row is finite: bool `[N]`."""
-    _check(logits_NV)
+    check_plain(logits_NV)
     tokens_N = torch.empty(len(logits_NV), dtype=torch.int64)
     finite_N = torch.empty(len(logits_NV), dtype=torch.bool)
     library().greedy(
@@ -86,7 +87,7 @@ def rotate_and_write(
     qkv `[T, (N G + 2 N) D]`; norms `[N G + N, D]` or None; rotary `[T, 2, D / 2]`; kv_slots_T int64
     `[T]`; num_heads = N G; caches `[num_blocks, block_size, N, D]`; q `[T, N G, D]`.
     """
-    _check(qkv, rotary, k_cache, v_cache, *(() if norms is None else (norms,)))
+    check_plain(qkv, rotary, k_cache, v_cache, *(() if norms is None else (norms,)))
     _check_heads(k_cache)
     if kv_slots_T.dtype is not torch.int64 or not kv_slots_T.is_contiguous():
         raise ValueError("the slots of the KV cache are contiguous int64 numbers")
@@ -114,20 +115,34 @@ class Attention:
     ) -> None:
         """Arguments as `create_attention_buckets` takes them."""
         self._spans, self._all_tables = spans, tables
-        self._block_size, self._windows = block_size, windows
+        self.block_size, self._windows = block_size, windows
         single = [i for i, span in enumerate(spans) if span[1] == 1 or span[2] <= MAX_SHORT]
         many = [i for i, span in enumerate(spans) if span[1] != 1 and span[2] > MAX_SHORT]
         self._rows, self._lengths, self._tables = _single_queries(
             [spans[i] for i in single], _pad([tables[i] for i in single])
         )
         arrays = (self._rows, self._tables, self._lengths)
-        self._addresses = [array.ctypes.data for array in arrays]  # slow to ask for in each layer
+        # of the queries' rows, tables and lengths; slow to ask for in each layer
+        self.addresses = [array.ctypes.data for array in arrays]
         self._buckets = self._create_buckets(many)
         self._all_buckets: Buckets | None = None
 
+    @property
+    def is_in_place(self) -> bool:
+        """All queries read their blocks in place, where the cache is not int8."""
+        return not self._buckets
+
+    @property
+    def num_queries(self) -> int:
+        return len(self._rows)
+
+    @property
+    def table_width(self) -> int:
+        return int(self._tables.shape[1])
+
     def _create_buckets(self, ids: Sequence[int]) -> Buckets:
         return create_attention_buckets(
-            [self._spans[i] for i in ids], [self._all_tables[i] for i in ids], self._block_size,
+            [self._spans[i] for i in ids], [self._all_tables[i] for i in ids], self.block_size,
             torch.device("cpu"), self._windows,
         )  # fmt: skip
 
@@ -157,13 +172,12 @@ class Attention:
         self, q_TND: Tensor, k_cache: Tensor, v_cache: Tensor, scale: float, window: int | None,
         out_TND: Tensor,
     ) -> None:  # fmt: skip
-        _check(q_TND, k_cache, v_cache, out_TND)
+        check_plain(q_TND, k_cache, v_cache, out_TND)
         _check_heads(k_cache)
         num_heads, dim = q_TND.shape[1:]
         library().paged_decode(
-            q_TND.data_ptr(), k_cache.data_ptr(), v_cache.data_ptr(), *self._addresses,
-            len(self._rows),
-            self._tables.shape[1], self._block_size, num_heads, k_cache.shape[2], dim,
+            q_TND.data_ptr(), k_cache.data_ptr(), v_cache.data_ptr(), *self.addresses,
+            self.num_queries, self.table_width, self.block_size, num_heads, k_cache.shape[2], dim,
             window or 0, scale, out_TND.data_ptr(), torch.get_num_threads(),
         )  # fmt: skip
 

@@ -19,15 +19,18 @@ from weft_adapters.sites import INPUTS, ROUTER, BaseSpec, Site
 from weft_kernels.linear import LinearWeight
 from weft_kernels.moe import PairAdapters, Pairs
 from weft_kernels.native.binding import PART, VECTORS
+from weft_kernels.native.layers import LayerAdapters
 from weft_kernels.native.linear import NativeLinear
 from weft_kernels.native.lora import LoraRows, PairRows, SlotParts
 
+# the first projections of the inputs that `LayerAdapters` names
+_LAYER_INPUTS = ("q_proj", "o_proj", "gate_proj", "down_proj")
+
 
 @dataclass(frozen=True, slots=True)
-class InPlaceBatch:
+class InPlaceBatch(LayerAdapters):
     """A step's adapters: which rows use what; `first_inputs[layer, first projection]`."""
 
-    rows: LoraRows
     first_inputs: Mapping[tuple[int, str], int]
     _layers_with_experts: frozenset[int]
     _layers_with_routers: frozenset[int]
@@ -112,6 +115,13 @@ class InPlaceAdapters:
         self._first_inputs: dict[tuple[int, str], int] = {}
         for layer in range(base.num_layers):
             self._add_inputs(layer)
+        self._layer_inputs = np.array(
+            [
+                [self._first_inputs.get((layer, name), -1) for name in _LAYER_INPUTS]
+                for layer in range(base.num_layers)
+            ],
+            dtype=np.int64,
+        )
         self._slots: dict[str, _Slot] = {}
         self._last: tuple[list[str | None], InPlaceBatch] | None = None
         pool.prepare_with(self._prepare)
@@ -215,6 +225,6 @@ class InPlaceAdapters:
         rows = LoraRows([slot.parts for slot in slots], [number[d] for d in row_digests])
         experts = frozenset[int]().union(*(slot.layers_with_experts for slot in slots))
         routers = frozenset[int]().union(*(slot.layers_with_routers for slot in slots))
-        batch = InPlaceBatch(rows, self._first_inputs, experts, routers)
+        batch = InPlaceBatch(rows, self._layer_inputs, self._first_inputs, experts, routers)
         self._last = (list(row_digests), batch)
         return batch

@@ -46,6 +46,7 @@ class Req:
     index: int = 0
     choices: list[Req] = field(default_factory=list)
     token_ids: list[int] = field(default_factory=list)
+    num_prompt_tokens: int = 0
     num_computed: int = 0
     num_steps_in_flight: int = 0
     num_tokens_in_flight: int = 0
@@ -70,6 +71,7 @@ class Req:
 
     def __post_init__(self) -> None:
         self.token_ids = list(self.request.prompt_token_ids)
+        self.num_prompt_tokens = len(self.token_ids)
         self.choices = [self]
 
     @property
@@ -89,10 +91,6 @@ class Req:
         """What ends its answers besides the base's ends of text."""
         vocabulary = self.request.vocabulary
         return frozenset() if vocabulary is None else vocabulary.eos_token_ids
-
-    @property
-    def num_prompt_tokens(self) -> int:
-        return len(self.request.prompt_token_ids)
 
     @property
     def num_output_tokens(self) -> int:
@@ -115,14 +113,16 @@ class Req:
     def is_decoding(self) -> bool:
         """One token at the end is all that is left to compute, and it was sampled, or will be by
         the step in flight."""
-        is_last = self.num_tokens - self.num_computed == 1
-        return is_last and self.num_tokens > self.num_prompt_tokens and not self.awaits_its_end
+        num_tokens = self.num_tokens
+        is_last = num_tokens - self.num_computed == 1
+        return is_last and num_tokens > self.num_prompt_tokens and not self.awaits_its_end
 
     @property
     def awaits_its_end(self) -> bool:
         """The step in flight chooses the last token that it may have."""
-        num_output_tokens = self.num_tokens - self.num_prompt_tokens
-        return self.num_tokens_in_flight > 0 and num_output_tokens >= self.max_tokens
+        if not self.num_tokens_in_flight:
+            return False
+        return self.num_tokens - self.num_prompt_tokens >= self.max_tokens
 
     @property
     def max_tokens(self) -> int:

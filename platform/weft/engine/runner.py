@@ -19,6 +19,8 @@ from weft.engine.req import Req
 from weft.engine.sampler import Sampled, sample
 from weft.engine.vocabulary_batch import create_vocabulary_batch
 from weft_adapters.pool import PooledAdapter
+from weft_kernels.backend import Attention
+from weft_kernels.layers import LayerRows
 
 
 class AdapterSet(Protocol):
@@ -172,17 +174,28 @@ class Runner:
         def device_tensor(values: list[int]) -> torch.Tensor:
             return torch.tensor(values, dtype=torch.int64).to(self._device)
 
+        def attention(spans: Sequence[tuple[int, int, int]]) -> Attention:
+            return self._decoder.backend.create_attention(
+                spans, rows.tables, self._block_size, self._device, self._decoder.windows
+            )
+
+        last = None
+        if len(rows.logit_rows) < len(rows.tokens):
+            last = LayerRows(
+                len(rows.logit_rows),
+                attention([(i, 1, stop) for i, (_, _, stop) in enumerate(rows.spans)]),
+                self._adapters.create_batch([rows.digests[row] for row in rows.logit_rows]),
+            )
         pairs = zip(rows.tokens, rows.taken_from, strict=True)
         return Batch(
             tokens_T=device_tensor([t if row < 0 else self._chosen[row] for t, row in pairs]),
             positions_T=device_tensor(rows.positions),
             kv_slots_T=device_tensor(rows.kv_slots),
             logit_rows=device_tensor(rows.logit_rows),
-            attention=self._decoder.backend.create_attention(
-                rows.spans, rows.tables, self._block_size, self._device, self._decoder.windows
-            ),
+            attention=attention(rows.spans),
             adapters=self._adapters.create_batch(rows.digests),
             vocabulary=create_vocabulary_batch(
                 rows.digests, rows.logit_rows, adapters, self._decoder.config.vocab_size
             ),
+            last=last,
         )

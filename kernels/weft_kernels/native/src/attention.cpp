@@ -4,6 +4,7 @@
 #include <cmath>
 #include <vector>
 
+#include "operators.h"
 #include "parallel.h"
 #include "vec.h"
 

@@ -5,6 +5,7 @@
 
 #include <algorithm>
 
+#include "operators.h"
 #include "parallel.h"
 #include "vec.h"
 

@@ -14,6 +14,7 @@
 
 #include "linear.h"
 #include "lora_tiles.h"
+#include "operators.h"
 #include "parallel.h"
 #include "vec.h"
 

@@ -1,6 +1,7 @@
 // Root-mean-square norm and SwiGLU's gate, each in one pass over its rows.
 #include <cmath>
 
+#include "operators.h"
 #include "parallel.h"
 #include "vec.h"
 

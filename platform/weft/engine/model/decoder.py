@@ -20,6 +20,15 @@ from weft.engine.vocabulary_batch import VocabularyBatch
 from weft_adapters.sites import ROUTER
 from weft_kernels.attention import Int8Cache
 from weft_kernels.backend import Attention, Backend
+from weft_kernels.layers import (
+    DenseHalf,
+    FusedLayers,
+    LayerRows,
+    LayerShape,
+    LayerSpec,
+    LayerStep,
+    StepRun,
+)
 from weft_kernels.linear import LinearWeight, as_linear_weight
 from weft_kernels.norm import rms_norm
 from weft_kernels.rotary import create_rotary_table
@@ -72,7 +81,8 @@ class Batch:
     tokens_T: int64 or int32; positions_T, kv_slots_T: int64; logit_rows: int64, the rows whose next
     token is asked for; attention: from the decoder's backend; num_tokens: int32 `[1]`, rows from
     there on are padding, None where there is none; vocabulary: None where no row's adapter has
-    tokens, an embedding or a head of its own.
+    tokens, an embedding or a head of its own; last: of the logit_rows, which ascend, one query
+    each: then the last layer computes no others after its keys and values; None: it computes all.
     """
 
     tokens_T: Tensor
@@ -83,6 +93,7 @@ class Batch:
     adapters: AdapterBatch
     num_tokens: Tensor | None = None
     vocabulary: VocabularyBatch | None = None
+    last: LayerRows | None = None
 
 
 class Decoder:
@@ -113,6 +124,26 @@ class Decoder:
         # a window that no context outgrows is none
         self._windows = [w if w is not None and w < max_model_len else None for w in config.windows]
         self.windows = tuple(dict.fromkeys(self._windows))
+        self._fused = self._fuse()
+
+    def _fuse(self) -> FusedLayers | None:
+        config = self.config
+        if config.clip_qkv is not None or config.qk_norm == "whole":
+            return None
+        shape = LayerShape(
+            config.hidden_size, config.num_heads, config.num_kv_heads, config.head_dim,
+            config.rms_norm_eps, self._scale,
+        )  # fmt: skip
+        layers = [
+            LayerSpec(
+                layer.input_norm, layer.qkv, layer.qkv_bias, norms, layer.o, layer.o_bias,
+                layer.post_norm, window, _dense_half(layer.mlp),
+            )
+            for layer, norms, window in zip(
+                self.weights.layers, self._qk_norms, self._windows, strict=True
+            )
+        ]  # fmt: skip
+        return self.backend.fuse_layers(layers, shape)
 
     @torch.inference_mode()
     def forward(self, batch: Batch, kv: KVCache) -> Tensor:
@@ -124,29 +155,71 @@ class Decoder:
             x_TH = embed_VH.index_select(0, batch.tokens_T)
         else:
             x_TH = vocabulary.embed(embed_VH, batch.tokens_T)
+        x_TH, delta_TH = self._layers(x_TH, rotary, batch, kv)
+        if batch.last is None:
+            x_TH = x_TH.index_select(0, batch.logit_rows)
+            delta_TH = delta_TH.index_select(0, batch.logit_rows)
+        h_TH = self.backend.add_rms_norm_(
+            x_TH, delta_TH, self.weights.norm, self.config.rms_norm_eps
+        )
+        return head.apply(h_TH).float() if vocabulary is None else vocabulary.head(head, h_TH)
+
+    def _layers(
+        self, x_TH: Tensor, rotary: Tensor, batch: Batch, kv: KVCache
+    ) -> tuple[Tensor, Tensor]:
+        """The residual stream after all layers, and what is to be added to it: of the rows that are
+        asked for where `batch.last` says how."""
+        run = self._start_run(rotary, batch, kv)
+        if run is None:
+            return self._layers_by_operators(x_TH, rotary, batch, kv)
+        i, delta_TH, num_layers = 0, None, self.config.num_layers
+        while i < num_layers:
+            i, x_TH, y_TH = run.layers(i, x_TH, delta_TH)
+            layer, is_last = self.weights.layers[i - 1], i == num_layers
+            is_dense = isinstance(layer.mlp, DenseWeights)
+            delta_TH = y_TH if is_dense else self._mlp(i - 1, layer, y_TH, batch, is_last)
+        assert delta_TH is not None
+        return x_TH, delta_TH
+
+    def _start_run(self, rotary: Tensor, batch: Batch, kv: KVCache) -> StepRun | None:
+        """None where the backend computes this step operator by operator."""
+        if self._fused is None:
+            return None
+        rows = LayerRows(len(batch.tokens_T), batch.attention, batch.adapters)
+        return self._fused.start(
+            LayerStep(rows, batch.logit_rows, batch.last, rotary, batch.kv_slots_T, kv.k, kv.v)
+        )
+
+    def _layers_by_operators(
+        self, x_TH: Tensor, rotary: Tensor, batch: Batch, kv: KVCache
+    ) -> tuple[Tensor, Tensor]:
         eps, delta_TH = self.config.rms_norm_eps, None
         add_norm = self.backend.add_rms_norm_
         for i, layer in enumerate(self.weights.layers):
+            is_last = i + 1 == self.config.num_layers
             h_TH = add_norm(x_TH, delta_TH, layer.input_norm, eps)
-            delta_TH = self._attention(i, layer, h_TH, rotary, batch, kv)
+            delta_TH = self._attention(i, layer, h_TH, rotary, batch, kv, is_last)
+            if is_last and batch.last is not None:
+                x_TH = x_TH.index_select(0, batch.logit_rows)
             h_TH = add_norm(x_TH, delta_TH, layer.post_norm, eps)
-            delta_TH = self._mlp(i, layer, h_TH, batch)
+            delta_TH = self._mlp(i, layer, h_TH, batch, is_last)
         assert delta_TH is not None
-        x_TH = x_TH.index_select(0, batch.logit_rows)
-        delta_TH = delta_TH.index_select(0, batch.logit_rows)
-        h_TH = add_norm(x_TH, delta_TH, self.weights.norm, eps)
-        return head.apply(h_TH).float() if vocabulary is None else vocabulary.head(head, h_TH)
+        return x_TH, delta_TH
 
     def _attention(
-        self, i: int, layer: LayerWeights, x_TH: Tensor, rotary: Tensor, batch: Batch, kv: KVCache
-    ) -> Tensor:
-        config, adapters = self.config, batch.adapters
+        self, i: int, layer: LayerWeights, x_TH: Tensor, rotary: Tensor, batch: Batch, kv: KVCache,
+        is_last: bool,
+    ) -> Tensor:  # fmt: skip
+        config, adapters, attention = self.config, batch.adapters, batch.attention
         qkv = adapters.linear(x_TH, layer.qkv, layer.qkv_bias, i, QKV, self._qkv_widths)
         q = self.backend.rotate_and_write(
             self._normalise_and_clip(layer, qkv), self._qk_norms[i], config.rms_norm_eps, rotary,
             batch.kv_slots_T, config.num_heads, kv.k[i], kv.v[i],
         )  # fmt: skip
-        o = batch.attention.attend(q, kv.k[i], kv.v[i], self._scale, self._windows[i])
+        if is_last and batch.last is not None:
+            q = q.index_select(0, batch.logit_rows)
+            adapters, attention = batch.last.adapters, batch.last.attention
+        o = attention.attend(q, kv.k[i], kv.v[i], self._scale, self._windows[i])
         return adapters.linear(
             o.flatten(1), layer.o, layer.o_bias, i, ("o_proj",), (config.hidden_size,)
         )
@@ -174,8 +247,13 @@ class Decoder:
         q_norm = layer.q_norm.expand(config.num_heads, -1)
         return torch.cat((q_norm, layer.k_norm.expand(config.num_kv_heads, -1)))
 
-    def _mlp(self, i: int, layer: LayerWeights, x_TH: Tensor, batch: Batch) -> Tensor:
-        config, mlp, adapters = self.config, layer.mlp, batch.adapters
+    def _mlp(
+        self, i: int, layer: LayerWeights, x_TH: Tensor, batch: Batch, is_last: bool
+    ) -> Tensor:
+        config, mlp = self.config, layer.mlp
+        adapters: AdapterBatch = (
+            batch.last.adapters if is_last and batch.last is not None else batch.adapters
+        )
         if isinstance(mlp, DenseWeights):
             return self._dense(i, mlp, MLP, x_TH, adapters)
         router = self._routers[i]
@@ -202,3 +280,9 @@ class Decoder:
         """`sigmoid(gate(x)) * mlp(x)`: the expert that every token passes."""
         gate_T1 = adapters.linear(x_TH, shared.gate, None, i, ("shared_expert_gate",), (1,))
         return gate_T1.sigmoid() * self._dense(i, shared.mlp, SHARED_MLP, x_TH, adapters)
+
+
+def _dense_half(mlp: Any) -> DenseHalf | None:
+    if not isinstance(mlp, DenseWeights):
+        return None
+    return DenseHalf(mlp.gate_up, mlp.gate_up_bias, mlp.down, mlp.down_bias)
