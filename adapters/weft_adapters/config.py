@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from weft_adapters.adalora import ADALORA_KEYS, adalora_scale, read_kept_ranks
+from weft_adapters.config_keys import BIASES, CHANGE_BASE, HARMLESS, PLAIN_INITS, SERVED
 from weft_adapters.faults import AdapterFaultError, Fault
 from weft_adapters.own_tokens import CONFIG_KEY as OWN_TOKENS_KEY
 from weft_adapters.own_tokens import OwnTokens, read_own_tokens
@@ -22,54 +23,6 @@ from weft_adapters.targets import Targets, read_targets
 MAX_CONFIG_BYTES = 1024 * 1024
 _MAX_DEPTH = 16
 MAX_RANK = 256
-
-# do not change what the adapter computes: training-time, bookkeeping, or told by the tensors
-_HARMLESS = frozenset(
-    {
-        "task_type",
-        "base_model_name_or_path",
-        "revision",
-        "inference_mode",
-        "lora_dropout",
-        "peft_version",
-        "qalora_group_size",
-        "loftq_config",
-        "eva_config",
-        "corda_config",
-        "lora_ga_config",
-        "megatron_core",
-        "runtime_config",
-        "auto_mapping",
-    }
-)
-# names of initialisations after which the saved factors are plain LoRA on the base as it was
-_PLAIN_INITS = (None, True, False, "gaussian", "orthogonal", "eva", "mica")
-# PEFT takes what these begin with out of the base's weights, then and whenever it loads the adapter
-_CHANGE_BASE = ("pissa", "olora", "corda", "lora_ga", "loftq")
-# whose biases were trained: nobody's, those of the adapted modules, those of all
-_BIASES = ("none", "lora_only", "all")
-_SERVED = frozenset(
-    {
-        "peft_type",
-        "r",
-        "lora_alpha",
-        "rank_pattern",
-        "alpha_pattern",
-        "use_rslora",
-        "use_dora",
-        "bias",
-        "fan_in_fan_out",
-        "init_lora_weights",
-        "target_modules",
-        "target_parameters",
-        "exclude_modules",
-        "layers_to_transform",
-        "layers_pattern",
-        "modules_to_save",
-        "ensure_weight_tying",
-        OWN_TOKENS_KEY,
-    }
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,8 +157,8 @@ class _Checker:
 
     def _bias(self) -> str:
         bias = "none" if self.raw.get("bias") is None else self.raw["bias"]
-        if not isinstance(bias, str) or bias not in _BIASES:
-            self._refuse("bias", f"bias must be one of {', '.join(_BIASES)}, not "
+        if not isinstance(bias, str) or bias not in BIASES:
+            self._refuse("bias", f"bias must be one of {', '.join(BIASES)}, not "
                          f"{str(bias)[:40]!r}")  # fmt: skip
             return "none"
         return bias
@@ -261,7 +214,7 @@ class _Checker:
                          "target_parameters", "unsupported_config")  # fmt: skip
         self._check_init(self.raw.get("init_lora_weights"))
         for key, value in self.raw.items():
-            if key in _SERVED or key in _HARMLESS or key in more_keys:
+            if key in SERVED or key in HARMLESS or key in more_keys:
                 continue
             if value not in (None, False) and value != [] and value != {}:
                 self._refuse(
@@ -271,10 +224,10 @@ class _Checker:
                 )
 
     def _check_init(self, init: object) -> None:
-        if isinstance(init, bool | str | None) and init in _PLAIN_INITS:
+        if isinstance(init, bool | str | None) and init in PLAIN_INITS:
             return
         what = f"init_lora_weights={str(init)[:100]!r} is not served"
-        if isinstance(init, str) and init.startswith(_CHANGE_BASE):
+        if isinstance(init, str) and init.startswith(CHANGE_BASE):
             what += (
                 ": its factors go with a base whose weights were changed at the start. PEFT's "
                 "save_pretrained writes plain LoRA given path_initial_model_for_weight_conversion"

@@ -241,7 +241,7 @@ def build_engine(
     What the settings leave open is the engine's own default.
     """
     from weft.engine.config import EngineConfig
-    from weft.engine.worker import start_engine
+    from weft.engine.start import start_engine
 
     keys = [field.name for field in dataclasses.fields(EngineSettings)]
     chosen = {key: value for key in keys if (value := getattr(settings, key)) is not None}
