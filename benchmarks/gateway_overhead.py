@@ -15,6 +15,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
@@ -74,11 +75,15 @@ Arm = tuple[str, Callable[[], AbstractContextManager[Target]]]
 
 def arms(args: argparse.Namespace) -> Iterator[Arm]:
     yield "bare", bare
-    yield "weft, SQLite", lambda: weft({})
+    with tempfile.TemporaryDirectory(prefix="weft-bench-") as folder:
+        alone = Path(folder)
+        yield "weft, SQLite", lambda: weft(alone, {})
     stores = {name: os.environ[name] for name in STORES if name in os.environ}
     if len(stores) == len(STORES):
-        yield "weft, PostgreSQL and Redis", lambda: weft(stores)
-        yield "weft, the same, 2 workers", lambda: weft(stores, num_workers=2)
+        with tempfile.TemporaryDirectory(prefix="weft-bench-") as folder:
+            shared = Path(folder)
+            yield "weft, PostgreSQL and Redis", lambda: weft(shared, stores)
+            yield "weft, the same, 2 workers", lambda: weft(shared, stores, num_workers=2)
     else:
         say(f"PostgreSQL and Redis are not measured: {' or '.join(STORES)} is unset")
     if args.litellm is not None:

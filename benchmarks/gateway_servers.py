@@ -82,16 +82,16 @@ def serve_bare(port: int) -> None:
 
 
 @contextmanager
-def weft(variables: Mapping[str, str], num_workers: int = 1) -> Iterator[Target]:
-    """Only on the stores that `variables` name. A key of a tenant with limits, a price for what it
-    asks for and a budget that it is paid from: all that a request can be checked for."""
-    with tempfile.TemporaryDirectory(prefix="weft-bench-") as name:
-        folder, port = Path(name), free_port()
-        command = [sys.executable, "-m", _SELF, "weft", name, str(port), str(num_workers)]
-        with running(command, folder, variables):
-            wait_for(folder, port, "/readyz")
-            operator = (folder / "data" / "operator_key").read_text().strip()
-            yield Target(port, _create_key(port, operator))
+def weft(folder: Path, variables: Mapping[str, str], num_workers: int = 1) -> Iterator[Target]:
+    """Only on the stores that `variables` name; whoever shares those shares the folder. A key of a
+    tenant with limits, a price for what it asks for and a budget that it is paid from: all that a
+    request can be checked for."""
+    port = free_port()
+    command = [sys.executable, "-m", _SELF, "weft", str(folder), str(port), str(num_workers)]
+    with running(command, folder, variables):
+        wait_for(folder, port, "/readyz")
+        operator = (folder / "data" / "operator_key").read_text().strip()
+        yield Target(port, _create_key(port, operator))
 
 
 def _create_key(port: int, operator: str) -> str:
