@@ -169,5 +169,7 @@ def _merged(first: EngineOutput, second: EngineOutput) -> EngineOutput:
 
 
 def _num_bytes(output: EngineOutput) -> int:
-    num_logprobs = sum(1 + len(entry.top) for entry in output.logprobs)
-    return 4 * len(output.text) + 8 * len(output.token_ids) + 150 * num_logprobs
+    num_bytes = 4 * len(output.text) + 8 * len(output.token_ids)
+    for entry in output.logprobs:
+        num_bytes += 150 * (1 + len(entry.top))
+    return num_bytes

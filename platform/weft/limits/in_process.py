@@ -78,12 +78,16 @@ class _Counters:
     requests: _Window = field(default_factory=_Window)
     tokens: _Window = field(default_factory=_Window)
     running: dict[str, int] = field(default_factory=dict)  # when each lease ends, by job
+    first_end_ms: int = 0  # no lease ends before
 
     def expire(self, now_ms: int) -> None:
         for window in (self.requests, self.tokens):
             window.expire(now_ms // STEP_MS)
-        for job in [job for job, end_ms in self.running.items() if end_ms <= now_ms]:
-            del self.running[job]
+        if now_ms < self.first_end_ms:  # leases are looked through now and then, not each time
+            return
+        self.running = {job: end_ms for job, end_ms in self.running.items() if end_ms > now_ms}
+        # one that begins now ends no sooner
+        self.first_end_ms = min(self.running.values(), default=now_ms + LEASE_MS)
 
     @property
     def is_empty(self) -> bool:
