@@ -1,7 +1,7 @@
 """Finds, in the source, queries that go around `weft.db.scope`.
 
-The session itself refuses a statement without a scope when it is run; this finds what would not be
-run through such a session, and what no test runs.
+The session itself refuses a statement without a scope when it is run, and `Prepared` when it is
+made; this finds what would go through neither, and what no test runs.
 """
 
 from __future__ import annotations
@@ -10,7 +10,14 @@ import ast
 from collections.abc import Iterator, Set
 
 # these say whose rows a statement means; an INSERT says it by its values
-SCOPES = {"scoped", "scoped_or_shared", "unscoped", "insert_into"}
+SCOPES = {
+    "scoped",
+    "scoped_or_shared",
+    "scoped_by_parameter",
+    "scoped_or_shared_by_parameter",
+    "unscoped",
+    "insert_into",
+}
 STATEMENTS = {"select", "update", "delete", "insert", "text"}
 RUNS = {"execute", "scalar", "scalars", "stream", "stream_scalars"}
 # a statement that was run by one of these has not passed the session's check

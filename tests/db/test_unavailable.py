@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 
 import httpx2 as httpx
 import pytest
 from fastapi import FastAPI
-from sqlalchemy import func, select, text
+from sqlalchemy import bindparam, func, insert, select, text
 from sqlalchemy.ext.asyncio import AsyncSession
 from tests.servers import PostgresServer
 from tests.stores import PostgresDatabases
@@ -17,9 +17,18 @@ from weft.db import hang
 from weft.db.database import Database
 from weft.db.dependencies import ReadSession, WriteSession
 from weft.db.errors import DatabaseUnavailableError
+from weft.db.prepared import Prepared, Row
 from weft.db.scope import unscoped
+from weft.db.transactions import Transaction, fetch
 from weft.gateway.error_handlers import install_error_handlers
 from weft.tenancy.models import Tenant
+
+ADD = Prepared(
+    insert(Tenant).values(
+        id=bindparam("id"), name=bindparam("id"), created_at=1, include_obfuscation=False
+    )
+)
+TENANTS = Prepared(unscoped(select(Tenant.id), "a test"))
 
 
 @pytest.fixture(scope="module")
@@ -89,6 +98,30 @@ async def test_a_server_that_dies_within_a_transaction_leaves_nothing_of_it(
         await lost.write(job)
     server.start()
     assert await count(lost) == 0
+
+
+async def test_short_transactions_find_a_server_again_and_leave_nothing_of_one_that_dies(
+    lost: Database, server: PostgresServer
+) -> None:
+    async def job(tx: Transaction) -> list[Sequence[Row]]:
+        return await fetch(tx, TENANTS, [{}])
+
+    async def job_of_the_dying(tx: Transaction) -> None:
+        await tx.run(ADD, [{"id": "a"}])
+        server.kill()
+        await fetch(tx, TENANTS, [{}])
+
+    assert await lost.transact(job) == [[]]
+    with pytest.raises(DatabaseUnavailableError):
+        await lost.transact(job_of_the_dying)
+    with pytest.raises(DatabaseUnavailableError):
+        await lost.transact(job)
+    server.start()
+    assert await asyncio.gather(*(lost.transact(job) for _ in range(3))) == [[[]]] * 3
+    server.stop()
+    server.start()
+    # its connections are closed by now: what is not committed is done on a new one
+    assert await lost.transact(job) == [[]]
 
 
 async def test_callers_get_503_and_the_next_request_works(

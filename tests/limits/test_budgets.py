@@ -11,7 +11,7 @@ from sqlalchemy import select
 from weft.db.database import Database
 from weft.db.scope import TenantOwner, unscoped
 from weft.limits import budgets
-from weft.limits.budgets import BudgetExceededError, BudgetHold
+from weft.limits.budgets import BudgetExceededError, BudgetHold, Wanted
 from weft.limits.models import Budget
 from weft.limits.subjects import Period, RequestSubjects, SubjectKind
 from weft.tenancy import service
@@ -53,14 +53,15 @@ async def make(
 async def hold(
     database: Database, subjects: RequestSubjects, amount: int, now: int = NOW
 ) -> tuple[BudgetHold, ...]:
-    return await database.write(lambda session: budgets.hold(session, subjects, amount, now))
+    wanted = Wanted(subjects, amount, now)
+    return await database.transact(lambda tx: budgets.hold(tx, wanted))
 
 
 async def settle(
     database: Database, subjects: RequestSubjects, holds: tuple[BudgetHold, ...], actual: int
 ) -> None:
     owner = TenantOwner(subjects.tenant_id)
-    await database.write(lambda session: budgets.settle(session, owner, holds, actual))
+    await database.transact(lambda tx: budgets.settle(tx, [(owner, holds, actual)]))
 
 
 async def amounts(database: Database) -> dict[str, tuple[int, int]]:

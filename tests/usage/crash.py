@@ -2,6 +2,7 @@
 
     python -m tests.usage.crash DATABASE_URL FOLDER NUM_RUNS SEED
 
+On SQLite the statements of requests run without an await: there it is before one after another.
 Requests begin and finish beside each other, are added up, and told to a file. The database and the
 file are the same for all runs. Each run is a process of its own, forked from this one, which has no
 threads; so is the start after it.
@@ -18,12 +19,14 @@ import sys
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from unittest.mock import patch
 
-from sqlalchemy import text
+from sqlalchemy import Dialect, text
 from tests.registry.crash import Killing, in_child, run
 from tests.usage.conftest import Meter, open_meter
 
 from weft.db.database import Database
+from weft.db.prepared import Compiled, Prepared
 from weft.messages import Usage
 from weft.usage import dispatch
 from weft.usage.dispatch import Dispatcher
@@ -71,6 +74,15 @@ def opened(url: str, files: Files) -> tuple[Meter, UsageRecorder, Dispatcher]:
     meter = Meter(Database(url), files.tenant.read_text())
     dispatcher = Dispatcher(meter.database, {"file": FileSink(files.told)})
     return meter, UsageRecorder(meter.database, ["file"]), dispatcher
+
+
+_compile = Prepared.on
+
+
+def stop_and_compile(statement: Prepared, dialect: Dialect) -> Compiled:
+    """Asked for right before each statement."""
+    Killing.stop()
+    return _compile(statement, dialect)
 
 
 async def play(url: str, files: Files, number: int) -> None:
@@ -160,7 +172,8 @@ def event_index(event: object) -> int:
 
 def kill_at(url: str, files: Files, number: int, point: int) -> bool:
     """False when all was over before `point`."""
-    code = in_child(lambda: run(play(url, files, number), point))
+    with patch.object(Prepared, "on", stop_and_compile):
+        code = in_child(lambda: run(play(url, files, number), point))
     if code not in (0, -signal.SIGKILL):
         raise SystemExit(f"run {number} failed with {code} before point {point}")
     succeed(lambda: run(restart(url, files)), f"killed at {point}, the next start found the above")

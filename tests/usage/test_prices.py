@@ -11,7 +11,7 @@ from weft.db.dialect import db_now_ms
 from weft.errors import InvalidRequestError
 from weft.messages import Usage
 from weft.usage.money_models import Price, PriceBook
-from weft.usage.price_repository import PriceRepository
+from weft.usage.price_repository import PriceRepository, current_price
 from weft.usage.prices import PriceTerms, Rates, publish
 
 counts = st.integers(0, 10**7)
@@ -59,7 +59,7 @@ async def test_the_narrowest_and_then_the_newest_price_holds(meter: Meter) -> No
         time_s: int, owner: str | None, adapter: str | None, base: str = "tiny"
     ) -> str:
         async with meter.database.reading() as session:
-            found = await PriceRepository(session).find_current(base, owner, adapter, time_s)
+            found = await session.scalar(current_price(base, owner, adapter, time_s))
             return "none" if found is None else found.id
 
     assert await price_at(99, tenant, "adp") == "none"

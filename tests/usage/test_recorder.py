@@ -6,19 +6,19 @@ import asyncio
 import time
 
 import pytest
-from sqlalchemy import select, text
+from sqlalchemy import text
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncSession
 from tests.usage.conftest import WORST_CASE_PICO, Meter
 
 from weft.db.dialect import db_now_ms
-from weft.db.scope import TenantOwner, unscoped
+from weft.db.scope import TenantOwner
 from weft.limits.budgets import BudgetExceededError
 from weft.messages import Usage
-from weft.usage.models import OutboxMessage, Replica, UsagePending
+from weft.usage.models import OutboxMessage, Replica
 from weft.usage.prices import PriceTerms, Rates, publish
 from weft.usage.report_repository import ReportRepository
-from weft.usage.repository import UsageRepository
+from weft.usage.repository import take_pending
 
 
 async def test_a_request_is_pending_first_and_then_one_event(meter: Meter) -> None:
@@ -242,11 +242,9 @@ async def test_many_at_once_lose_nothing_and_leave_no_gap(meter: Meter) -> None:
 async def test_the_rows_of_a_request_are_its_tenants_alone(meter: Meter) -> None:
     recorder = await meter.recorder()
     await recorder.begin([meter.request("r1")])
-    async with meter.database.writing() as session:
-        taken = await UsageRepository(session).take_pending(["r1"], TenantOwner("other"))
-        assert list(taken) == []
-        statement = unscoped(select(UsagePending.event_id), "a test")
-        assert (await session.scalars(statement)).all() == ["r1"]
+    wanted = [("r1", TenantOwner("other"))]
+    assert await meter.database.transact(lambda tx: take_pending(tx, wanted)) == [None]
+    assert await meter.num_pending() == 1
 
 
 async def test_postgresql_refuses_a_ledger_that_does_not_add_up(meter: Meter) -> None:

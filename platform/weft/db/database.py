@@ -1,13 +1,13 @@
 """Sessions over SQLAlchemy on SQLite and PostgreSQL.
 
-Knows neither tables nor tenants. `reading` never commits; `write` and `writing` are the two commit
-points.
+Knows neither tables nor tenants. `reading` never commits; `write`, `writing` and `transact` are the
+commit points.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, TypeVar
 
@@ -15,12 +15,15 @@ from sqlalchemy import event, text
 from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
 from sqlalchemy.orm import Session
 
-from weft.db.engines import create_engine
+from weft.db.batches import Batches, Work
+from weft.db.engines import create_engine, create_transactions
 from weft.db.errors import may_succeed_again, translated_errors
 from weft.db.group_commit import GroupCommit
 from weft.db.scope import refuse_unmarked
+from weft.db.transactions import Transaction
 from weft.db.urls import redacted
 
+ItemT = TypeVar("ItemT")
 ResultT = TypeVar("ResultT")
 # of PostgreSQL: held by `writing` until its transaction ends
 _WRITING_LOCK = 0x77656674
@@ -55,6 +58,8 @@ class Database:
         # SQLite has one writer: waiting here is fair and cheaper than its busy loop
         self._writer = asyncio.Lock()
         self._group = GroupCommit(self._engine, self._writer, options)
+        self._short = create_transactions(url, self._engine.dialect, self._writer)
+        self._batches: list[Batches[Any, Any]] = []
 
     def __repr__(self) -> str:
         return f"Database({self._shown_url!r})"
@@ -103,13 +108,39 @@ class Database:
         with translated_errors():
             if self.is_sqlite:
                 return await self._group.run(job)
-            for _ in range(_MAX_RUNS - 1):
-                try:
-                    return await self._run(job)
-                except Exception as error:
-                    if not may_succeed_again(error):
-                        raise
-            return await self._run(job)
+            return await _run_again(lambda: self._run(job))
+
+    async def transact(
+        self, job: Callable[[Transaction], Awaitable[ResultT]], *, is_synced: bool = True
+    ) -> ResultT:
+        """Run `job`, of prepared statements, in a transaction, and give its result.
+
+        For short jobs: on SQLite they run one at a time on the event loop itself. On PostgreSQL
+        they run beside each other as those of `write` do, and again after they lost. Without
+        `is_synced` a commit on SQLite outlives this process, but not the machine's crash.
+        """
+        with translated_errors():
+            result = await _run_again(lambda: self._short.run(job))
+            if is_synced:
+                await self._short.sync()
+            return result
+
+    async def sync(self) -> None:
+        """Return when all that was committed before outlives the machine's crash."""
+        with translated_errors():
+            await self._short.sync()
+
+    def batches(self, work: Work[ItemT, ResultT]) -> Batches[ItemT, ResultT]:
+        """Items that are worked on together; their transactions are not `is_synced`."""
+
+        async def run(
+            job: Callable[[Transaction], Awaitable[Sequence[ResultT | Exception]]],
+        ) -> Sequence[ResultT | Exception]:
+            return await self.transact(job, is_synced=False)
+
+        batches = Batches[ItemT, ResultT](run, work)
+        self._batches.append(batches)
+        return batches
 
     async def ping(self) -> None:
         """DatabaseUnavailableError where the database does not answer."""
@@ -122,5 +153,19 @@ class Database:
             return await job(session)
 
     async def close(self) -> None:
+        for batches in self._batches:
+            await batches.close()
         await self._group.close()
+        await self._short.close()
         await self._engine.dispose()
+
+
+async def _run_again(run: Callable[[], Awaitable[ResultT]]) -> ResultT:
+    """`run`'s result, from one more run each time that it loses against another transaction."""
+    for _ in range(_MAX_RUNS - 1):
+        try:
+            return await run()
+        except Exception as error:
+            if not may_succeed_again(error):
+                raise
+    return await run()

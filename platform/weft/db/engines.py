@@ -3,13 +3,18 @@ bounded pools and waits."""
 
 from __future__ import annotations
 
+import asyncio
+from pathlib import Path
 from typing import Any
 
-from sqlalchemy import URL, event
+from sqlalchemy import URL, Dialect, event
 from sqlalchemy.engine import Connection
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from weft.db.hang import HangWatch
+from weft.db.postgres_transactions import PostgresTransactions
+from weft.db.sqlite_transactions import SqliteTransactions
+from weft.db.transactions import Transactions
 from weft.db.urls import async_url
 
 SQLITE_BUSY_TIMEOUT_MS = 10_000
@@ -47,6 +52,15 @@ def create_engine(url: str) -> AsyncEngine:
             "async_creator_fn": HangWatch().connect,
         },
     )
+
+
+def create_transactions(url: str, dialect: Dialect, lock: asyncio.Lock) -> Transactions:
+    """Short transactions on the same database; `lock` is SQLite's."""
+    parsed = async_url(url)
+    if parsed.get_backend_name() == "sqlite":
+        assert parsed.database, "an SQLite database is a file"
+        return SqliteTransactions(Path(parsed.database), dialect, lock)
+    return PostgresTransactions(parsed, dialect, postgres_arguments(parsed, timeouts=True))
 
 
 def postgres_arguments(url: URL, *, timeouts: bool) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
-from sqlalchemy import or_
+from sqlalchemy import BindParameter, bindparam, or_
 from sqlalchemy.orm import ORMExecuteState, with_loader_criteria
 from sqlalchemy.sql.base import Executable
 
@@ -17,6 +17,8 @@ from weft.db.base import TenantOwned
 
 StatementT = TypeVar("StatementT", bound=Executable)
 _MARK = "weft_scope"
+# the parameter that names the tenant of a statement that is run for many
+TENANT_PARAMETER = "scope_tenant_id"
 
 
 class Owner(Protocol):
@@ -57,6 +59,26 @@ def scoped_or_shared(statement: StatementT, owner: Owner) -> StatementT:
     return statement.options(criteria).execution_options(**{_MARK: tenant_id})
 
 
+def scoped_by_parameter(statement: StatementT) -> StatementT:
+    """`statement`, reaching only rows of the tenant that `TENANT_PARAMETER` names at each run."""
+    tenant_id: BindParameter[str] = bindparam(TENANT_PARAMETER)
+    criteria = with_loader_criteria(
+        TenantOwned, lambda cls: cls.tenant_id == tenant_id, include_aliases=True
+    )
+    return statement.options(criteria).execution_options(**{_MARK: TENANT_PARAMETER})
+
+
+def scoped_or_shared_by_parameter(statement: StatementT) -> StatementT:
+    """The same, with the rows that belong to no tenant and hold for all."""
+    tenant_id: BindParameter[str] = bindparam(TENANT_PARAMETER)
+    criteria = with_loader_criteria(
+        TenantOwned,
+        lambda cls: or_(cls.tenant_id == tenant_id, cls.tenant_id.is_(None)),
+        include_aliases=True,
+    )
+    return statement.options(criteria).execution_options(**{_MARK: TENANT_PARAMETER})
+
+
 def unscoped(statement: StatementT, reason: str) -> StatementT:
     """`statement` across all tenants. `reason` says why that is right."""
     if not reason:
@@ -70,3 +92,9 @@ def refuse_unmarked(state: ORMExecuteState) -> None:
         return
     if _MARK not in state.execution_options:
         raise AssertionError(f"a statement without a tenant scope: {state.statement}")
+
+
+def refuse_without_mark(statement: Executable) -> None:
+    """The same, of a statement that is no session's."""
+    if _MARK not in statement.get_execution_options():
+        raise AssertionError(f"a statement without a tenant scope: {statement}")

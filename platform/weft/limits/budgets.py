@@ -11,12 +11,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
-from sqlalchemy.ext.asyncio import AsyncSession
-
-from weft.db.scope import Owner, TenantOwner
+from weft.db.scope import Owner
+from weft.db.transactions import Answers, Transaction
 from weft.errors import QuotaExceededError
-from weft.limits.budget_repository import BudgetRepository
-from weft.limits.models import Budget
+from weft.limits import budget_repository
+from weft.limits.budget_repository import BudgetKey, BudgetState
 from weft.limits.subjects import Period, RequestSubjects
 
 _ADJECTIVES: dict[Period, str] = {"day": "daily", "month": "monthly", "total": "total"}
@@ -51,41 +50,113 @@ def period_start(period: Period, time_s: int) -> int:
     return int((moment.replace(day=1) if period == "month" else moment).timestamp())
 
 
-async def hold(
-    session: AsyncSession, subjects: RequestSubjects, worst_case_pico: int, now: int
-) -> tuple[BudgetHold, ...]:
-    """Keep `worst_case_pico` in every budget of the request's subjects; none where it has none.
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """The most that a request may cost, to be kept in all of its subjects' budgets.
 
-    BudgetExceededError where one has no room: then the caller's transaction must not commit. `now`
-    is the database's clock in Unix seconds.
+    `now` is the database's clock in Unix seconds.
     """
-    assert worst_case_pico >= 0
-    repository = BudgetRepository(session, TenantOwner(subjects.tenant_id))
-    holds: list[BudgetHold] = []
-    # each budget's row is locked by its update: always in the same order, or two requests that wait
-    # for each other would be a deadlock
-    for budget in await repository.list_of(subjects.all):
-        start = period_start(budget.period, now)
-        held_in = await repository.hold(budget.id, worst_case_pico, start)
-        if held_in is None:
-            raise _exceeded(budget)
-        holds.append(BudgetHold(budget.id, held_in, worst_case_pico))
+
+    subjects: RequestSubjects
+    worst_case_pico: int
+    now: int
+
+
+class BudgetsOf:
+    """The budgets of requests that are to begin together; first asked for, then held in."""
+
+    def __init__(self, requests: Sequence[RequestSubjects], answers: Answers) -> None:
+        self._requests, self._answers = requests, answers
+
+    @classmethod
+    async def ask(cls, tx: Transaction, requests: Iterable[RequestSubjects]) -> BudgetsOf:
+        distinct = list(dict.fromkeys(requests))
+        return cls(distinct, await budget_repository.ask_ids(tx, distinct))
+
+    async def hold(
+        self, tx: Transaction, groups: Sequence[Sequence[Wanted]]
+    ) -> list[list[tuple[BudgetHold, ...]] | BudgetExceededError]:
+        """Keep what each group's requests want: all of them, or none where a budget has no room.
+
+        For each group the holds of each of its requests, or why there are none.
+        """
+        answers = await self._answers.rows()
+        keys = {
+            subjects: [BudgetKey(id_, subjects.tenant_id) for (id_,) in sorted(rows)]
+            for subjects, rows in zip(self._requests, answers, strict=True)
+        }
+        # one key each, whichever tenant it is reached by
+        by_id = {key.id: key for of in keys.values() for key in of}
+        if not by_id:
+            return [[()] * len(group) for group in groups]
+        before = await budget_repository.lock(tx, list(by_id.values()))
+        now = dict(before)
+        results: list[list[tuple[BudgetHold, ...]] | BudgetExceededError] = []
+        for group in groups:
+            after, held = dict(now), []
+            try:
+                for wanted in group:
+                    ids = [key.id for key in keys[wanted.subjects] if key.id in before]
+                    held.append(_hold(after, ids, wanted))
+            except BudgetExceededError as error:
+                results.append(error)
+            else:
+                now = after
+                results.append(held)
+        changed = [(by_id[id_], now[id_]) for id_ in now if now[id_] != before[id_]]
+        await budget_repository.write(tx, changed)
+        return results
+
+
+def _hold(
+    states: dict[str, BudgetState], ids: Iterable[str], wanted: Wanted
+) -> tuple[BudgetHold, ...]:
+    """In `states`. A period never goes back: a clock that is behind holds in the one that has
+    begun."""
+    assert wanted.worst_case_pico >= 0
+    holds = []
+    for id_ in ids:
+        state = states[id_]
+        start = period_start(state.period, wanted.now)
+        if state.period_start < start:
+            state = state._replace(spent_pico=0, held_pico=0, period_start=start)
+        held_pico = state.held_pico + wanted.worst_case_pico
+        if state.spent_pico + held_pico > state.limit_pico:
+            raise _exceeded(state)
+        states[id_] = state._replace(held_pico=held_pico)
+        holds.append(BudgetHold(id_, state.period_start, wanted.worst_case_pico))
     return tuple(holds)
 
 
-async def settle(
-    session: AsyncSession, owner: Owner, holds: Iterable[BudgetHold], actual_pico: int
-) -> None:
-    """Spend `actual_pico` of each hold (0: give all of it back).
+async def hold(tx: Transaction, wanted: Wanted) -> tuple[BudgetHold, ...]:
+    """For one request alone; BudgetExceededError, and nothing is held, where there is no room."""
+    found = await BudgetsOf.ask(tx, [wanted.subjects])
+    (result,) = await found.hold(tx, [[wanted]])
+    if isinstance(result, BudgetExceededError):
+        raise result
+    return result[0]
+
+
+async def settle(tx: Transaction, spent: Iterable[tuple[Owner, Iterable[BudgetHold], int]]) -> None:
+    """Spend the amount of each request's holds (0: give all of it back).
 
     A request counts in the period in which it was admitted; nothing is left to do for a period that
     is over or a budget that was deleted. Not idempotent: the caller deletes the holds in the same
     transaction.
     """
-    assert actual_pico >= 0
-    repository = BudgetRepository(session, owner)
-    for held in sorted(holds, key=lambda held: held.budget_id):
-        await repository.settle(held.budget_id, held.period_start, held.amount_pico, actual_pico)
+    sums: dict[tuple[str, int], tuple[BudgetKey, int, int, int]] = {}
+    for owner, holds, actual_pico in spent:
+        assert actual_pico >= 0
+        for held in holds:
+            which = (held.budget_id, held.period_start)
+            key = BudgetKey(held.budget_id, owner.tenant_id)
+            _, _, held_pico, spent_pico = sums.get(which, (key, 0, 0, 0))
+            sums[which] = (
+                key, held.period_start, held_pico + held.amount_pico, spent_pico + actual_pico
+            )  # fmt: skip
+    await budget_repository.settle(
+        tx, [each for _, each in sorted(sums.items()) if each[2] or each[3]]
+    )
 
 
 def holds_by_budget(holds: Iterable[BudgetHold]) -> Mapping[tuple[str, int], int]:
@@ -97,7 +168,7 @@ def holds_by_budget(holds: Iterable[BudgetHold]) -> Mapping[tuple[str, int], int
     return sums
 
 
-def _exceeded(budget: Budget) -> BudgetExceededError:
+def _exceeded(budget: BudgetState) -> BudgetExceededError:
     # no amounts: a key's holder need not be who sees prices
     whose = f"{_ADJECTIVES[budget.period]} budget of {budget.subject_kind} '{budget.subject_id}'"
     return BudgetExceededError(

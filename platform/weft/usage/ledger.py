@@ -1,19 +1,16 @@
 """The double-entry ledger: every transaction moves money between accounts and adds up to 0.
 
-Amounts are picodollars; a debit is positive. Posting the same transaction again changes nothing.
+Amounts are picodollars; a debit is positive. The same transaction cannot be posted twice.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, cast
 
-from sqlalchemy import CursorResult
-from sqlalchemy.ext.asyncio import AsyncSession
-
-from weft.db.dialect import database_now_ms, insert_into
-from weft.usage.money_models import LedgerEntry, LedgerKind, LedgerTx
+from weft.db.transactions import Transaction
+from weft.usage import ledger_repository
+from weft.usage.money_models import LedgerKind
 
 # what running requests may cost at most; against `held_account`
 HOLDS = "holds"
@@ -73,32 +70,33 @@ def settlement(tenant_id: str, event_id: str, hold_pico: int, amount_pico: int) 
     return Posting(settlement_id(event_id), "settle", tenant_id, entries, event_id)
 
 
-async def post(session: AsyncSession, posting: Posting) -> bool:
-    """Write it in the caller's transaction; False if it was there. Without a movement, nothing."""
-    if sum(posting.entries.values()) != 0:
-        raise UnbalancedError(f"{posting.id} adds up to {sum(posting.entries.values())}")
-    entries = {account: amount for account, amount in posting.entries.items() if amount}
-    if not entries:
-        return False
-    statement = insert_into(session, LedgerTx).values(
-        id=posting.id,
-        kind=posting.kind,
-        tenant_id=posting.tenant_id,
-        event_id=posting.event_id,
-        created_at_ms=database_now_ms(),
-    )
-    inserted = await session.execute(statement.on_conflict_do_nothing())
-    if not cast("CursorResult[Any]", inserted).rowcount:
-        return False
-    rows = [
-        {
-            "tx_id": posting.id,
-            "account": account,
-            "amount_pico": amount,
-            "tenant_id": posting.tenant_id,
-        }
-        for account, amount in entries.items()
-    ]
-    # rows as parameters: with rows in it, a statement would be compiled each time
-    await session.execute(insert_into(session, LedgerEntry), rows)
-    return True
+async def post(tx: Transaction, postings: Sequence[Posting]) -> None:
+    """Write them in the caller's transaction; one without a movement is none.
+
+    UnbalancedError, and IntegrityError for one that is there.
+    """
+    rows, entries = [], []
+    for posting in postings:
+        if sum(posting.entries.values()) != 0:
+            raise UnbalancedError(f"{posting.id} adds up to {sum(posting.entries.values())}")
+        moved = [
+            {
+                "tx_id": posting.id,
+                "account": account,
+                "amount_pico": amount,
+                "tenant_id": posting.tenant_id,
+            }
+            for account, amount in posting.entries.items()
+            if amount
+        ]
+        if moved:
+            entries += moved
+            rows.append(
+                {
+                    "id": posting.id,
+                    "kind": posting.kind,
+                    "tenant_id": posting.tenant_id,
+                    "event_id": posting.event_id,
+                }
+            )
+    await ledger_repository.add(tx, rows, entries)

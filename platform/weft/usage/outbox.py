@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from weft.usage.models import OutboxMessage, UsageEvent
+from weft.db.prepared import Values
 
 EVENT_KIND = "usage.event"
 _TOLD = (
@@ -31,20 +31,20 @@ _TOLD = (
 )
 
 
-def messages_of(event: UsageEvent, sinks: Sequence[str]) -> list[OutboxMessage]:
-    """One for each sink; their id is the event's."""
-    payload = {name: getattr(event, name) for name in _TOLD}
+def messages_of(event: Values, sinks: Sequence[str]) -> list[Values]:
+    """Rows of the outbox for an event's row, one for each sink; their id is the event's."""
+    if not sinks:
+        return []
+    payload = {name: event[name] for name in _TOLD}
     return [
-        OutboxMessage(
-            sink=sink,
-            id=event.event_id,
-            tenant_id=event.tenant_id,
-            kind=EVENT_KIND,
-            payload=payload,
-            created_at_ms=event.recorded_at_ms,
-            due_at_ms=event.recorded_at_ms,
-            claimed_until_ms=0,
-            num_attempts=0,
-        )
+        {
+            "sink": sink,
+            "id": event["event_id"],
+            "tenant_id": event["tenant_id"],
+            "kind": EVENT_KIND,
+            "payload": payload,
+            "created_at_ms": event["recorded_at_ms"],
+            "due_at_ms": event["recorded_at_ms"],
+        }
         for sink in sinks
     ]

@@ -30,12 +30,6 @@ class Rates:
     cached_input: int
     output: int
 
-    @classmethod
-    def of(cls, price: Price | None) -> Rates:
-        if price is None:
-            return FREE
-        return cls(price.input_rate, price.cached_input_rate, price.output_rate)
-
     def amount_pico(self, usage: Usage) -> int:
         """What these tokens cost; the cached ones of the prompt have a price of their own."""
         num_fresh = usage.num_prompt_tokens - usage.num_cached_tokens

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from sqlalchemy import ColumnElement, delete, select, update
+from sqlalchemy import ColumnElement, bindparam, select, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from weft.db.dialect import database_now_ms, insert_into
+from weft.db.prepared import Prepared
 from weft.db.scope import unscoped
+from weft.db.transactions import Transaction, fetch
 from weft.usage.models import Replica, UsagePending
 
 _REASON = "a replica meters the requests of all tenants"
@@ -72,29 +74,30 @@ class ReplicaRepository:
         )
         await self._session.execute(unscoped(statement, _REASON))
 
-    async def take_left(self, max_rows: int) -> Sequence[UsagePending]:
-        """Remove unfinished requests of closed replicas, and give them to the caller's hands."""
-        statement = (
-            select(UsagePending.event_id)
-            .join(Replica, Replica.id == UsagePending.replica_id)
-            .where(Replica.closed_at_ms.is_not(None))
-            .limit(max_rows)
-        )
-        ids = (await self._session.scalars(unscoped(statement, _REASON))).all()
-        return await self.take_all(ids)
 
-    async def list_pending_ids(self, replica_id: str) -> Sequence[str]:
-        statement = select(UsagePending.event_id).where(UsagePending.replica_id == replica_id)
-        return (await self._session.scalars(unscoped(statement, _REASON))).all()
+_LEFT = Prepared(
+    unscoped(
+        select(UsagePending.event_id)
+        .join(Replica, Replica.id == UsagePending.replica_id)
+        .where(Replica.closed_at_ms.is_not(None))
+        .limit(bindparam("max_rows")),
+        _REASON,
+    )
+)
+_PENDING = Prepared(
+    unscoped(
+        select(UsagePending.event_id).where(UsagePending.replica_id == bindparam("replica_id")),
+        _REASON,
+    )
+)
 
-    async def take_all(self, event_ids: Sequence[str]) -> Sequence[UsagePending]:
-        """Remove pending rows; those that are still there are the caller's to settle."""
-        if not event_ids:
-            return []
-        statement = (
-            delete(UsagePending)
-            .where(UsagePending.event_id.in_(event_ids))
-            .returning(UsagePending)
-            .execution_options(synchronize_session=False)
-        )
-        return (await self._session.scalars(unscoped(statement, _REASON))).all()
+
+async def list_left(tx: Transaction, max_rows: int) -> list[str]:
+    """Unfinished requests of closed replicas."""
+    (rows,) = await fetch(tx, _LEFT, [{"max_rows": max_rows}])
+    return [event_id for (event_id,) in rows]
+
+
+async def list_pending_ids(tx: Transaction, replica_id: str) -> list[str]:
+    (rows,) = await fetch(tx, _PENDING, [{"replica_id": replica_id}])
+    return [event_id for (event_id,) in rows]

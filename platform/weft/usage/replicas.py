@@ -12,13 +12,15 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from weft.db.database import Database
 from weft.db.dialect import db_now_ms
-from weft.messages import EngineClient, Usage
+from weft.db.transactions import Transaction
+from weft.messages import EngineClient
+from weft.usage import replica_repository, repository
 from weft.usage.models import Replica, ReplicaKind
 from weft.usage.replica_repository import ReplicaRepository
-from weft.usage.settling import Settler
+from weft.usage.settling import Ending, Settler
 
 # of one transaction, so that others come between
-_MAX_ROWS = 200
+_MAX_ROWS = 50
 
 
 class Replicas:
@@ -81,27 +83,26 @@ class Replicas:
             lambda session: ReplicaRepository(session).close_silent(round(after_s * 1000))
         )
         num_lost = 0
-        while num := await self._database.write(self._lose_some):
+        while num := await self._database.transact(self._lose_some):
             num_lost += num
         return num_lost
 
-    async def _lose_some(self, session: AsyncSession) -> int:
-        left = await ReplicaRepository(session).take_left(_MAX_ROWS)
-        for pending in left:
-            await self._settler.settle(session, pending, Usage(0, 0), None, "lost")
+    async def _lose_some(self, tx: Transaction) -> int:
+        ids = await replica_repository.list_left(tx, _MAX_ROWS)
+        left = await repository.take_pending_of_any(tx, ids)
+        await self._settler.settle(tx, [Ending.lost(pending) for pending in left])
         return len(left)
 
     async def release_all_but(self, replica_id: str, open_ids: Collection[str]) -> int:
         """Give back what the replica holds for requests that are not among `open_ids`, a live set:
         of those, it never told anybody that they had begun."""
 
-        async def job(session: AsyncSession) -> int:
-            repository = ReplicaRepository(session)
-            held = await repository.list_pending_ids(replica_id)
+        async def job(tx: Transaction) -> int:
+            held = await replica_repository.list_pending_ids(tx, replica_id)
             # asked of the set after the rows were read: what has begun by then is in it
             orphans = [event_id for event_id in held if event_id not in open_ids]
-            for pending in await repository.take_all(orphans[:_MAX_ROWS]):
-                await self._settler.release(session, pending)
+            taken = await repository.take_pending_of_any(tx, orphans[:_MAX_ROWS])
+            await self._settler.release(tx, taken)
             return len(orphans)
 
-        return await self._database.write(job)
+        return await self._database.transact(job)
