@@ -6,6 +6,7 @@ Every hop is checked anew (see `addresses`); sizes and times are capped; nothing
 from __future__ import annotations
 
 import asyncio
+import functools
 import hashlib
 import random
 import ssl
@@ -70,6 +71,12 @@ class _PassingError(Exception):
     """The source gave no whole answer this time; another attempt may succeed."""
 
 
+@functools.cache
+def _system_trust() -> ssl.SSLContext:
+    """The system's authorities, which take 25 ms to read: once in a process."""
+    return ssl.create_default_context()
+
+
 class Fetcher:
     """Use it as an async context manager. `verify` is the TLS context; its default trusts the
     system's authorities."""
@@ -84,7 +91,7 @@ class Fetcher:
         timeout = httpx2.Timeout(limits.stall_s)
         # no proxy, no netrc, no cookies: nothing of the server's surroundings goes along
         self._client = httpx2.AsyncClient(
-            verify=verify or ssl.create_default_context(),
+            verify=verify or _system_trust(),
             timeout=timeout,
             trust_env=False,
             follow_redirects=False,
