@@ -16,7 +16,7 @@ from weft.demo.skills import SKILLS
 from weft.tokenizer import BaseTokenizer
 
 if TYPE_CHECKING:
-    from tests.conftest import Bench
+    from tests.bench import Bench
     from tests.oracle import NearTies, Oracle
 
 pytestmark = pytest.mark.slow

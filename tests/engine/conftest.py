@@ -18,7 +18,7 @@ from weft.engine.scheduler import Scheduler
 from weft.messages import EngineRequest, SamplingParams, TenantShare
 
 if TYPE_CHECKING:
-    from tests.conftest import Bench
+    from tests.bench import Bench
 
 BLOCK_SIZE = 4
 # who was told that an adapter is not there asks again after so many steps

@@ -14,7 +14,7 @@ from weft.engine.offline import register_folder
 from weft_adapters.store import CONFIG_NAME, TENSORS_NAME, FolderStore
 
 if TYPE_CHECKING:
-    from tests.conftest import Bench
+    from tests.bench import Bench
 
 
 def register_exploding_adapter(bench: Bench, built: BuiltEngine, folder: Path) -> str:

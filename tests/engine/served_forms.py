@@ -20,7 +20,7 @@ from weft.messages import EngineRequest, RequestVocabulary, SamplingParams
 from weft_adapters.store import FolderStore
 
 if TYPE_CHECKING:
-    from tests.conftest import Bench
+    from tests.bench import Bench
 
 _VOCAB_SIZE = SIZES["vocab_size"]
 

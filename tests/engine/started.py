@@ -7,21 +7,25 @@ import threading
 from collections.abc import AsyncIterator, Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from weft.engine.config import EngineConfig
-from weft.engine.plan import StepPlan
-from weft.engine.runner import PendingStep
-from weft.engine.worker import InProcessEngine
 from weft.messages import EngineOutput, EngineRequest, SamplingParams
-from weft_adapters.pool import PooledAdapter
 
 if TYPE_CHECKING:
-    from tests.conftest import Bench
+    from tests.bench import Bench
+
+    from weft.engine.plan import StepPlan
+    from weft.engine.runner import PendingStep
+    from weft.engine.worker import InProcessEngine
+    from weft_adapters.pool import PooledAdapter
 
 
 def start_worker(
     dense: Bench, run: Runner | None = None, **options: Any
 ) -> tuple[InProcessEngine, dict[str, str]]:
     """The engine, which the caller closes, and the digests of its adapters by their names."""
+    # these need torch, which most of those who collect this module's users do without
+    from weft.engine.config import EngineConfig
+    from weft.engine.worker import InProcessEngine
+
     options = {"max_model_len": 256, "dtype": "float32", "device": "cpu", **options}
     built, digests = dense.build(**options)
     config = EngineConfig(dense.base_dir, dense.root / "store", **options)

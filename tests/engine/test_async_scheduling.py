@@ -20,7 +20,7 @@ from weft.messages import EngineRequest, Grammar, SamplingParams
 from weft_adapters.pool import PooledAdapter
 
 if TYPE_CHECKING:
-    from tests.conftest import Bench
+    from tests.bench import Bench
 
 PROMPT = tuple(range(40, 60))
 Built = tuple[BuiltEngine, dict[str, str]]

@@ -13,7 +13,7 @@ from weft.engine.memory_plan import MemoryPlan, resolve_memory
 from weft.engine.model.config import create_model_config, read_hf_config
 
 if TYPE_CHECKING:
-    from tests.conftest import Bench
+    from tests.bench import Bench
 
 KV_BLOCK_BYTES = 2 * 3 * 16 * 64 * 4  # of the dense bench: k and v, 3 layers, 16 tokens
 

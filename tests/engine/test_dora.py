@@ -17,7 +17,7 @@ from weft.messages import EngineRequest, SamplingParams
 from weft_kernels.quantized import quantize
 
 if TYPE_CHECKING:
-    from tests.conftest import Bench
+    from tests.bench import Bench
 
 LORA: dict[str, Any] = {"r": 4, "target_modules": ["q_proj", "o_proj", "up_proj"]}
 PROMPT = (5, 9, 200, 31)

@@ -23,7 +23,7 @@ from weft.messages import EngineOutput, EngineRequest, SamplingParams
 from weft_adapters.store import FolderStore
 
 if TYPE_CHECKING:
-    from tests.conftest import Bench
+    from tests.bench import Bench
 
 PROMPT = tuple(range(40, 60))
 KV_BLOCK_BYTES = 2 * 3 * 16 * 64 * 4  # of the dense bench: k and v, 3 layers, 16 tokens

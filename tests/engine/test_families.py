@@ -13,7 +13,7 @@ from weft.engine.offline import load_adapters
 from weft_adapters.families import FAMILIES
 
 if TYPE_CHECKING:
-    from tests.conftest import Bench
+    from tests.bench import Bench
 
 
 @pytest.mark.slow

@@ -22,7 +22,7 @@ from weft_adapters.families import FAMILIES
 
 if TYPE_CHECKING:
     from _pytest.mark import ParameterSet
-    from tests.conftest import Bench
+    from tests.bench import Bench
     from tests.oracle import NearTies
 
 

@@ -13,7 +13,7 @@ from tests.engine.served_forms import Answers, Workshop, ask, create_workshop
 
 if TYPE_CHECKING:
     from _pytest.mark import ParameterSet
-    from tests.conftest import Bench
+    from tests.bench import Bench
     from tests.oracle import NearTies
 
 NUM_TOKENS = 64

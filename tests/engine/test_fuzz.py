@@ -31,7 +31,7 @@ from weft_adapters.store import FolderStore
 from weft_adapters.validation import validate
 
 if TYPE_CHECKING:
-    from tests.conftest import Bench
+    from tests.bench import Bench
 
 
 @pytest.fixture(scope="module")

@@ -21,7 +21,7 @@ from weft.messages import EngineRequest, Grammar, SamplingParams
 from weft_adapters.pool import PooledAdapter
 
 if TYPE_CHECKING:
-    from tests.conftest import Bench
+    from tests.bench import Bench
 
 SCHEMA = {
     "type": "object",

@@ -19,7 +19,7 @@ from weft_kernels.native.build import NativeBuildError, build
 from weft_kernels.native.lora import Run, SlotParts
 
 if TYPE_CHECKING:
-    from tests.conftest import Bench
+    from tests.bench import Bench
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -17,7 +17,7 @@ from weft.engine.offline import run_requests
 from weft.messages import EngineRequest, SamplingParams
 
 if TYPE_CHECKING:
-    from tests.conftest import Bench
+    from tests.bench import Bench
 
 NAMES = ("small", "all-linear", "mlp", "wide")
 

@@ -16,7 +16,7 @@ from weft.messages import EngineRequest, SamplingParams
 from weft_adapters.pace import LoadSpan
 
 if TYPE_CHECKING:
-    from tests.conftest import Bench
+    from tests.bench import Bench
 
 ADAPTERS = str(Path(weft_adapters.__file__).parent)
 # where files are read, bytes are hashed and factors are made and copied

@@ -12,7 +12,7 @@ from weft.engine.offline import load_adapters, run_requests
 from weft.messages import EngineRequest, SamplingParams
 
 if TYPE_CHECKING:
-    from tests.conftest import Bench
+    from tests.bench import Bench
     from tests.oracle import NearTies
 
 NUM_TOKENS = 64  # test_family_tokens.py has 128 of each family

@@ -18,7 +18,7 @@ from weft.messages import EngineRequest, Grammar, RequestVocabulary, SamplingPar
 from weft_adapters.store import FolderStore
 
 if TYPE_CHECKING:
-    from tests.conftest import Bench
+    from tests.bench import Bench
 
 V = SIZES["vocab_size"]
 TOOL, END = V + 1, V + 2

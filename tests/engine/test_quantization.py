@@ -27,7 +27,7 @@ from weft_kernels.moe import QuantizedExperts
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from tests.conftest import Bench
+    from tests.bench import Bench
 
 QUANTIZATIONS = ["int8", "int4"]
 # the median, relative to max(1, max |logit|); a few requests lie where a router nearly ties

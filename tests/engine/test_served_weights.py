@@ -21,7 +21,7 @@ from weft_kernels.backend import create_backend
 from weft_kernels.quantized import quantize
 
 if TYPE_CHECKING:
-    from tests.conftest import Bench
+    from tests.bench import Bench
 
 Weight = Callable[[str], torch.Tensor]
 MOE = CASES["qwen2_moe"]

@@ -20,7 +20,7 @@ from weft_kernels.backend import Backend
 from weft_kernels.moe import ExpertWeights, QuantizedExperts
 
 if TYPE_CHECKING:
-    from tests.conftest import Bench
+    from tests.bench import Bench
 
 Tensors = dict[str, Tensor]
 

@@ -19,7 +19,7 @@ from weft.messages import (
 )
 
 if TYPE_CHECKING:
-    from tests.conftest import Bench
+    from tests.bench import Bench
 
 Start = Callable[..., tuple[InProcessEngine, dict[str, str]]]
 

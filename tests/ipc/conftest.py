@@ -12,13 +12,14 @@ import pytest
 import pytest_asyncio
 from tests.engine.started import Runner, start_worker
 
-from weft.engine.worker import InProcessEngine
 from weft.ipc.client import RemoteEngine
 from weft.ipc.server import engine_socket
 from weft.messages import EngineClient
 
 if TYPE_CHECKING:
-    from tests.conftest import Bench
+    from tests.bench import Bench
+
+    from weft.engine.worker import InProcessEngine
 
 
 @dataclass

@@ -14,6 +14,13 @@ from weft_kernels.native.build import NativeBuildError, build
 torch.set_num_threads(1)
 
 
+def pytest_report_header() -> str:
+    """Say what does not run here, instead of a line of skips for each test."""
+    if torch.cuda.is_available():
+        return f"CUDA: {torch.cuda.get_device_name()}"
+    return "CUDA: no device, so operators are tested on the CPU only"
+
+
 _DEVICES: list[Any] = ["cpu"]
 if torch.cuda.is_available():
     _DEVICES.append(pytest.param("cuda", marks=pytest.mark.gpu))

@@ -20,16 +20,16 @@ from tests.gateway.conftest import Site
 
 from weft.app import build_engine, create_app
 from weft.demo import ADAPTERS_DIR, BASE_DIR, BASE_NAME
-from weft.engine.build import BuiltEngine
-from weft.engine.offline import run_requests
 from weft.messages import EngineRequest, SamplingParams
 from weft.server.http import background_server
 from weft.settings import ServerSettings
 from weft.tokenizer import BaseTokenizer
 
 if TYPE_CHECKING:
-    from tests.conftest import Bench
+    from tests.bench import Bench
     from tests.oracle import NearTies, Oracle
+
+    from weft.engine.build import BuiltEngine
 
 pytestmark = pytest.mark.slow
 
@@ -309,6 +309,8 @@ def test_40_evicted_adapters_come_back_to_other_pages_as_they_were(
 def answer_of(
     built: BuiltEngine, digests: Mapping[str, str], name: str | None, prompt: list[int], num: int
 ) -> list[int]:
+    from weft.engine.offline import run_requests
+
     sampling = SamplingParams(num, temperature=0, ignore_eos=True)
     digest = None if name is None else digests[name]
     request = EngineRequest("r", "tenant", tuple(prompt), sampling, digest)

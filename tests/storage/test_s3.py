@@ -10,22 +10,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from benchmarks.chaos import FAULTS, Chaos, Fault
 
 from weft.storage.s3 import S3Location, S3Store, StoreRefusedError
 from weft_adapters.disk import DiskTier
 from weft_adapters.fetch import DownloadedSource, RetryRules
-from weft_adapters.pool import PagePool
 from weft_adapters.sites import BaseSpec
-from weft_adapters.states import AdapterState
 from weft_adapters.store import (
     CONFIG_NAME,
     TENSORS_NAME,
     AdapterNotStoredError,
     StoreUnavailableError,
 )
-from weft_adapters.tiers import AdapterTiers
 from weft_adapters.workers import Cancellation
 
 DIGEST, OTHER = "sha256:" + "ab" * 32, "sha256:" + "cd" * 32
@@ -172,6 +168,12 @@ def test_all_of_many_cold_adapters_come_through_a_bad_network(
     create_source: Callable[..., DownloadedSource], put_adapter: Put, base: BaseSpec
 ) -> None:
     """20 ms away, 1 GB/s, one answer in four faulty."""
+    import torch
+
+    from weft_adapters.pool import PagePool
+    from weft_adapters.states import AdapterState
+    from weft_adapters.tiers import AdapterTiers
+
     digests = [put_adapter(seed) for seed in range(12)]
     chaos = Chaos(latency_s=0.02, bytes_per_s=1e9, fault_share=0.25, seed=3)
     pool = PagePool(base, 2**20, torch.float32, "cpu", keep_checksums=True)

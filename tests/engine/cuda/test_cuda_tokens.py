@@ -23,7 +23,7 @@ from weft.engine.step_inputs import StepLayout
 from weft.messages import EngineRequest, SamplingParams
 
 if TYPE_CHECKING:
-    from tests.conftest import Bench
+    from tests.bench import Bench
     from tests.oracle import NearTies
 
 pytestmark = [] if IS_INTERPRETED else [pytest.mark.gpu]

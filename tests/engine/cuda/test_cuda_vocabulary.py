@@ -17,7 +17,7 @@ from weft.messages import EngineRequest, RequestVocabulary, SamplingParams
 from weft_adapters.store import FolderStore
 
 if TYPE_CHECKING:
-    from tests.conftest import Bench
+    from tests.bench import Bench
 
 pytestmark = [] if IS_INTERPRETED else [pytest.mark.gpu]
 

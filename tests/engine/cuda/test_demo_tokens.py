@@ -14,7 +14,7 @@ from weft.engine.offline import load_adapters, run_requests
 from weft.messages import EngineRequest, SamplingParams
 
 if TYPE_CHECKING:
-    from tests.conftest import Bench
+    from tests.bench import Bench
     from tests.oracle import NearTies
 
 pytestmark = [pytest.mark.slow] if IS_INTERPRETED else [pytest.mark.slow, pytest.mark.gpu]

@@ -15,7 +15,7 @@ from tests.engine.forms import FORMS
 from tests.engine.served_forms import Answers, Workshop, ask, create_workshop
 
 if TYPE_CHECKING:
-    from tests.conftest import Bench
+    from tests.bench import Bench
 
 # interpreted, all of them take minutes
 pytestmark = [pytest.mark.verify if IS_INTERPRETED else pytest.mark.gpu]

@@ -18,7 +18,7 @@ from weft_kernels.cuda.page_columns import ColumnForm
 from weft_kernels.cuda.slot_pages import SlotPages
 
 if TYPE_CHECKING:
-    from tests.conftest import Bench
+    from tests.bench import Bench
 
 pytestmark = [] if IS_INTERPRETED else [pytest.mark.gpu]
 DEVICE = "cpu" if IS_INTERPRETED else "cuda"
