@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import logging
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -77,6 +78,9 @@ def test_39_each_request_has_one_line_of_its_own(site: Site, mallory: str) -> No
     logger.setLevel(logging.INFO)
     try:
         answer = site.call(mallory, "GET", "/v1/models", params={"secret": "in-a-query"})
+        deadline = time.monotonic() + 5
+        while not stream.getvalue().endswith("\n") and time.monotonic() < deadline:
+            time.sleep(0.005)  # it is written once the answer has gone out
     finally:
         logger.removeHandler(handler)
         logger.setLevel(logging.NOTSET)
