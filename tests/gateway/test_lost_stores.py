@@ -194,10 +194,14 @@ def test_a_store_that_hangs_keeps_nobody_waiting(
 
 
 @pytest.mark.verify
-def test_nor_in_a_long_series(site: Site, server: PostgresServer, url: str) -> None:
-    play(site, server, url, num_rounds=40)
+@pytest.mark.parametrize("part", range(4))
+def test_nor_in_40_rounds(site: Site, server: PostgresServer, url: str, part: int) -> None:
+    play(site, server, url, num_rounds=10)
 
 
 @pytest.mark.verify
-def test_nor_without_redis(site: Site, redis_server: RedisServer, url: str) -> None:
-    play(site, redis_server, url, num_rounds=40)
+@pytest.mark.parametrize("part", range(4))
+def test_nor_in_40_rounds_of_redis(
+    site: Site, redis_server: RedisServer, url: str, part: int
+) -> None:
+    play(site, redis_server, url, num_rounds=10)
