@@ -5,18 +5,28 @@ from __future__ import annotations
 import asyncio
 import random
 import socket
+from collections.abc import AsyncIterator, Iterator
+from contextlib import closing
+from dataclasses import replace
 from typing import Any
 
+import httpx2
 import pytest
+from tests.gateway.conftest import Site
+from tests.tiny import BASE
 from tests.usage.conftest import Meter
 
+from weft.app import build_engine, create_app
 from weft.db.database import Database
 from weft.db.urls import sqlite_url
+from weft.demo import BASE_DIR
+from weft.messages import EngineOutput, EngineRequest
+from weft.server.http import background_server
+from weft.settings import MIB, ServerSettings
+from weft.tokenizer import BaseTokenizer
 from weft.usage.rollups import roll_up
 from weft.usage.verification import CheckResult, verify
 
-# connections at a time
-NUM_OPEN = 100
 INPUT_RATE, CACHED_RATE, OUTPUT_RATE = 5, 2, 7
 
 
@@ -36,11 +46,51 @@ async def set_price_and_budget(site: Any) -> None:
     await database.close()
 
 
-async def drop_streams(site: Any, key: str, num_streams: int) -> None:
-    """Open streams and leave each after a while, most of them in the middle of an answer."""
+class RecordedEngine:
+    """A real engine, and the last output of each of its requests."""
+
+    def __init__(self, engine: Any) -> None:
+        self._engine = engine
+        self.finished: dict[str, EngineOutput] = {}
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._engine, name)
+
+    async def generate(self, req: EngineRequest) -> AsyncIterator[EngineOutput]:
+        return self._recorded(await self._engine.generate(req))
+
+    async def _recorded(self, outputs: AsyncIterator[EngineOutput]) -> AsyncIterator[EngineOutput]:
+        async for output in outputs:
+            if output.is_last:
+                self.finished[output.request_id] = output
+            yield output
+
+
+@pytest.fixture
+def real_site(settings: ServerSettings) -> Iterator[Site]:
+    """The demo base's engine behind the server."""
+    settings = replace(
+        settings, base_dir=BASE_DIR, base_name=BASE, kv_bytes=64 * MIB, adapter_bytes=16 * MIB
+    )
+    with closing(build_engine(settings)) as built:
+        engine: Any = RecordedEngine(built)
+        app = create_app(settings, engine, BaseTokenizer.from_dir(BASE_DIR))
+        with background_server(app, settings) as url:
+            operator_key = (settings.data_dir / "operator_key").read_text().strip()
+            http = httpx2.Client(base_url=url, timeout=20.0)
+            site = Site(url, app, engine, settings, operator_key, http)
+            yield site
+            site.close()
+
+
+async def drop_streams(
+    site: Any, key: str, num_streams: int, num_open: int, longest_s: float, seed: int
+) -> None:
+    """Open streams, so many at a time, and leave each after a while, most of them in the middle of
+    an answer."""
     host, port = site.url.removeprefix("http://").split(":")
-    choose = random.Random(19)
-    places = asyncio.Semaphore(NUM_OPEN)
+    choose = random.Random(seed)
+    places = asyncio.Semaphore(num_open)
     body = ('{"model":"tiny","stream":true,"max_tokens":40,"prompt":"' + "x" * 40 + '"}').encode()
     head = (
         f"POST /v1/completions HTTP/1.1\r\nhost: {host}\r\nauthorization: Bearer {key}\r\n"
@@ -57,7 +107,7 @@ async def drop_streams(site: Any, key: str, num_streams: int) -> None:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
             writer.transport.abort()
 
-    stays = [choose.uniform(0.0, 0.5) for _ in range(num_streams)]
+    stays = [choose.uniform(0.0, longest_s) for _ in range(num_streams)]
     await asyncio.gather(*(one(stay_s) for stay_s in stays))
 
 
@@ -89,10 +139,17 @@ async def wait_for_checkpoint(site: Any, timeout_s: float = 30.0) -> None:
             await asyncio.sleep(0.1)
 
 
-async def ride_out(site: Any, key: str, num_streams: int) -> None:
-    site.engine.delay_s = 0.01
+async def ride_out(
+    site: Any,
+    key: str,
+    num_streams: int,
+    *,
+    num_open: int = 100,
+    longest_s: float = 0.5,
+    seed: int = 19,
+) -> None:
     await set_price_and_budget(site)
-    await drop_streams(site, key, num_streams)
+    await drop_streams(site, key, num_streams, num_open, longest_s, seed)
     await wait_until_idle(site)
     await wait_for_checkpoint(site)
     events, balances, (spent, held), results = await books(site)
@@ -118,6 +175,7 @@ async def ride_out(site: Any, key: str, num_streams: int) -> None:
 
 @pytest.mark.slow
 async def test_dropped_streams_are_billed_for_what_the_engine_made(site: Any, acme: str) -> None:
+    site.engine.delay_s = 0.01
     await ride_out(site, acme, 60)
 
 
@@ -125,4 +183,14 @@ async def test_dropped_streams_are_billed_for_what_the_engine_made(site: Any, ac
 async def test_a_thousand_dropped_streams_are_billed_for_what_the_engine_made(
     site: Any, acme: str
 ) -> None:
+    site.engine.delay_s = 0.01
     await ride_out(site, acme, 1000)
+
+
+@pytest.mark.verify
+@pytest.mark.parametrize("seed", range(4))
+async def test_1000_streams_of_a_real_engine_that_are_dropped_250_at_once(
+    real_site: Any, seed: int
+) -> None:
+    key = real_site.tenant("acme")
+    await ride_out(real_site, key, 250, num_open=250, longest_s=4.0, seed=seed)

@@ -39,12 +39,12 @@ class Meter:
         await recorder.start(is_alone=is_alone)
         return recorder
 
-    async def set_price(self, price_id: str = "price", **rates: int) -> None:
+    async def set_price(self, price_id: str = "price", *, base: str = "tiny", **rates: int) -> None:
         """A list price of the base, since the beginning of time."""
         rates = {"input_rate": 5, "cached_input_rate": 2, "output_rate": 7, **rates}
         book = PriceBook(id=f"book_{price_id}", name="list", effective_from=0, created_at=0)
         await self.add(book)
-        await self.add(Price(id=price_id, price_book_id=book.id, base_model="tiny", **rates))
+        await self.add(Price(id=price_id, price_book_id=book.id, base_model=base, **rates))
 
     async def set_budget(self, limit_pico: int) -> None:
         """Of the tenant, for all time."""
