@@ -20,6 +20,9 @@ from weft.billing import endpoints as billing
 from weft.billing import invoice_endpoints as invoices
 from weft.billing import price_endpoints as prices
 from weft.billing.exporting import Exporter
+from weft.billing.sending import sending
+from weft.billing.sent_verification import check_meter_events
+from weft.billing.verification import check_invoices, check_periods
 from weft.db.database import Database
 from weft.db.lock import lock_data_folder
 from weft.db.urls import database_url
@@ -142,6 +145,7 @@ def create_services(
         engine,
         create_sinks(settings.usage_sink_targets, settings.usage_sink_token),
         is_alone=settings.database_url is None,
+        more_checks=(check_invoices, check_periods, check_meter_events),
     )
     gateway = Gateway(
         settings,
@@ -177,6 +181,7 @@ async def running(settings: ServerSettings, services: Services) -> AsyncIterator
                 services.registry.running(),
                 services.sign_in.upkeep.running(),
                 services.authenticator.running(),
+                sending(settings, services.database),
             ):
                 yield
             await services.gateway.close()

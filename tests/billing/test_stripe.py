@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterator
+from typing import Any
 
 import pytest
 from sqlalchemy import delete, select, update
@@ -10,14 +11,17 @@ from tests.billing.books import Books
 from tests.billing.stripe_server import KEY, StripeServer, stripe_server
 
 from weft.audit import SYSTEM
+from weft.billing import sent_verification
 from weft.billing.models import MeterEventRow
 from weft.billing.periods import HOUR_S
+from weft.billing.sent_verification import check_meter_events
 from weft.billing.stripe import StripeClient
 from weft.billing.stripe_sender import StripeSender, set_customer
 from weft.db.ids import now
 from weft.db.scope import unscoped
 from weft.errors import ConflictError
 from weft.usage.models import UsageEvent
+from weft.usage.verification import CheckResult
 
 # the hour before last, which is over for good
 HOUR = now() // HOUR_S * HOUR_S - 2 * HOUR_S
@@ -137,6 +141,56 @@ async def test_what_stripe_refuses_is_kept_with_its_words(
     assert {row.problem for row in await rows(sqlite_books)} == {"No such customer"}
     assert (await sender.run()).num_stuck == 3
     assert stripe.num_requests == 3
+
+
+async def verified(books: Books) -> CheckResult:
+    async with books.database.reading() as session:
+        return await check_meter_events(session)
+
+
+async def test_verification_holds_what_was_sent_against_usage(
+    sqlite_books: Books, sender: StripeSender, acme: str
+) -> None:
+    await sender.run()
+    found = await verified(sqlite_books)
+    assert (found.differences, found.note[:8]) == ((), "3 events")
+    await sqlite_books.use(acme, HOUR + 5, (1_000, 0, 0))
+    found = await verified(sqlite_books)
+    assert (found.differences, found.note) == (
+        (), "3 events, 1 hours of meters are not told yet"
+    )  # fmt: skip
+
+
+ALTERATIONS: dict[str, tuple[dict[str, Any], str]] = {
+    "too much": ({"num_tokens": 1_000}, "tokens less than Stripe was told"),
+    "another hour": ({"hour_at": HOUR - HOUR_S}, "is not of its tenant, meter and hour"),
+    "never sent": ({"sent_at": None}, "was never on its way"),
+    "left to a person": ({"state": "unknown", "problem": "old"}, "needs a person, unknown: old"),
+}
+
+
+@pytest.mark.parametrize("what", ALTERATIONS)
+async def test_verification_finds_what_was_altered(
+    sqlite_books: Books, sender: StripeSender, acme: str, what: str
+) -> None:
+    values, words = ALTERATIONS[what]
+    await sender.run()
+    async with sqlite_books.database.writing() as session:
+        changed = update(MeterEventRow).where(MeterEventRow.meter == "output").values(**values)
+        await session.execute(unscoped(changed, "a test"))
+    found = (await verified(sqlite_books)).differences
+    assert any(words in sentence for sentence in found), found
+
+
+async def test_verification_finds_hours_that_are_too_old_to_be_sent(
+    sqlite_books: Books, sender: StripeSender, acme: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await sender.run()
+    await sqlite_books.use(acme, HOUR + 5, (1_000, 0, 0))
+    monkeypatch.setattr(sent_verification, "LOOKBACK_S", 0)
+    assert (await verified(sqlite_books)).differences == (
+        f"tenant {acme} has used 1000 input tokens more than Stripe was told of hour {HOUR}",
+    )
 
 
 async def test_a_customer_is_one_tenant(sqlite_books: Books, acme: str) -> None:

@@ -90,6 +90,12 @@ async def test_what_was_written_is_clean_while_requests_run(meter: Meter) -> Non
         ),
         ("holds", ["DELETE FROM usage_pending"], "budget holds 190 pico, running requests hold 0"),
         ("holds", ["UPDATE budgets SET held_pico = 5"], "budget holds 5 pico"),
+        (
+            "budgets",
+            ["UPDATE budgets SET spent_pico = spent_pico + 1"],
+            "budget budget has spent 250 pico, its events cost 249",
+        ),
+        ("budgets", ["UPDATE usage_events SET amount_pico = 0"], "its events cost 0"),
         ("rollups", ["UPDATE usage_rollups SET prompt_tokens = 1"], "rollups have Counts"),
         ("rollups", ["DELETE FROM usage_rollups"], "num_requests=0"),
         (
@@ -107,6 +113,44 @@ async def test_tampering_is_found_and_named(
     await tamper(meter, *statements)
     found = await differences(meter)
     assert any(words in sentence for sentence in found[check]), found
+
+
+@pytest.mark.parametrize(
+    ("kind", "subject_id"),
+    [("project", "proj"), ("key", "key"), ("adapter", "adp"), ("base", "tiny")],
+)
+async def test_budgets_of_every_kind_are_verified(meter: Meter, kind: str, subject_id: str) -> None:
+    await meter.set_price()
+    await meter.set_budget(100_000)
+    owner = "NULL" if kind == "base" else "tenant_id"
+    change = f"subject_kind = '{kind}', subject_id = '{subject_id}', tenant_id = {owner}"
+    await tamper(meter, f"UPDATE budgets SET {change}")
+    recorder = await meter.recorder()
+    await recorder.begin([meter.request("r1")])
+    await recorder.finish(meter.request("r1"), Usage(10, 3, 4), "stop", "ok")
+    assert (await meter.budget())[0] > 0
+    assert "budgets" not in await differences(meter)
+    await tamper(meter, "UPDATE budgets SET spent_pico = 0")
+    assert "budgets" in await differences(meter)
+
+
+async def test_what_began_before_a_budget_does_not_count_in_it(meter: Meter) -> None:
+    await meter.set_price()
+    recorder = await meter.recorder()
+    await recorder.begin([meter.request("before")])
+    await recorder.finish(meter.request("before"), Usage(10, 3), "stop", "ok")
+    await meter.set_budget(100_000)
+    await tamper(
+        meter,
+        "UPDATE usage_events SET started_at_ms = 1000000",
+        "UPDATE budgets SET created_at = 1061",
+    )
+    assert "budgets" not in await differences(meter)
+    # within a minute it is not known, and nothing else may be spent
+    await tamper(meter, "UPDATE budgets SET created_at = 1030")
+    assert "budgets" not in await differences(meter)
+    await tamper(meter, "UPDATE budgets SET spent_pico = 10000")
+    assert "budgets" in await differences(meter)
 
 
 async def test_an_unbalanced_ledger_is_found(meter: Meter) -> None:

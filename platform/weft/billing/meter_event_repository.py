@@ -44,6 +44,11 @@ class MeterEventRepository:
         statement = select(MeterEventRow).where(MeterEventRow.hour_at >= hour_at)
         return (await self._session.scalars(scoped(statement, owner))).all()
 
+    async def list_tenants(self) -> Sequence[str]:
+        """Those of whom Stripe was ever told."""
+        statement = select(MeterEventRow.tenant_id).distinct().order_by(MeterEventRow.tenant_id)
+        return (await self._session.scalars(unscoped(statement, _SENDER))).all()
+
     async def list_in_state(self, *states: str) -> Sequence[MeterEventRow]:
         statement = (
             select(MeterEventRow)

@@ -43,7 +43,7 @@ SETTLING_S = 600
 LOOKBACK_S = 3 * 86_400
 # less than the day for which Stripe knows identifiers and lets events be cancelled
 KNOWN_S = 23 * HOUR_S
-_COUNTED = ("pending", "sending", "sent", "unknown")
+COUNTED = ("pending", "sending", "sent", "unknown")
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,8 +123,8 @@ class StripeSender:
                 used = totals.get((hour_at, ()), UsageTotal())
                 for meter in METERS:
                     rows = before.get((hour_at, meter), [])
-                    counted = [row for row in rows if row.state in _COUNTED]
-                    missing = _tokens(used, meter) - sum(row.num_tokens for row in counted)
+                    counted = [row for row in rows if row.state in COUNTED]
+                    missing = tokens_of(used, meter) - sum(row.num_tokens for row in counted)
                     if missing > 0 and not any(row.state == "refused" for row in rows):
                         repository.add(_event_row(owner, hour_at, meter, len(rows), missing, now))
                     elif missing < 0:
@@ -185,7 +185,7 @@ class StripeSender:
             found.problem = None if problem is None else problem[:255]
 
 
-def _tokens(used: UsageTotal, meter: Meter) -> int:
+def tokens_of(used: UsageTotal, meter: Meter) -> int:
     if meter == "output":
         return used.completion_tokens
     if meter == "cached_input":

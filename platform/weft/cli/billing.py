@@ -193,10 +193,12 @@ def verify(
     data: DataOption = DEFAULT_DATA_DIR,
     as_json: JsonOption = False,
 ) -> None:
-    """Hold events, rollups, ledger, holds, invoices and exports against each other.
+    """Hold events, rollups, ledger, budgets, invoices, exports and what Stripe was told against
+    each other.
 
     Exit code 1 where two of them differ.
     """
+    from weft.billing.sent_verification import check_meter_events
     from weft.billing.verification import check_invoices, check_periods, create_export_check
     from weft.cli.control import run_with_database
     from weft.storage.objects import create_target
@@ -205,7 +207,7 @@ def verify(
 
     async def work(database: Database) -> list[CheckResult]:
         target = create_target(exports or str(data / "exports"), s3_endpoint)
-        mine = (check_invoices, check_periods, create_export_check(target))
+        mine = (check_invoices, check_periods, check_meter_events, create_export_check(target))
         return await verify_all(database, mine)
 
     results = run_with_database(data, work)

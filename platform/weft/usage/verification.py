@@ -16,10 +16,13 @@ from weft.db.database import Database
 from weft.limits.budgets import BudgetHold, holds_by_budget
 from weft.usage.ledger import HOLDS, held_account
 from weft.usage.rollups import DAY_S, HOUR_S, MINUTE_S
+from weft.usage.spending_repository import SpendingRepository
 from weft.usage.verification_repository import Counts, VerificationRepository
 
 # of one check; there may be as many as there are events
 MAX_SHOWN = 20
+# of clocks: a budget is made by a process's, its period and its requests begin by the database's
+_SLACK_S = 60
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,6 +136,30 @@ async def check_holds(session: AsyncSession) -> CheckResult:
     return CheckResult.of("holds", f"{len(pending)} running requests", differences)
 
 
+async def check_budgets(session: AsyncSession) -> CheckResult:
+    """What is spent of a budget is what its subject's requests have cost in its period.
+
+    Requests count by when they began. Of those that began within `_SLACK_S` of the period's or the
+    budget's own beginning it is not known on which side they were admitted: then spent is between
+    the sums with and without them.
+    """
+    budgets = await VerificationRepository(session).list_budgets()
+    differences, num_exact = [], 0
+    for budget in budgets:
+        first = max(budget.period_start, budget.created_at)
+        most, least = await SpendingRepository(session).sum_since(
+            budget, first - _SLACK_S, first + _SLACK_S
+        )
+        num_exact += most == least
+        if not least <= budget.spent_pico <= most:
+            cost = f"{most}" if most == least else f"{least} to {most}"
+            differences.append(
+                f"budget {budget.id} has spent {budget.spent_pico} pico, its events cost {cost}"
+            )
+    note = f"{num_exact} of {len(budgets)} to the picodollar, the others as bounds"
+    return CheckResult.of("budgets", note, differences)
+
+
 async def check_rollups(session: AsyncSession) -> CheckResult:
     """Minutes, hours and days add up to their events; those that are due are left out."""
     repository = VerificationRepository(session)
@@ -219,6 +246,7 @@ CHECKS: tuple[Check, ...] = (
     check_amounts,
     check_ledger,
     check_holds,
+    check_budgets,
     check_rollups,
     check_engines,
     check_outbox,
