@@ -92,15 +92,18 @@ async def test_a_job_that_loses_a_deadlock_is_run_again(database: Database) -> N
     async with database.writing() as session:
         session.add_all([tenant("a"), tenant("b")])
     num_runs = 0
+    both_hold_one = asyncio.Barrier(2)
 
     async def add_to_both(session: AsyncSession, order: str) -> None:
         nonlocal num_runs
         num_runs += 1
+        is_first_run = num_runs <= 2
         for name in order:
             statement = update(Tenant).where(Tenant.id == name)
             statement = statement.values(created_at=Tenant.created_at + 1)
             await session.execute(unscoped(statement, REASON))
-            await asyncio.sleep(0.05)
+            if name == order[0] and is_first_run and not database.is_sqlite:
+                await both_hold_one.wait()
 
     await asyncio.gather(
         database.write(lambda session: add_to_both(session, "ab")),
