@@ -12,12 +12,12 @@ from weft.audit import SYSTEM
 from weft.db.database import Database
 from weft.db.scope import TenantOwner
 from weft.errors import ConflictError, InvalidRequestError, NotFoundError
+from weft.sealing import UnsealError
 from weft.tenancy import oidc_providers, service, users
 from weft.tenancy.invites import create_invite
 from weft.tenancy.members import add_member, get_member
 from weft.tenancy.oidc_admission import NotAdmittedError, admit, read_claims
 from weft.tenancy.principal import TENANT_PERMISSIONS, Client
-from weft.tenancy.sealing import UnsealError
 from weft.tenancy.sessions import SessionPolicy, SignedIn, find_signed_in
 from weft.tenancy.user_models import OidcProvider
 

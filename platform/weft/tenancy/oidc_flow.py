@@ -20,10 +20,10 @@ from authlib.integrations.httpx_client import AsyncOAuth2Client
 
 from weft.db.ids import now
 from weft.errors import WeftError
+from weft.sealing import UnsealError, seal, unseal
 from weft.tenancy.oidc_documents import Metadata, ProviderDocuments
 from weft.tenancy.oidc_http import TIMEOUT_S, CappedTransport, ProviderError
 from weft.tenancy.oidc_tokens import TokenRefusedError, UnknownKeyError, verify_id_token
-from weft.tenancy.sealing import UnsealError, seal, unseal
 
 FLOW_TTL_S = 600
 _SCOPE = "openid email profile"

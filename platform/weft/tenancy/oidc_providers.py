@@ -9,12 +9,12 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from weft.db.ids import create_id, now
 from weft.db.scope import TenantOwner
 from weft.errors import ConflictError, InvalidRequestError, NotFoundError
+from weft.sealing import seal, unseal
 from weft.tenancy.emails import check_person_name, is_domain
 from weft.tenancy.members import check_role
 from weft.tenancy.oidc_flow import OidcClient
 from weft.tenancy.oidc_repository import OidcRepository
 from weft.tenancy.principal import TENANT_PERMISSIONS
-from weft.tenancy.sealing import seal, unseal
 from weft.tenancy.session_repository import SessionRepository
 from weft.tenancy.user_models import OidcDomain, OidcProvider
 

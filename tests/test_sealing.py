@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from weft.tenancy.sealing import UnsealError, seal, unseal
+from weft.sealing import UnsealError, seal, unseal
 
 KEY = b"k" * 32
 
