@@ -131,6 +131,7 @@ class Services:
     sign_in: SignIn
     exporter: Exporter
     spans: SpanSender | None
+    idempotency_secret: bytes = dataclasses.field(repr=False)
 
 
 def create_services(
@@ -162,7 +163,17 @@ def create_services(
     sign_in = create_sign_in(settings, database, secrets)
     exporter = Exporter(database, create_export_target(settings))
     spans = create_span_sender(settings.otlp_endpoint)
-    return Services(database, metering, gateway, registry, authenticator, sign_in, exporter, spans)
+    return Services(
+        database,
+        metering,
+        gateway,
+        registry,
+        authenticator,
+        sign_in,
+        exporter,
+        spans,
+        secrets.derive("idempotency"),
+    )
 
 
 @asynccontextmanager

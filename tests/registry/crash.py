@@ -27,14 +27,15 @@ from weft.db.database import Database
 from weft.db.schema import prepare
 from weft.db.scope import Owner, TenantOwner, unscoped
 from weft.db.urls import sqlite_url
+from weft.idempotency.claims import Answer, Claim
 from weft.registry import aliases
-from weft.registry.idempotency import KeyedRequest
 from weft.registry.imports import Importer
 from weft.registry.intake import receive_adapter, sweep_uploads
 from weft.registry.maintenance_repository import MaintenanceRepository
 from weft.registry.merging import MergeLimits, Merger, WantedMerge
 from weft.registry.models import AdapterVersion, Upload, UploadPart, VersionState
 from weft.registry.parts import FolderPartStore
+from weft.registry.publishing import Keep, Published
 from weft.registry.recovery import recover
 from weft.registry.repository import RegistryRepository
 from weft.registry.service import get_adapter
@@ -47,7 +48,6 @@ from weft_adapters.store import FolderStore
 
 MAX_BYTES = 100_000
 SEED = 7
-KEY = KeyedRequest("key")
 SOURCE = HubSource(type="huggingface", repo="org/bot", revision="0" * 40)
 Scenario = Callable[[Shelf, TenantOwner], Awaitable[None]]
 
@@ -137,10 +137,30 @@ async def multipart(files: dict[str, bytes]) -> AsyncIterator[bytes]:
 BODY_TYPE = "multipart/form-data; boundary=b"
 
 
+def create_claim(owner: TenantOwner) -> Claim:
+    claim = Claim(bytes(32), owner.tenant_id, "POST versions", "key")
+    claim.about("the one that every scenario asks for")
+    return claim
+
+
+async def find_answer(shelf: Shelf, owner: TenantOwner) -> Answer | None:
+    async with shelf.database.reading() as session:
+        return await create_claim(owner).find(session)
+
+
+def keep_for(owner: TenantOwner) -> Keep:
+    async def keep(session: AsyncSession, published: Published) -> None:
+        await create_claim(owner).keep(session, Answer(published.status_code, published.version.id))
+
+    return keep
+
+
 async def upload(shelf: Shelf, owner: TenantOwner) -> None:
+    if await find_answer(shelf, owner) is not None:
+        return
     body = multipart(create_lora(SEED))
     async with receive_adapter(BODY_TYPE, body, shelf.root / "uploads", MAX_BYTES) as files:
-        await shelf.publisher.publish(owner, "bot", files, KEY)
+        await shelf.publisher.publish(owner, "bot", files, keep_for(owner))
 
 
 async def move_alias(shelf: Shelf, owner: TenantOwner) -> None:
@@ -152,7 +172,8 @@ async def import_version(shelf: Shelf, owner: TenantOwner) -> None:
     importer = Importer(
         shelf.database, shelf.publisher, LocalReader(), shelf.root / "uploads", lambda digest: None
     )
-    await importer.submit(owner, "bot", SOURCE, KEY)
+    if await find_answer(shelf, owner) is None:
+        await importer.submit(owner, "bot", SOURCE, keep_for(owner))
     await finish_imports(shelf, importer)
 
 
@@ -285,8 +306,21 @@ async def restart(folder: Path, scenario: Scenario) -> None:
     assert len(set(digests)) == len(digests), "one upload became two versions"
     if scenario in (upload, import_version, merge):
         assert len(digests) == 4
+    await check_answer(shelf, owner, scenario)
     await check_uploads(shelf)
     await shelf.database.close()
+
+
+async def check_answer(shelf: Shelf, owner: TenantOwner, scenario: Scenario) -> None:
+    """What the key's request was answered is so: its version is there, once, and ready."""
+    if scenario not in (upload, import_version):
+        return
+    answer = await find_answer(shelf, owner)
+    assert answer is not None, "a version is ready, or promised, without its answer"
+    (version,) = (v for v in await versions(shelf) if v.id == answer.body)
+    assert version.state == VersionState.READY
+    if scenario is import_version:
+        assert len(await versions(shelf)) == 4, "one key made two versions"
 
 
 async def check_uploads(shelf: Shelf) -> None:

@@ -11,10 +11,9 @@ from tests.tiny import BASE, BASE_DIGEST, HF_CONFIG, create_lora
 from weft.db.database import Database
 from weft.db.scope import TenantOwner
 from weft.registry import service
-from weft.registry.idempotency import KeyedRequest
 from weft.registry.intake import ReceivedAdapter
 from weft.registry.models import AdapterVersion
-from weft.registry.publishing import Published, Publisher
+from weft.registry.publishing import Keep, Published, Publisher, keep_nothing
 from weft.registry.purging import Purger
 from weft.registry.quota import Quota
 from weft.registry.service import ServedBase
@@ -68,9 +67,9 @@ class Shelf:
         return ReceivedAdapter.in_folder(folder)
 
     async def publish(
-        self, owner: TenantOwner, name: str, seed: int = 0, request: KeyedRequest | None = None
+        self, owner: TenantOwner, name: str, seed: int = 0, keep: Keep = keep_nothing
     ) -> Published:
-        return await self.publisher.publish(owner, name, self.files(seed), request)
+        return await self.publisher.publish(owner, name, self.files(seed), keep)
 
     async def version(self, owner: TenantOwner, name: str, number: int) -> AdapterVersion:
         async with self.database.reading() as session:

@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from sqlalchemy.ext.asyncio import AsyncSession
 
 from weft.errors import AdapterInvalidError, ConflictError, QuotaExceededError
-from weft.registry.idempotency import KeyedRequest
+from weft.registry.publishing import Published
 from weft.registry.quota import Quota
 from weft_adapters.store import FolderStore
 
@@ -32,31 +33,38 @@ async def test_the_same_bytes_again_heal_what_was_damaged_in_the_store(shelf: An
     assert shelf.store.open(digest).tensors_path.read_bytes() == whole
 
 
-async def test_a_key_used_again_has_one_effect(shelf: Any) -> None:
-    acme, other = await shelf.tenant("acme", "bot"), await shelf.tenant("other", "bot")
-    key = KeyedRequest("k")
-    outcomes = await asyncio.gather(*(shelf.publish(acme, "bot", 1, key) for _ in range(3)))
-    assert [p.status_code for p in outcomes] == [201, 201, 201]
-    assert sum(p.is_replayed for p in outcomes) == 2
-    # what it brought about is told even when it was deleted meanwhile
-    second = (await shelf.publish(acme, "bot", 2)).version
-    await shelf.delete_version(acme, "bot", 1)
-    again = await shelf.publish(acme, "bot", 1, key)
-    assert (again.version.number, again.version.state, again.is_replayed) == (1, "archived", True)
-    with pytest.raises(ConflictError) as caught:
-        await shelf.publish(acme, "bot", 3, key)
-    assert caught.value.code == "idempotency_conflict"
-    assert (await shelf.publish(other, "bot", 3, key)).status_code == 201
-    assert (await shelf.publish(acme, "bot", 3)).version.number == second.number + 1
+async def test_an_outcome_is_kept_once_its_version_is_ready(shelf: Any) -> None:
+    acme = await shelf.tenant("acme", "bot")
+    kept: list[tuple[int, str]] = []
+
+    async def keep(_session: AsyncSession, published: Published) -> None:
+        kept.append((published.version.number, published.version.state))
+
+    await shelf.publish(acme, "bot", 1, keep)
+    assert kept == [(1, "ready")]
+    # nothing has come of it, so nothing has to be kept with it
+    assert (await shelf.publish(acme, "bot", 1, keep)).status_code == 200
+    assert kept == [(1, "ready")]
 
 
-async def test_a_refused_upload_takes_no_number_and_no_key(shelf: Any) -> None:
+async def test_a_version_whose_outcome_cannot_be_kept_does_not_become_ready(shelf: Any) -> None:
+    acme = await shelf.tenant("acme", "bot")
+
+    async def fail(_session: AsyncSession, _published: Published) -> None:
+        raise OSError("no room for the answer")
+
+    with pytest.raises(OSError, match="no room"):
+        await shelf.publish(acme, "bot", 1, fail)
+    assert (await shelf.version(acme, "bot", 1)).state == "rejected"
+    assert (await shelf.publish(acme, "bot", 1)).version.number == 2
+
+
+async def test_a_refused_upload_takes_no_number(shelf: Any) -> None:
     acme = await shelf.tenant("acme", "bot")
     too_high = shelf.files(1, rank=32)
     with pytest.raises(AdapterInvalidError):
-        await shelf.publisher.publish(acme, "bot", too_high, KeyedRequest("k"))
-    published = await shelf.publish(acme, "bot", 2, KeyedRequest("k"))
-    assert (published.version.number, published.is_replayed) == (1, False)
+        await shelf.publisher.publish(acme, "bot", too_high)
+    assert (await shelf.publish(acme, "bot", 2)).version.number == 1
 
 
 class FullStore(FolderStore):
@@ -72,13 +80,13 @@ async def test_a_store_that_fails_leaves_a_rejected_version_that_can_be_tried_ag
     acme = await shelf.tenant("acme", "bot")
     working, shelf.store = shelf.store, FullStore(shelf.root / "store")
     with pytest.raises(OSError, match="No space"):
-        await shelf.publish(acme, "bot", request=KeyedRequest("k"))
+        await shelf.publish(acme, "bot")
     refused = await shelf.version(acme, "bot", 1)
     assert refused.state == "rejected"
     assert [fault["code"] for fault in refused.report["faults"]] == ["not_stored"]
     shelf.store = working
-    again = await shelf.publish(acme, "bot", request=KeyedRequest("k"))
-    assert (again.version.number, again.status_code, again.is_replayed) == (2, 201, False)
+    again = await shelf.publish(acme, "bot")
+    assert (again.version.number, again.status_code) == (2, 201)
     await shelf.purger.purge(0)
     assert shelf.store.list_digests() == [again.version.digest]
 

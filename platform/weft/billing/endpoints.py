@@ -27,11 +27,12 @@ from weft.billing.schemas import (
 from weft.db.dependencies import DatabaseDep, PageDep, ReadSession, WriteSession
 from weft.db.lists import ListOf
 from weft.db.paging import Page
+from weft.idempotency.routes import HeldKey, KeyedRoute
 from weft.tenancy.acting import actor_of
 from weft.tenancy.auth import require_operator
 from weft.tenancy.principal import Operator
 
-router = APIRouter(prefix="/admin/v1", tags=["billing"])
+router = APIRouter(prefix="/admin/v1", tags=["billing"], route_class=KeyedRoute)
 Reader = Annotated[Operator, Depends(require_operator("billing:read"))]
 Writer = Annotated[Operator, Depends(require_operator("billing:write"))]
 MonthQuery = Annotated[str, Query(pattern=r"^\d{4}-\d{2}$")]
@@ -63,7 +64,9 @@ async def list_periods(_operator: Reader, session: ReadSession) -> ListOf[Period
 
 
 @router.post("/billing_periods/{period}:close")
-async def close_period(operator: Writer, period: str, database: DatabaseDep) -> ClosedPeriodWire:
+async def close_period(
+    operator: Writer, period: str, database: DatabaseDep, _keyed: HeldKey
+) -> ClosedPeriodWire:
     """Every tenant's usage of the month becomes an invoice. Again: the same answer."""
     month = service.parse_month(period)
     return closed_to_wire(await closing.close_month(database, month, actor_of(operator)))
@@ -86,6 +89,7 @@ async def create_export(
     database: DatabaseDep,
     exporter: Annotated[Exporter, Depends(get_exporter)],
     response: Response,
+    _keyed: HeldKey,
 ) -> ExportWire:
     """201 with a new export; 200 with the last one where nothing has changed since."""
     wanted = WantedExport(

@@ -11,11 +11,12 @@ from weft.billing.price_schemas import PriceBookCreate, PriceBookObject
 from weft.db.dependencies import ReadSession, WriteSession
 from weft.db.lists import ListOf
 from weft.db.paging import Page
+from weft.idempotency.routes import KeyedRoute
 from weft.tenancy.acting import actor_of
 from weft.tenancy.auth import require_operator
 from weft.tenancy.principal import Operator
 
-router = APIRouter(prefix="/admin/v1/price_books", tags=["billing"])
+router = APIRouter(prefix="/admin/v1/price_books", tags=["billing"], route_class=KeyedRoute)
 Writer = Annotated[Operator, Depends(require_operator("billing:write"))]
 
 

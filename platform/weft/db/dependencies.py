@@ -7,7 +7,7 @@ function in a thread, which costs a request more than all that it has to do here
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from typing import Annotated
+from typing import Annotated, Protocol
 
 from fastapi import Depends, Query, Request
 from sqlalchemy.ext.asyncio import AsyncSession
@@ -30,8 +30,18 @@ async def _reading(database: DatabaseDep) -> AsyncIterator[AsyncSession]:
         yield session
 
 
-async def _writing(database: DatabaseDep) -> AsyncIterator[AsyncSession]:
+class KeyedRequest(Protocol):
+    """A request with an `Idempotency-Key`, as `weft.idempotency` leaves it in the state."""
+
+    async def enter(self, session: AsyncSession) -> None:
+        """Before the route does anything in the transaction, in which its answer is kept."""
+
+
+async def _writing(request: Request, database: DatabaseDep) -> AsyncIterator[AsyncSession]:
+    keyed: KeyedRequest | None = getattr(request.state, "keyed", None)
     async with database.writing() as session:
+        if keyed is not None:
+            await keyed.enter(session)
         yield session
 
 

@@ -12,8 +12,8 @@ import asyncio
 import os
 import secrets
 import socket
-from collections.abc import Awaitable, Callable
-from contextlib import suppress
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager, suppress
 from typing import Any, TypeVar, cast
 
 from sqlalchemy import CursorResult, delete, or_
@@ -93,6 +93,27 @@ async def run_alone(
         for task in (working, renewing):
             task.cancel()
         await asyncio.gather(working, renewing, return_exceptions=True)
+        with suppress(DatabaseUnavailableError):  # then it ends by time
+            await give_up(database, name, holder)
+
+
+@asynccontextmanager
+async def holding(
+    database: Database, name: str, holder: str, *, duration_s: float
+) -> AsyncIterator[bool]:
+    """Whether `holder` has the lease, which is renewed meanwhile and given up at the end.
+
+    Unlike under `run_alone`, what is done meanwhile goes on if the lease is lost.
+    """
+    if not await take(database, name, holder, duration_s):
+        yield False
+        return
+    renewing = asyncio.create_task(_renew(database, name, holder, duration_s))
+    try:
+        yield True
+    finally:
+        renewing.cancel()
+        await asyncio.gather(renewing, return_exceptions=True)
         with suppress(DatabaseUnavailableError):  # then it ends by time
             await give_up(database, name, holder)
 

@@ -26,7 +26,16 @@ from weft.db.urls import sync_url
 
 # how long a second `weft migrate` waits for the first
 MIGRATION_WAIT_S = 600
-_PACKAGES_WITH_TABLES = ("audit", "billing", "db", "limits", "registry", "tenancy", "usage")
+_PACKAGES_WITH_TABLES = (
+    "audit",
+    "billing",
+    "db",
+    "idempotency",
+    "limits",
+    "registry",
+    "tenancy",
+    "usage",
+)
 _MIGRATION_LOCK = 0x6D696772
 
 

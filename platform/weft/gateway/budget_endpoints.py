@@ -13,6 +13,7 @@ from weft.db.lists import ListOf
 from weft.db.paging import PageRequest
 from weft.db.scope import Owner
 from weft.gateway.limit_endpoints import check_own
+from weft.idempotency.routes import KeyedRoute
 from weft.limits import service
 from weft.limits.limit_repository import LimitAdminRepository
 from weft.limits.models import Budget
@@ -24,7 +25,7 @@ from weft.tenancy.principal import Operator, TenantAdmin
 from weft.tenancy.schemas import Deleted
 from weft.tenancy.service import get_owner
 
-router = APIRouter(tags=["budgets"])
+router = APIRouter(tags=["budgets"], route_class=KeyedRoute)
 _TENANT = "/admin/v1/tenants/{tenant}/budgets"
 _PLATFORM = "/admin/v1/budgets"
 _OWN = "/v1/organization/budgets"

@@ -16,6 +16,7 @@ from weft.db.lists import ListOf
 from weft.db.paging import PageRequest
 from weft.db.scope import Owner
 from weft.errors import NotFoundError, PermissionDeniedError
+from weft.idempotency.routes import KeyedRoute
 from weft.limits import service
 from weft.limits.limit_repository import LimitAdminRepository
 from weft.limits.models import Limit
@@ -34,7 +35,7 @@ from weft.tenancy.principal import Operator, TenantAdmin
 from weft.tenancy.schemas import Deleted
 from weft.tenancy.service import get_owner, get_project
 
-router = APIRouter(tags=["limits"])
+router = APIRouter(tags=["limits"], route_class=KeyedRoute)
 _TENANT = "/admin/v1/tenants/{tenant}/limits"
 _PLATFORM = "/admin/v1/limits"
 _OWN = "/v1/organization/limits"

@@ -10,6 +10,7 @@ from typing import Any
 from fastapi import FastAPI
 from fastapi.routing import APIRoute, iter_route_contexts
 
+from weft.idempotency.routes import PARAMETER, REPLAYED, REPLAYED_HEADER, KeyedRoute
 from weft.tenancy.auth import AUTH_MARK, AuthMark
 
 _ERROR = {
@@ -86,6 +87,8 @@ def describe(app: FastAPI) -> dict[str, Any]:
         if operation is not None:
             operation["security"] = _SECURITY[mark.audience]
             _describe_errors(operation, method, path, mark)
+    for path in _keyed_paths(app):
+        _describe_key(document["paths"][path]["post"])
     return document
 
 
@@ -101,6 +104,26 @@ def _marked_operations(app: FastAPI) -> list[tuple[str, str, AuthMark]]:
                     (route.path_format, method.lower(), mark) for method in route.methods or ()
                 ]
     return found
+
+
+def _keyed_paths(app: FastAPI) -> list[str]:
+    """Of the routes whose POST takes an idempotency key."""
+    return [
+        context.original_route.path_format
+        for context in iter_route_contexts(app.routes)
+        if isinstance(context.original_route, KeyedRoute)
+        and "POST" in (context.original_route.methods or ())
+    ]
+
+
+def _describe_key(operation: dict[str, Any]) -> None:
+    parameters = operation.setdefault("parameters", [])
+    if PARAMETER in parameters:  # FastAPI keeps its document
+        return
+    parameters.append(PARAMETER)
+    for status, response in operation["responses"].items():
+        if status.startswith("2"):
+            response.setdefault("headers", {})[REPLAYED] = REPLAYED_HEADER
 
 
 def _describe_errors(operation: dict[str, Any], method: str, path: str, mark: AuthMark) -> None:

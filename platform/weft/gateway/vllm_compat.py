@@ -32,6 +32,7 @@ from weft.errors import (
     WeftError,
 )
 from weft.gateway.runtime import Gateway, GatewayDep
+from weft.idempotency.routes import HeldKey, KeyedRoute
 from weft.registry import aliases
 from weft.registry.maintenance_repository import MaintenanceRepository
 from weft.registry.models import AdapterVersion, VersionState
@@ -43,7 +44,12 @@ from weft.tenancy.auth import require
 from weft.tenancy.principal import Principal
 from weft_adapters.digest import is_digest
 
-router = APIRouter(prefix="/v1", tags=["adapters"], default_response_class=PlainTextResponse)
+router = APIRouter(
+    prefix="/v1",
+    tags=["adapters"],
+    default_response_class=PlainTextResponse,
+    route_class=KeyedRoute,
+)
 
 Writer = Annotated[Principal, Depends(require("adapters:write"))]
 _ON_DEVICE = ("device", "draining")
@@ -92,7 +98,7 @@ class UnloadLora(BaseModel):
 
 @router.post("/load_lora_adapter")
 async def load_lora_adapter(
-    principal: Writer, body: LoadLora, database: DatabaseDep, gateway: GatewayDep
+    principal: Writer, body: LoadLora, database: DatabaseDep, gateway: GatewayDep, _keyed: HeldKey
 ) -> PlainTextResponse:
     """vLLM's, for a registered version."""
     if not body.lora_name or not body.lora_path:
@@ -113,7 +119,7 @@ async def load_lora_adapter(
 
 @router.post("/unload_lora_adapter")
 async def unload_lora_adapter(
-    principal: Writer, body: UnloadLora, database: DatabaseDep, gateway: GatewayDep
+    principal: Writer, body: UnloadLora, database: DatabaseDep, gateway: GatewayDep, _keyed: HeldKey
 ) -> PlainTextResponse:
     """vLLM's; the version stays registered."""
     if not body.lora_name:

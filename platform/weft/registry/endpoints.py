@@ -8,6 +8,7 @@ from fastapi import APIRouter, Query
 
 from weft.audit import Target, record
 from weft.db.dependencies import DatabaseDep, PageDep, ReadSession, WriteSession
+from weft.idempotency.routes import KeyedRoute
 from weft.registry import aliases, service
 from weft.registry.callers import Reader, Writer
 from weft.registry.repository import RegistryRepository
@@ -15,7 +16,7 @@ from weft.registry.runtime import RegistryDep
 from weft.registry.schemas import AdapterCreate, AliasMove, adapter_to_wire, alias_to_wire
 from weft.tenancy.acting import actor_of
 
-router = APIRouter(prefix="/v1/adapters", tags=["adapters"])
+router = APIRouter(prefix="/v1/adapters", tags=["adapters"], route_class=KeyedRoute)
 
 
 @router.post("", status_code=201)

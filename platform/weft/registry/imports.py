@@ -20,7 +20,6 @@ from weft.audit import SYSTEM, Actor
 from weft.db.database import Database
 from weft.db.scope import Owner, TenantOwner
 from weft.errors import InvalidRequestError, RateLimitError, WeftError
-from weft.registry.idempotency import KeyedRequest, find_replay
 from weft.registry.intake import ReceivedAdapter, temporary_folder
 from weft.registry.lifecycle import (
     PENDING,
@@ -31,10 +30,12 @@ from weft.registry.lifecycle import (
 from weft.registry.maintenance_repository import MaintenanceRepository
 from weft.registry.models import AdapterVersion, VersionState
 from weft.registry.publishing import (
+    Keep,
     Published,
     Publisher,
     VersionRefusedError,
     check_takes_uploads,
+    keep_nothing,
 )
 from weft.registry.quota import check_room
 from weft.registry.repository import RegistryRepository
@@ -89,15 +90,14 @@ class Importer:
         owner: Owner,
         name: str,
         source: Source,
-        request: KeyedRequest | None = None,
+        keep: Keep = keep_nothing,
         actor: Actor = SYSTEM,
     ) -> Published:
-        """Promise a version; its state says what becomes of it. InvalidRequestError for a source
-        that is not allowed."""
-        if request is not None:
-            request = request.about(name, source.model_dump())
+        """Promise a version; its state says what becomes of it, and `keep` gets the promise.
+        InvalidRequestError for a source that is not allowed."""
         async with self._database.writing() as session:
-            published = await self._promise(session, owner, name, source, request, actor)
+            published = await self._promise(session, owner, name, source, actor)
+            await keep(session, published)
         self._wake.set()
         return published
 
@@ -107,15 +107,11 @@ class Importer:
         owner: Owner,
         name: str,
         source: Source,
-        request: KeyedRequest | None,
         actor: Actor,
     ) -> Published:
         adapter = await get_adapter(session, owner, name)
         check_takes_uploads(adapter)
         repository = RegistryRepository(session, owner)
-        replay = await find_replay(repository, request)
-        if replay is not None:
-            return Published(adapter, replay[0], replay[1], is_replayed=True)
         try:
             await self._reader.check(session, owner, source)
         except SourceError as error:
@@ -131,8 +127,6 @@ class Importer:
         version = create_version(adapter, self._publisher.base, number, source.model_dump())
         repository.add(version)
         await repository.flush()
-        if request is not None:
-            repository.add(request.to_row(version, 202))
         await record_created(session, actor, adapter, version)
         return Published(adapter, version, 202)
 

@@ -6,6 +6,7 @@ Judges nothing about adapters.
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import shutil
 import tempfile
 from collections.abc import AsyncIterator
@@ -42,6 +43,15 @@ class ReceivedAdapter:
             parse_card(readme.read_bytes()) if readme.exists() else {},
             folder if any((folder / name).is_file() for name in TOKENIZER_FILES) else None,
         )
+
+    def sha256(self) -> str:
+        """Of the files' names and bytes, in the order of the names; blocks."""
+        digest = hashlib.sha256()
+        for path in sorted(self.tensors_path.parent.iterdir()):
+            with path.open("rb") as file:
+                of_file = hashlib.file_digest(file, "sha256").hexdigest()
+            digest.update(f"{path.name} {of_file}\n".encode())
+        return digest.hexdigest()
 
 
 def part_rules(max_bytes: int) -> dict[str, PartRule]:

@@ -19,12 +19,9 @@ class VersionGoneError(Exception):
     """Its version, or adapter, was deleted meanwhile."""
 
 
-async def reject(
-    repository: RegistryRepository, version: AdapterVersion, report: ValidationReport
-) -> None:
+def reject(version: AdapterVersion, report: ValidationReport) -> None:
     version.state = VersionState.REJECTED
     version.report = report.to_dict()
-    await repository.delete_idempotency_keys(version)
 
 
 async def find_pending(repository: RegistryRepository, version_id: str) -> AdapterVersion:

@@ -11,7 +11,6 @@ from weft.db.scope import unscoped
 from weft.registry.models import (
     AdapterAlias,
     AdapterVersion,
-    IdempotencyKey,
     PurgingDigest,
     VersionState,
 )
@@ -132,10 +131,6 @@ class MaintenanceRepository:
                 await self._session.scalars(unscoped(archived, _UPKEEP), execution_options=_IN_BULK)
             ).all()
         )
-
-    async def delete_idempotency_keys(self, before: int) -> None:
-        statement = delete(IdempotencyKey).where(IdempotencyKey.created_at <= before)
-        await self._session.execute(unscoped(statement, _UPKEEP), execution_options=_IN_BULK)
 
 
 def _is_over(before: int) -> ColumnElement[bool]:

@@ -101,21 +101,6 @@ class PurgingDigest(PlatformOwned, Base):
     started_at: Mapped[int]
 
 
-class IdempotencyKey(TenantOwned, Base):
-    """What a caller's `Idempotency-Key` has brought about; committed together with it."""
-
-    __tablename__ = "idempotency_keys"
-
-    tenant_id: Mapped[str] = mapped_column(
-        String(64), ForeignKey("tenants.id"), primary_key=True, index=True
-    )
-    key: Mapped[str] = mapped_column(String(255), primary_key=True)
-    fingerprint: Mapped[str] = mapped_column(String(64))
-    version_id: Mapped[str] = mapped_column(String(64), ForeignKey("adapter_versions.id"))
-    status_code: Mapped[int]
-    created_at: Mapped[int] = mapped_column(index=True)
-
-
 class Upload(TenantOwned, Base):
     """A file that comes in parts, in the shape of OpenAI's uploads."""
 

@@ -9,6 +9,7 @@ from fastapi import APIRouter, Path
 from weft.audit import Target, record
 from weft.db.dependencies import DatabaseDep
 from weft.errors import ConflictError
+from weft.idempotency.routes import HeldKey, KeyedRoute
 from weft.registry import service
 from weft.registry.callers import Caller, Reader, Writer
 from weft.registry.maintenance_repository import MaintenanceRepository
@@ -21,7 +22,9 @@ Number = Annotated[int, Path(ge=1, le=2**31)]
 # of one server, which has one engine
 _REPLICA = "0"
 
-router = APIRouter(prefix="/v1/adapters/{name}/versions/{number}", tags=["adapters"])
+router = APIRouter(
+    prefix="/v1/adapters/{name}/versions/{number}", tags=["adapters"], route_class=KeyedRoute
+)
 
 
 @router.get("/placements")
@@ -36,7 +39,12 @@ async def get_placements(
 
 @router.post(":load", status_code=202)
 async def load(
-    principal: Writer, name: str, number: Number, database: DatabaseDep, registry: RegistryDep
+    principal: Writer,
+    name: str,
+    number: Number,
+    database: DatabaseDep,
+    registry: RegistryDep,
+    _keyed: HeldKey,
 ) -> dict[str, object]:
     """Have it brought to the device. A hint: others may need the room more."""
     async with database.reading() as session:
@@ -48,7 +56,12 @@ async def load(
 
 @router.post(":unload", status_code=202)
 async def unload(
-    principal: Writer, name: str, number: Number, database: DatabaseDep, registry: RegistryDep
+    principal: Writer,
+    name: str,
+    number: Number,
+    database: DatabaseDep,
+    registry: RegistryDep,
+    _keyed: HeldKey,
 ) -> dict[str, object]:
     """Have it leave device and host memory. A hint: requests that use it keep it there, and so
     does another tenant that has the same bytes."""
@@ -65,7 +78,12 @@ async def unload(
 
 @router.post(":pin")
 async def pin(
-    principal: Writer, name: str, number: Number, database: DatabaseDep, registry: RegistryDep
+    principal: Writer,
+    name: str,
+    number: Number,
+    database: DatabaseDep,
+    registry: RegistryDep,
+    _keyed: HeldKey,
 ) -> dict[str, object]:
     """Have it loaded, and stay. It is remembered over restarts; a tenant has few pins."""
     return await _set_pinned(principal, name, number, database, registry, is_pinned=True)
@@ -73,7 +91,12 @@ async def pin(
 
 @router.post(":unpin")
 async def unpin(
-    principal: Writer, name: str, number: Number, database: DatabaseDep, registry: RegistryDep
+    principal: Writer,
+    name: str,
+    number: Number,
+    database: DatabaseDep,
+    registry: RegistryDep,
+    _keyed: HeldKey,
 ) -> dict[str, object]:
     return await _set_pinned(principal, name, number, database, registry, is_pinned=False)
 

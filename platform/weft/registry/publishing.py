@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -30,7 +30,6 @@ from weft.errors import (
     OverloadedError,
 )
 from weft.registry.aliases import follow_newest
-from weft.registry.idempotency import KeyedRequest, find_replay
 from weft.registry.intake import ReceivedAdapter
 from weft.registry.lifecycle import (
     PENDING,
@@ -65,7 +64,14 @@ class Published:
     adapter: Adapter
     version: AdapterVersion
     status_code: int
-    is_replayed: bool = False
+
+
+# is called in the transaction after which an outcome is certain
+Keep = Callable[[AsyncSession, Published], Awaitable[None]]
+
+
+async def keep_nothing(_session: AsyncSession, _published: Published) -> None:
+    """Nobody asks for the outcome again."""
 
 
 class VersionRefusedError(Exception):
@@ -125,39 +131,36 @@ class Publisher:
         owner: Owner,
         name: str,
         files: ReceivedAdapter,
-        request: KeyedRequest | None = None,
+        keep: Keep = keep_nothing,
         source: Mapping[str, object] = MappingProxyType({"type": "multipart"}),
         actor: Actor = SYSTEM,
     ) -> Published:
-        """Make the files the newest version; AdapterInvalidError with every fault."""
+        """Make the files the newest version; AdapterInvalidError with every fault. A new version's
+        outcome is given to `keep`; where the bytes are there already nothing comes of it."""
         files, report = await self.judge(files)
         if report.digest is None:
             raise AdapterInvalidError(
                 f"The adapter cannot be served: {report.faults[0].message}",
                 details=[fault.to_dict() for fault in report.faults],
             )
-        if request is not None:
-            request = request.about(name, report.digest)
         deadline_s = time.monotonic() + _MAX_WAIT_S
         while True:
             async with self._database.writing() as session:
                 published = await self._try_reserve(
-                    session, owner, name, files, report, request, source, actor
+                    session, owner, name, files, report, source, actor
                 )
             if published is not None:
                 break
             await _wait(deadline_s)
-        if published.status_code == 201 and not published.is_replayed:
-            try:
-                version = await self._store_and_settle(owner, published.version, files)
-            except VersionGoneError as error:
-                raise ConflictError(
-                    f"'{name}' was deleted while its files came.", code="version_deleted"
-                ) from error
-            return Published(published.adapter, version, 201)
-        if not published.is_replayed:  # what the store has may have been damaged since
+        if published.status_code == 200:  # what the store has may have been damaged since
             await self._put(report.digest, files)
-        return published
+            return published
+        try:
+            return await self._store_and_settle(owner, published.version, files, keep)
+        except VersionGoneError as error:
+            raise ConflictError(
+                f"'{name}' was deleted while its files came.", code="version_deleted"
+            ) from error
 
     async def _try_reserve(
         self,
@@ -166,7 +169,6 @@ class Publisher:
         name: str,
         files: ReceivedAdapter,
         report: ValidationReport,
-        request: KeyedRequest | None,
         source: Mapping[str, object],
         actor: Actor,
     ) -> Published | None:
@@ -176,31 +178,21 @@ class Publisher:
         if source["type"] != "merge":
             check_takes_uploads(adapter)
         repository = RegistryRepository(session, owner)
-        replay = await find_replay(repository, request)
-        if replay is not None:
-            version, status_code = replay
-            is_settled = version.state != VersionState.VALIDATING
-            return Published(adapter, version, status_code, True) if is_settled else None
         existing = await repository.find_version_by_digest(adapter, report.digest)
         if existing is not None and existing.state != VersionState.READY:
             return None
         if await MaintenanceRepository(session).is_purging(report.digest):
             return None
-        if existing is None:
-            await check_room(repository, self.quota, report.num_bytes)
-            version = create_version(
-                adapter, self.base, await repository.next_number(adapter), dict(source)
-            )
-            describe(version, files, report)
-            repository.add(version)
-            await repository.flush()
-            await record_created(session, actor, adapter, version)
-            published = Published(adapter, version, 201)
-        else:
-            published = Published(adapter, existing, 200)
-        if request is not None:
-            repository.add(request.to_row(published.version, published.status_code))
-        return published
+        if existing is not None:
+            return Published(adapter, existing, 200)
+        await check_room(repository, self.quota, report.num_bytes)
+        number = await repository.next_number(adapter)
+        version = create_version(adapter, self.base, number, dict(source))
+        describe(version, files, report)
+        repository.add(version)
+        await repository.flush()
+        await record_created(session, actor, adapter, version)
+        return Published(adapter, version, 201)
 
     async def publish_import(self, owner: Owner, version_id: str, files: ReceivedAdapter) -> str:
         """Make the files the version that was promised for them; gives its digest.
@@ -258,8 +250,12 @@ class Publisher:
         return version
 
     async def _store_and_settle(
-        self, owner: Owner, version: AdapterVersion, files: ReceivedAdapter
-    ) -> AdapterVersion:
+        self,
+        owner: Owner,
+        version: AdapterVersion,
+        files: ReceivedAdapter,
+        keep: Keep = keep_nothing,
+    ) -> Published:
         assert version.digest is not None, "it was reserved with its digest"
         try:
             await self._put(version.digest, files)
@@ -271,8 +267,10 @@ class Publisher:
                 settled.state = VersionState.READY
                 if adapter.name != MERGED_NAME:  # nobody calls that by its name
                     await follow_newest(repository, adapter, settled)
+                published = Published(adapter, settled, 201)
+                await keep(session, published)
             self.on_ready(settled)
-            return settled
+            return published
         except VersionGoneError:
             raise
         except Exception:  # at the end of the process, the next start decides
@@ -284,13 +282,12 @@ class Publisher:
         await asyncio.to_thread(self._store.put, digest, files.config_bytes, files.tensors_path)
 
     async def reject(self, owner: Owner, version_id: str, report: ValidationReport) -> None:
-        """Settle a version that will not be ready; the request that asked for it may be repeated
-        with the same idempotency key."""
+        """Settle a version that will not be ready."""
         async with self._database.writing() as session:
             repository = RegistryRepository(session, owner)
             version = await repository.find_version_by_id(version_id)
             if version is not None and version.state in PENDING:
-                await reject(repository, version, report)
+                reject(version, report)
 
 
 def check_takes_uploads(adapter: Adapter) -> None:

@@ -16,7 +16,6 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from weft.audit import SYSTEM, Actor, Target, record
 from weft.db.database import Database
 from weft.db.ids import now
-from weft.registry.idempotency import KEPT_S
 from weft.registry.maintenance_repository import MaintenanceRepository
 from weft_adapters.store import AdapterStore
 
@@ -63,7 +62,6 @@ class Purger:
         async with self._database.writing() as session:
             repository = MaintenanceRepository(session)
             await repository.archive_of_deleted_tenants(now())
-            await repository.delete_idempotency_keys(now() - KEPT_S)
             num_versions = await repository.purge_without_files(before)
             digests = await repository.list_purgeable(before)
             if actor.kind != "system" or num_versions:

@@ -10,15 +10,11 @@ import asyncio
 import logging
 from pathlib import Path
 
-from sqlalchemy.ext.asyncio import AsyncSession
-
 from weft.db.database import Database
-from weft.db.scope import TenantOwner
 from weft.registry.intake import sweep_uploads
 from weft.registry.lifecycle import reject
 from weft.registry.maintenance_repository import MaintenanceRepository
 from weft.registry.models import AdapterVersion, VersionState
-from weft.registry.repository import RegistryRepository
 from weft_adapters.faults import Fault
 from weft_adapters.validation import ValidationReport
 
@@ -41,21 +37,21 @@ async def recover(database: Database) -> int:
     rejected."""
     async with database.writing() as session:
         left = await MaintenanceRepository(session).list_pending()
-        return sum([await _recover(session, version) for version in left])
+        return sum([_recover(version) for version in left])
 
 
 async def recover_imports(database: Database) -> int:
     """Of a process that is gone, while others go on. Returns how many were given up."""
     async with database.writing() as session:
         left = await MaintenanceRepository(session).list_pending()
-        return sum([await _recover(session, version) for version in left if _is_import(version)])
+        return sum([_recover(version) for version in left if _is_import(version)])
 
 
 def _is_import(version: AdapterVersion) -> bool:
     return version.source.get("type") not in ("multipart", "merge")
 
 
-async def _recover(session: AsyncSession, version: AdapterVersion) -> bool:
+def _recover(version: AdapterVersion) -> bool:
     if _is_import(version) and version.num_attempts + 1 < MAX_ATTEMPTS:
         version.state = VersionState.UPLOADING
         version.num_attempts += 1
@@ -63,6 +59,5 @@ async def _recover(session: AsyncSession, version: AdapterVersion) -> bool:
     fault = Fault(
         "interrupted", "The server stopped before the version was ready; upload it again."
     )
-    repository = RegistryRepository(session, TenantOwner(version.tenant_id))
-    await reject(repository, version, ValidationReport(ok=False, faults=(fault,)))
+    reject(version, ValidationReport(ok=False, faults=(fault,)))
     return True

@@ -12,7 +12,7 @@ from weft.db.scope import Owner, scoped
 from weft.limits.limit_repository import LimitAdminRepository
 from weft.limits.models import Limit
 from weft.limits.subjects import Subject
-from weft.registry.models import Adapter, AdapterAlias, AdapterVersion, IdempotencyKey, VersionState
+from weft.registry.models import Adapter, AdapterAlias, AdapterVersion, VersionState
 from weft.registry.names import ModelName
 
 # what a list shows unless another state is asked for
@@ -38,7 +38,7 @@ class RegistryRepository:
         self._session = session
         self._owner = owner
 
-    def add(self, row: Adapter | AdapterVersion | AdapterAlias | IdempotencyKey) -> None:
+    def add(self, row: Adapter | AdapterVersion | AdapterAlias) -> None:
         self._session.add(row)
 
     async def flush(self) -> None:
@@ -192,12 +192,4 @@ class RegistryRepository:
 
     async def delete_aliases(self, adapter: Adapter) -> None:
         statement = delete(AdapterAlias).where(AdapterAlias.adapter_id == adapter.id)
-        await self._session.execute(scoped(statement, self._owner))
-
-    async def find_idempotency_key(self, key: str) -> IdempotencyKey | None:
-        statement = select(IdempotencyKey).where(IdempotencyKey.key == key)
-        return await self._session.scalar(scoped(statement, self._owner))
-
-    async def delete_idempotency_keys(self, version: AdapterVersion) -> None:
-        statement = delete(IdempotencyKey).where(IdempotencyKey.version_id == version.id)
         await self._session.execute(scoped(statement, self._owner))

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import asyncio
+import hashlib
+from pathlib import Path
 from typing import Annotated, Literal
 
 from fastapi import APIRouter, Request
 from pydantic import BaseModel, ConfigDict, Field
+from sqlalchemy.ext.asyncio import AsyncSession
 
 from weft.errors import PayloadTooLargeError
+from weft.idempotency.claims import Answer
+from weft.idempotency.routes import HeldFilesKey, HeldKey, KeyedRoute
 from weft.registry.callers import Reader, Writer
 from weft.registry.models import Upload, UploadPart
 from weft.registry.runtime import RegistryDep
 from weft.registry.uploads import MAX_PART_BYTES, MAX_PARTS
 from weft.tenancy.acting import actor_of
 
-router = APIRouter(prefix="/v1/uploads", tags=["adapters"])
+router = APIRouter(prefix="/v1/uploads", tags=["adapters"], route_class=KeyedRoute)
 
 
 class UploadCreate(BaseModel):
@@ -72,11 +78,21 @@ def part_to_wire(part: UploadPart) -> dict[str, object]:
 
 @router.post("")
 async def create_upload(
-    principal: Writer, body: UploadCreate, registry: RegistryDep
+    principal: Writer, body: UploadCreate, registry: RegistryDep, keyed: HeldKey
 ) -> dict[str, object]:
     """Begin an upload. The source of a version names the completed uploads of its files."""
+
+    async def keep(session: AsyncSession, upload: Upload) -> None:
+        assert keyed is not None
+        await keyed.keep(session, Answer.of(200, upload_to_wire(upload)))
+
     upload = await registry.uploads.create(
-        principal, body.filename, body.bytes, body.mime_type, actor_of(principal)
+        principal,
+        body.filename,
+        body.bytes,
+        body.mime_type,
+        actor_of(principal),
+        None if keyed is None else keep,
     )
     return upload_to_wire(upload)
 
@@ -90,20 +106,44 @@ async def get_upload(principal: Reader, upload_id: str, registry: RegistryDep) -
 
 @router.post("/{upload_id}/parts")
 async def add_part(
-    principal: Writer, upload_id: str, request: Request, registry: RegistryDep
+    principal: Writer,
+    upload_id: str,
+    request: Request,
+    registry: RegistryDep,
+    keyed: HeldFilesKey,
 ) -> dict[str, object]:
     """A multipart body with the file `data`, of at most 64 MiB."""
     if int(request.headers.get("content-length") or 0) > MAX_PART_BYTES + 2**20:
         raise PayloadTooLargeError(f"A part has at most {MAX_PART_BYTES} bytes.")
     request.state.max_body_bytes = None  # the file is counted as it is written
-    content_type = request.headers.get("content-type", "")
-    part = await registry.uploads.add_part(principal, upload_id, content_type, request.stream())
-    return part_to_wire(part)
+    content_type, chunks = request.headers.get("content-type", ""), request.stream()
+    if keyed is None:
+        part = await registry.uploads.add_part(principal, upload_id, content_type, chunks)
+        return part_to_wire(part)
+
+    async def check(file: Path) -> None:
+        await keyed.look_up_files(await asyncio.to_thread(_sha256, file))
+
+    async def keep(session: AsyncSession, part: UploadPart) -> None:
+        await keyed.keep(session, Answer.of(200, part_to_wire(part)))
+
+    return part_to_wire(
+        await registry.uploads.add_part(principal, upload_id, content_type, chunks, check, keep)
+    )
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 @router.post("/{upload_id}/complete")
 async def complete_upload(
-    principal: Writer, upload_id: str, body: UploadComplete, registry: RegistryDep
+    principal: Writer,
+    upload_id: str,
+    body: UploadComplete,
+    registry: RegistryDep,
+    _keyed: HeldKey,
 ) -> dict[str, object]:
     upload = await registry.uploads.complete(
         principal, upload_id, body.part_ids, body.md5, actor_of(principal)
@@ -113,6 +153,6 @@ async def complete_upload(
 
 @router.post("/{upload_id}/cancel")
 async def cancel_upload(
-    principal: Writer, upload_id: str, registry: RegistryDep
+    principal: Writer, upload_id: str, registry: RegistryDep, _keyed: HeldKey
 ) -> dict[str, object]:
     return upload_to_wire(await registry.uploads.cancel(principal, upload_id, actor_of(principal)))

@@ -10,8 +10,9 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import tempfile
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
+from typing import TypeAlias, TypeVar
 
 from sqlalchemy.ext.asyncio import AsyncSession
 
@@ -31,6 +32,9 @@ from weft.registry.upload_repository import OPEN, UploadMaintenanceRepository, U
 MAX_PART_BYTES = 64 * 2**20
 MAX_PARTS = 10_000
 PART_FIELD = "data"
+MadeT = TypeVar("MadeT", Upload, UploadPart)
+# is called in the transaction after which what was made is there
+Keep: TypeAlias = Callable[[AsyncSession, MadeT], Awaitable[None]]
 
 
 class Uploads:
@@ -56,17 +60,10 @@ class Uploads:
         num_bytes: int,
         mime_type: str,
         actor: Actor = SYSTEM,
+        keep: Keep[Upload] | None = None,
     ) -> Upload:
-        """An upload of one of an adapter's files."""
-        rule = self._rules.get(filename)
-        if rule is None:
-            raise InvalidRequestError(
-                f"A file of an adapter is named {', '.join(self._rules)}.", param="filename"
-            )
-        if num_bytes > rule.max_bytes:
-            raise PayloadTooLargeError(
-                f"{filename} may have at most {rule.max_bytes} bytes.", param="bytes"
-            )
+        """An upload of one of an adapter's files; `keep` gets it once it takes parts."""
+        self._check_file(filename, num_bytes)
         upload = Upload(
             id=create_id("upload"),
             tenant_id=owner.tenant_id,
@@ -81,25 +78,38 @@ class Uploads:
             expires_at=now() + int(self._ttl_s),
         )
         async with self._database.writing() as session:
-            repository = UploadRepository(session, owner)
-            num_open, open_bytes = await repository.count_open()
-            if num_open >= self._quota.max_uploads:
-                raise QuotaExceededError(
-                    f"You have {num_open} uploads that no version was made of yet, which is as "
-                    "many as you may have; cancel one, or wait for one to expire."
-                )
-            await check_room(
-                RegistryRepository(session, owner), self._quota, open_bytes + num_bytes
-            )
-            repository.add(upload)
+            await self._check_room(session, owner, num_bytes)
+            UploadRepository(session, owner).add(upload)
             changes = {"filename": filename, "bytes": num_bytes}
             await _record(session, actor, "upload.created", upload, changes)
         remote_id = await asyncio.to_thread(self._parts.begin, upload.id)
-        if remote_id is not None:
+        if remote_id is not None or keep is not None:
             async with self._database.writing() as session:
                 upload = await self._find(UploadRepository(session, owner), upload.id)
                 upload.remote_id = remote_id
+                if keep is not None:
+                    await keep(session, upload)
         return upload
+
+    def _check_file(self, filename: str, num_bytes: int) -> None:
+        rule = self._rules.get(filename)
+        if rule is None:
+            raise InvalidRequestError(
+                f"A file of an adapter is named {', '.join(self._rules)}.", param="filename"
+            )
+        if num_bytes > rule.max_bytes:
+            raise PayloadTooLargeError(
+                f"{filename} may have at most {rule.max_bytes} bytes.", param="bytes"
+            )
+
+    async def _check_room(self, session: AsyncSession, owner: Owner, num_bytes: int) -> None:
+        num_open, open_bytes = await UploadRepository(session, owner).count_open()
+        if num_open >= self._quota.max_uploads:
+            raise QuotaExceededError(
+                f"You have {num_open} uploads that no version was made of yet, which is as "
+                "many as you may have; cancel one, or wait for one to expire."
+            )
+        await check_room(RegistryRepository(session, owner), self._quota, open_bytes + num_bytes)
 
     async def get(self, owner: Owner, upload_id: str) -> tuple[Upload, Sequence[UploadPart]]:
         async with self._database.reading() as session:
@@ -108,9 +118,18 @@ class Uploads:
             return upload, await repository.list_parts(upload)
 
     async def add_part(
-        self, owner: Owner, upload_id: str, content_type: str, chunks: AsyncIterator[bytes]
+        self,
+        owner: Owner,
+        upload_id: str,
+        content_type: str,
+        chunks: AsyncIterator[bytes],
+        check: Callable[[Path], Awaitable[None]] | None = None,
+        keep: Keep[UploadPart] | None = None,
     ) -> UploadPart:
-        """The file `data` of a multipart body; parts may come side by side and in any order."""
+        """The file `data` of a multipart body; parts may come side by side and in any order.
+
+        `check` gets the file before anything is done with it, `keep` the part.
+        """
         async with self._database.writing() as session:
             repository = UploadRepository(session, owner)
             upload = await self._find(repository, upload_id)
@@ -125,6 +144,8 @@ class Uploads:
         async with temporary_folder(self._folder) as folder:
             rules = {PART_FIELD: PartRule(min(MAX_PART_BYTES, num_bytes_left))}
             sizes = await write_parts(content_type, chunks, folder, rules)
+            if check is not None:
+                await check(folder / PART_FIELD)
             etag = await asyncio.to_thread(
                 self._parts.put, upload, part_id, number, folder / PART_FIELD
             )
@@ -146,6 +167,8 @@ class Uploads:
                     f"The parts have more than the {upload.num_bytes} bytes that were announced."
                 )
             repository.add(part)
+            if keep is not None:
+                await keep(session, part)
         return part
 
     async def complete(

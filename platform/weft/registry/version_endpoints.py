@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Annotated
 
-from fastapi import APIRouter, Depends, Header, Path, Query, Request, Response
+from fastapi import APIRouter, Depends, Path, Query, Request, Response
 from pydantic import BaseModel, ConfigDict, Field
+from sqlalchemy.ext.asyncio import AsyncSession
 
 from weft.audit import Target, record
 from weft.db.dependencies import DatabaseDep, PageDep, ReadSession
 from weft.errors import PayloadTooLargeError
+from weft.idempotency.claims import Answer
+from weft.idempotency.routes import HeldFilesKey, HeldKey, KeyedRequest, KeyedRoute
 from weft.registry import service
 from weft.registry.callers import Caller, Reader, Writer
-from weft.registry.idempotency import KeyedRequest, try_parse_key
 from weft.registry.intake import part_rules, receive_adapter
 from weft.registry.models import VersionState
-from weft.registry.publishing import Published
+from weft.registry.publishing import Keep, Published, keep_nothing
 from weft.registry.repository import LISTED, RegistryRepository
 from weft.registry.runtime import Registry, RegistryDep
 from weft.registry.schemas import parse_source, version_to_wire
@@ -24,9 +27,8 @@ from weft.tenancy.auth import require_operator
 from weft.tenancy.principal import Operator
 
 Number = Annotated[int, Path(ge=1, le=2**31)]
-IdempotencyHeader = Annotated[str | None, Header(alias="Idempotency-Key")]
 
-router = APIRouter(tags=["adapters"])
+router = APIRouter(tags=["adapters"], route_class=KeyedRoute)
 _VERSIONS = "/v1/adapters/{name}/versions"
 _MAX_FRAMING_BYTES = 2**20
 
@@ -39,7 +41,7 @@ async def create_version(
     response: Response,
     database: DatabaseDep,
     registry: RegistryDep,
-    idempotency_key: IdempotencyHeader = None,
+    keyed: HeldFilesKey,
 ) -> dict[str, object]:
     """Multipart files `adapter_config.json` and `adapter_model.safetensors`, perhaps `README.md`
     and those of a tokenizer: 201 with the new version, 200 with the one there is when the digest is
@@ -47,23 +49,37 @@ async def create_version(
 
     Or JSON with a `source`: 202 with a version whose state says what becomes of it.
     """
-    keyed = try_parse_key(idempotency_key)
     async with database.reading() as session:  # refuse before the bytes come
         await service.get_adapter(session, principal, name)
     if request.headers.get("content-type", "").partition(";")[0].strip() == "application/json":
         source = parse_source(await request.body())
         published = await registry.importer.submit(
-            principal, name, source, keyed, actor_of(principal)
+            principal, name, source, _keep_for(keyed), actor_of(principal)
         )
     else:
         published = await _receive(principal, name, request, registry, keyed)
     if published.version.state == VersionState.READY and published.version.digest is not None:
         registry.prefetch(published.version.digest)
     response.status_code = published.status_code
-    response.headers["location"] = f"/v1/adapters/{name}/versions/{published.version.number}"
-    if published.is_replayed:
-        response.headers["idempotent-replayed"] = "true"
+    response.headers["location"] = _location(published)
     return version_to_wire(published.adapter, published.version)
+
+
+def _location(published: Published) -> str:
+    return f"/v1/adapters/{published.adapter.name}/versions/{published.version.number}"
+
+
+def _keep_for(keyed: KeyedRequest | None) -> Keep:
+    """Keeps the answer in the transaction that makes the version ready, or promises it."""
+    if keyed is None:
+        return keep_nothing
+
+    async def keep(session: AsyncSession, published: Published) -> None:
+        wire = version_to_wire(published.adapter, published.version)
+        location = _location(published)
+        await keyed.keep(session, Answer.of(published.status_code, wire, location=location))
+
+    return keep
 
 
 async def _receive(
@@ -83,8 +99,10 @@ async def _receive(
     async with receive_adapter(
         content_type, request.stream(), registry.uploads_dir, max_bytes
     ) as files:
+        if keyed is not None:
+            await keyed.look_up_files(await asyncio.to_thread(files.sha256))
         return await registry.publisher.publish(
-            principal, name, files, keyed, actor=actor_of(principal)
+            principal, name, files, _keep_for(keyed), actor=actor_of(principal)
         )
 
 
@@ -136,6 +154,7 @@ async def purge(
     operator: Annotated[Operator, Depends(require_operator("platform:write"))],
     body: Purge,
     registry: RegistryDep,
+    _keyed: HeldKey,
 ) -> dict[str, object]:
     """Remove the files of versions that were deleted at least `retention_s` ago, of all tenants."""
     retention_s = registry.retention_s if body.retention_s is None else body.retention_s

@@ -8,6 +8,7 @@ from fastapi import APIRouter, Depends
 
 from weft.db.dependencies import PageDep, ReadSession, WriteSession
 from weft.db.lists import ListOf
+from weft.idempotency.routes import KeyedRoute
 from weft.tenancy import key_service
 from weft.tenancy.auth import require_admin, require_operator
 from weft.tenancy.dependencies import AuthenticatorDep, changes_identities
@@ -29,7 +30,7 @@ from weft.tenancy.key_schemas import (
 from weft.tenancy.principal import Operator, TenantAdmin
 from weft.tenancy.schemas import Deleted
 
-router = APIRouter(tags=["admin keys"])
+router = APIRouter(tags=["admin keys"], route_class=KeyedRoute)
 _ADMIN = "/v1/organization/admin_api_keys"
 _OPERATOR = "/admin/v1/operator_keys"
 AdminReader = Annotated[TenantAdmin, Depends(require_admin("admin_keys:read"))]

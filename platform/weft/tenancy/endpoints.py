@@ -8,6 +8,7 @@ from fastapi import APIRouter, Depends
 
 from weft.db.dependencies import PageDep, ReadSession, WriteSession
 from weft.db.lists import ListOf
+from weft.idempotency.routes import KeyedRoute
 from weft.tenancy import key_service, service
 from weft.tenancy.auth import require_operator
 from weft.tenancy.dependencies import AuthenticatorDep, changes_identities
@@ -28,7 +29,7 @@ from weft.tenancy.key_schemas import (
 from weft.tenancy.principal import Operator
 from weft.tenancy.schemas import Deleted, TenantCreate, TenantObject, TenantUpdate
 
-router = APIRouter(prefix="/admin/v1/tenants", tags=["tenants"])
+router = APIRouter(prefix="/admin/v1/tenants", tags=["tenants"], route_class=KeyedRoute)
 _reads = [Depends(require_operator("tenants:read"))]
 Writer = Annotated[Operator, Depends(require_operator("tenants:write"))]
 

@@ -9,6 +9,7 @@ from fastapi import APIRouter, Depends, Query
 from weft.audit import Target, record
 from weft.db.dependencies import PageDep, ReadSession, WriteSession
 from weft.db.lists import ListOf
+from weft.idempotency.routes import KeyedRoute
 from weft.tenancy import invites, members
 from weft.tenancy.acting import actor_of
 from weft.tenancy.auth import require_admin
@@ -25,7 +26,7 @@ from weft.tenancy.user_schemas import (
     RoleChange,
 )
 
-router = APIRouter(prefix="/v1/organization", tags=["members"])
+router = APIRouter(prefix="/v1/organization", tags=["members"], route_class=KeyedRoute)
 Reader = Annotated[TenantAdmin, Depends(require_admin("members:read"))]
 Writer = Annotated[TenantAdmin, Depends(require_admin("members:write"))]
 Email = Annotated[str, Query(max_length=MAX_EMAIL_CHARS)]

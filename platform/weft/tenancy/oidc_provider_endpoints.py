@@ -10,6 +10,8 @@ from weft.audit import Target, record
 from weft.db.dependencies import DatabaseDep, PageDep, ReadSession, WriteSession
 from weft.db.lists import ListOf
 from weft.db.paging import Page
+from weft.idempotency.claims import Answer
+from weft.idempotency.routes import HeldKey, KeyedRoute
 from weft.tenancy import oidc_providers as providers
 from weft.tenancy import service
 from weft.tenancy.acting import actor_of
@@ -28,7 +30,7 @@ from weft.tenancy.principal import Operator
 from weft.tenancy.schemas import Deleted
 from weft.tenancy.sign_in import SignInDep
 
-router = APIRouter(prefix="/admin/v1/oidc_providers", tags=["people"])
+router = APIRouter(prefix="/admin/v1/oidc_providers", tags=["people"], route_class=KeyedRoute)
 Reader = Annotated[Operator, Depends(require_operator("platform:read"))]
 Writer = Annotated[Operator, Depends(require_operator("platform:write"))]
 
@@ -40,6 +42,7 @@ async def create_provider(
     request: Request,
     signing_in: SignInDep,
     database: DatabaseDep,
+    keyed: HeldKey,
 ) -> ProviderObject:
     """Trust a provider, once it has shown its configuration. Register `redirect_uri` there."""
     await signing_in.oidc.documents.metadata(body.issuer)
@@ -56,7 +59,10 @@ async def create_provider(
         )
         changes = {"issuer": row.issuer, "client": row.client_id, "role_map": row.role_map}
         await record(session, actor_of(operator), "oidc_provider.created", Target(row.id), changes)
-    return ProviderObject.of(row, redirect_uri(signing_in, request, row.id))
+        made = ProviderObject.of(row, redirect_uri(signing_in, request, row.id))
+        if keyed is not None:
+            await keyed.keep(session, Answer.of(201, made))
+    return made
 
 
 @router.get("")

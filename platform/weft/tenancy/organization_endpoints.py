@@ -8,6 +8,7 @@ from fastapi import APIRouter, Depends, Query
 
 from weft.db.dependencies import PageDep, ReadSession, WriteSession
 from weft.db.lists import ListOf
+from weft.idempotency.routes import KeyedRoute
 from weft.tenancy import key_service, service
 from weft.tenancy.auth import require_admin
 from weft.tenancy.dependencies import AuthenticatorDep, changes_identities
@@ -26,7 +27,7 @@ from weft.tenancy.principal import TenantAdmin
 from weft.tenancy.repository import TenantRepository
 from weft.tenancy.schemas import Deleted, ProjectName, ProjectObject
 
-router = APIRouter(prefix="/v1/organization/projects", tags=["projects"])
+router = APIRouter(prefix="/v1/organization/projects", tags=["projects"], route_class=KeyedRoute)
 _KEYS = "/{project_id}/api_keys"
 ProjectReader = Annotated[TenantAdmin, Depends(require_admin("projects:read"))]
 ProjectWriter = Annotated[TenantAdmin, Depends(require_admin("projects:write"))]

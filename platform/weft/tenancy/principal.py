@@ -62,6 +62,11 @@ class Principal:
     client: Client = field(default=Client(), compare=False)
     include_obfuscation: bool = False
 
+    @property
+    def caller(self) -> str:
+        """A text that is of nobody else, as of the others who act."""
+        return f"api_key:{self.key_id}"
+
 
 @dataclass(frozen=True, slots=True)
 class TenantAdmin:
@@ -76,6 +81,10 @@ class TenantAdmin:
     id: str
     client: Client = field(default=Client(), compare=False)
 
+    @property
+    def caller(self) -> str:
+        return f"{self.kind}:{self.id}:{self.tenant_id}"
+
 
 @dataclass(frozen=True, slots=True)
 class Operator:
@@ -88,6 +97,10 @@ class Operator:
     permissions: frozenset[Permission] = ALL_PERMISSIONS
     kind: Literal["operator_key", "session"] = "operator_key"
     client: Client = field(default=Client(), compare=False)
+
+    @property
+    def caller(self) -> str:
+        return f"{self.kind}:{self.id}"
 
 
 Identity: TypeAlias = Principal | TenantAdmin | Operator

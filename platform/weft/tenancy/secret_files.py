@@ -22,7 +22,7 @@ from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 from weft.tenancy.keys import create_key, try_parse_key
 
 # each purpose has a key of its own, so that what leaks of one tells nothing of another
-Purpose = Literal["key-pepper", "session", "csrf", "encryption"]
+Purpose = Literal["key-pepper", "session", "csrf", "encryption", "idempotency"]
 
 MASTER_SECRET, OPERATOR_KEY = "WEFT_MASTER_SECRET", "WEFT_OPERATOR_KEY"
 MIN_MASTER_CHARS = 32

@@ -1,4 +1,5 @@
-"""Remembers in the background when sessions were used, and deletes what has ended.
+"""Remembers in the background when sessions were used, and deletes what has ended: sessions,
+attempts, resets, and the answers that were kept for keys of requests.
 
 A request that only reads does not wait for a write; what a crash loses is at most `FLUSH_S` of
 use, by which a session may end that much earlier.
@@ -13,6 +14,8 @@ from collections.abc import AsyncIterator
 
 from weft.db.database import Database
 from weft.db.ids import now
+from weft.idempotency.claims import KEPT_S
+from weft.idempotency.repository import AnswerRepository
 from weft.tenancy.session_repository import SessionRepository
 from weft.tenancy.sessions import SessionPolicy, SignedIn
 from weft.tenancy.user_repository import UserRepository
@@ -75,8 +78,9 @@ class SessionUpkeep:
             raise
 
     async def sweep(self) -> None:
-        """Delete sessions, attempts and resets that have ended."""
+        """Delete sessions, attempts, resets and kept answers that have ended."""
         time_s = now()
         async with self._database.writing() as session:
             await SessionRepository(session).delete_expired(time_s, time_s - self._policy.idle_s)
             await UserRepository(session).delete_expired(time_s)
+            await AnswerRepository(session).delete_before(time_s - KEPT_S)

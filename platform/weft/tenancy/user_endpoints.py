@@ -10,6 +10,7 @@ from weft.audit import Target, record
 from weft.db.dependencies import PageDep, ReadSession, WriteSession
 from weft.db.lists import ListOf
 from weft.db.scope import TenantOwner
+from weft.idempotency.routes import KeyedRoute
 from weft.tenancy import invites, service, users
 from weft.tenancy.acting import actor_of
 from weft.tenancy.auth import require_operator
@@ -25,7 +26,7 @@ from weft.tenancy.user_schemas import (
     UserWithReset,
 )
 
-router = APIRouter(prefix="/admin/v1", tags=["people"])
+router = APIRouter(prefix="/admin/v1", tags=["people"], route_class=KeyedRoute)
 Reader = Annotated[Operator, Depends(require_operator("platform:read"))]
 Writer = Annotated[Operator, Depends(require_operator("platform:write"))]
 TenantWriter = Annotated[Operator, Depends(require_operator("tenants:write"))]

@@ -1,0 +1,1 @@
+"""`Idempotency-Key` on administrative requests: the same request again has one effect."""
