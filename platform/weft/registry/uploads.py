@@ -130,30 +130,25 @@ class Uploads:
 
         `check` gets the file before anything is done with it, `keep` the part.
         """
-        async with self._database.writing() as session:
-            repository = UploadRepository(session, owner)
-            upload = await self._find(repository, upload_id)
-            _check_pending(upload)
-            if upload.num_begun_parts >= MAX_PARTS:
-                raise InvalidRequestError(f"An upload has at most {MAX_PARTS} parts.")
-            upload.num_begun_parts += 1
-            upload.expires_at = now() + int(self._ttl_s)
-            number = upload.num_begun_parts
-            num_bytes_left = upload.num_bytes - await _num_bytes(repository, upload)
         part_id = create_id("part")
         async with temporary_folder(self._folder) as folder:
-            rules = {PART_FIELD: PartRule(min(MAX_PART_BYTES, num_bytes_left))}
-            sizes = await write_parts(content_type, chunks, folder, rules)
-            if check is not None:
-                await check(folder / PART_FIELD)
-            etag = await asyncio.to_thread(
-                self._parts.put, upload, part_id, number, folder / PART_FIELD
-            )
+            file = folder / PART_FIELD
+            if check is not None:  # which may know a part that has no room beside itself
+                await self.get(owner, upload_id)
+                await self._receive_part(content_type, chunks, folder, MAX_PART_BYTES)
+                await check(file)
+            upload, number, num_bytes_left = await self._begin_part(owner, upload_id)
+            if check is None:
+                await self._receive_part(content_type, chunks, folder, num_bytes_left)
+            num_bytes = file.stat().st_size
+            if num_bytes > num_bytes_left:
+                raise _too_much(upload)
+            etag = await asyncio.to_thread(self._parts.put, upload, part_id, number, file)
         part = UploadPart(
             id=part_id,
             tenant_id=owner.tenant_id,
             upload_id=upload.id,
-            num_bytes=sizes[PART_FIELD],
+            num_bytes=num_bytes,
             number=number,
             etag=etag,
             created_at=now(),
@@ -163,13 +158,30 @@ class Uploads:
             upload = await self._find(repository, upload_id)
             _check_pending(upload)
             if await _num_bytes(repository, upload) + part.num_bytes > upload.num_bytes:
-                raise PayloadTooLargeError(
-                    f"The parts have more than the {upload.num_bytes} bytes that were announced."
-                )
+                raise _too_much(upload)
             repository.add(part)
             if keep is not None:
                 await keep(session, part)
         return part
+
+    async def _begin_part(self, owner: Owner, upload_id: str) -> tuple[Upload, int, int]:
+        """(the upload, the part's number, how many bytes are to come)"""
+        async with self._database.writing() as session:
+            repository = UploadRepository(session, owner)
+            upload = await self._find(repository, upload_id)
+            _check_pending(upload)
+            if upload.num_begun_parts >= MAX_PARTS:
+                raise InvalidRequestError(f"An upload has at most {MAX_PARTS} parts.")
+            upload.num_begun_parts += 1
+            upload.expires_at = now() + int(self._ttl_s)
+            num_bytes_left = upload.num_bytes - await _num_bytes(repository, upload)
+            return upload, upload.num_begun_parts, num_bytes_left
+
+    async def _receive_part(
+        self, content_type: str, chunks: AsyncIterator[bytes], folder: Path, max_bytes: int
+    ) -> None:
+        rules = {PART_FIELD: PartRule(min(MAX_PART_BYTES, max_bytes))}
+        await write_parts(content_type, chunks, folder, rules)
 
     async def complete(
         self,
@@ -279,6 +291,12 @@ async def _record(
 
 async def _num_bytes(repository: UploadRepository, upload: Upload) -> int:
     return sum(part.num_bytes for part in await repository.list_parts(upload))
+
+
+def _too_much(upload: Upload) -> PayloadTooLargeError:
+    return PayloadTooLargeError(
+        f"The parts have more than the {upload.num_bytes} bytes that were announced."
+    )
 
 
 def _check_pending(upload: Upload) -> None:
