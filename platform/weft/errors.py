@@ -60,6 +60,18 @@ class AuthenticationError(WeftError):
         )
 
 
+class MismatchedHeaderError(WeftError):
+    """`OpenAI-Organization` or `OpenAI-Project` names another than the key's own."""
+
+    status_code = 401
+    type = "invalid_request_error"
+
+    def __init__(self, header: str, what: str) -> None:
+        super().__init__(
+            f"{header} header should match {what} for API key.", code=f"mismatched_{what}"
+        )
+
+
 class PermissionDeniedError(WeftError):
     """The key is valid but lacks the scope."""
 

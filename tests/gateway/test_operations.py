@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import inspect
+import re
 import stat
 import time
 from typing import Any
 
+import openai
+import pytest
 from fastapi.routing import APIRoute, iter_route_contexts
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -138,6 +141,51 @@ def test_no_dependency_is_called_in_a_thread(site: Any) -> None:
         seen.add(call)
         waiting += dependant.dependencies
     assert len(seen) > 100
+
+
+def test_another_organization_or_project_than_the_keys_own_is_refused_everywhere(
+    site: Any, acme: str
+) -> None:
+    tenant = site.operator("GET", "/admin/v1/tenants/acme").json()["id"]
+    made = site.operator("POST", "/admin/v1/tenants/acme/admin_api_keys", json={"name": "k"})
+    keys = {"operator": site.operator_key, "admin": made.json()["value"]}
+    num_routes = 0
+    for context in iter_route_contexts(site.app.routes):
+        route = context.original_route
+        assert isinstance(route, APIRoute)
+        (mark,) = (
+            getattr(dependency.call, AUTH_MARK)
+            for dependency in route.dependant.dependencies
+            if hasattr(dependency.call, AUTH_MARK)
+        )
+        if mark.audience in ("public", "person"):
+            continue
+        method = next(iter(route.methods or ()))
+        path = re.sub(r"\{[^}]+\}", "1", route.path)
+        for what in ("organization", "project"):
+            headers = {f"OpenAI-{what.title()}": "another"}
+            answer = site.call(keys.get(mark.audience, acme), method, path, headers=headers)
+            assert answer.status_code == 401, f"{method} {path}: {answer.text}"
+            assert f"should match {what}" in answer.text
+        num_routes += 1
+    assert num_routes > 80
+    own = {"OpenAI-Organization": tenant}
+    assert site.call(keys["admin"], "GET", "/v1/organization/projects", headers=own).is_success
+    assert site.call(acme, "GET", "/v1/models", headers={**own, "OpenAI-Project": ""}).is_success
+
+
+def test_the_openai_clients_organization_and_project_are_checked(site: Any, acme: str) -> None:
+    tenant = site.operator("GET", "/admin/v1/tenants/acme").json()["id"]
+    key = site.operator("POST", "/admin/v1/tenants/acme/keys", json={}).json()
+    client, project = site.client(key["value"]), key["project_id"]
+    own = client.with_options(organization=tenant, project=project)
+    assert own.models.list().data
+    with pytest.raises(openai.AuthenticationError) as caught:
+        client.with_options(organization="org-another").models.list()
+    assert caught.value.code == "mismatched_organization"
+    with pytest.raises(openai.AuthenticationError) as caught:
+        client.with_options(organization=tenant, project="proj_another").models.list()
+    assert caught.value.code == "mismatched_project"
 
 
 def test_the_api_describes_itself(site: Any) -> None:

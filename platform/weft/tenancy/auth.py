@@ -14,7 +14,12 @@ from typing import Literal
 
 from fastapi import Request
 
-from weft.errors import AuthenticationError, InvalidRequestError, PermissionDeniedError
+from weft.errors import (
+    AuthenticationError,
+    InvalidRequestError,
+    MismatchedHeaderError,
+    PermissionDeniedError,
+)
 from weft.tenancy.authenticator import Authenticator
 from weft.tenancy.client import client_of
 from weft.tenancy.principal import (
@@ -51,8 +56,22 @@ async def identify(request: Request) -> Identity:
         who = await _identify_key(request)
     if not isinstance(who, Operator):
         request.state.tenant_id = who.tenant_id
+    _check_named(request, who)
     request.state.identity = who
     return who
+
+
+def _check_named(request: Request, who: Identity) -> None:
+    """MismatchedHeaderError where the client means another organization or project than it has:
+    a client that is set up wrongly should not spend another's money."""
+    tenant_id = None if isinstance(who, Operator) else who.tenant_id.encode()
+    project_id = who.project_id.encode() if isinstance(who, Principal) else None
+    # every request comes this way, so the headers are gone through once
+    for name, value in request.scope["headers"]:
+        if name == b"openai-organization" and value not in (b"", tenant_id):
+            raise MismatchedHeaderError("OpenAI-Organization", "organization")
+        if name == b"openai-project" and value not in (b"", project_id):
+            raise MismatchedHeaderError("OpenAI-Project", "project")
 
 
 async def _identify_key(request: Request) -> Identity:
