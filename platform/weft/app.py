@@ -36,6 +36,7 @@ from weft.gateway.error_handlers import install_error_handlers
 from weft.gateway.hosts import AllowedHosts
 from weft.gateway.middleware import RequestContextMiddleware
 from weft.gateway.openapi import describe
+from weft.gateway.proxies import ForwardedClients, TrustedProxies
 from weft.gateway.rate_limit_headers import RateLimitHeaders
 from weft.gateway.request_guard import RequestGuard
 from weft.gateway.runtime import Gateway
@@ -241,6 +242,8 @@ def create_app(settings: ServerSettings, engine: EngineClient, tokenizer: BaseTo
     app.add_middleware(RateLimitHeaders)
     if services.spans is not None:
         app.add_middleware(TracingMiddleware, sender=services.spans)
+    if settings.trusted_proxies:
+        app.add_middleware(ForwardedClients, proxies=TrustedProxies(settings.trusted_proxies))
 
     @app.get("/openapi.json", include_in_schema=False, dependencies=[Depends(public)])
     async def openapi() -> JSONResponse:

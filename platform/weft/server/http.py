@@ -38,6 +38,8 @@ def _config(app: FastAPI, settings: ServerSettings) -> uvicorn.Config:
         ws="none",
         h11_max_incomplete_event_size=MAX_HEAD_BYTES,
         server_header=False,
+        # uvicorn's own believes whatever comes over the loopback; `gateway.proxies` is for this
+        proxy_headers=False,
         access_log=False,
         log_level="warning",
         timeout_keep_alive=75,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import re
 from dataclasses import dataclass
 
@@ -24,6 +25,12 @@ class DoorSettings(Settings):
         "Default: those of the loopback where the server listens on it, else any.",
         flag="--allowed-host",
     )
+    trusted_proxies: tuple[str, ...] = setting(
+        (),
+        "A network, as 10.1.0.0/16, whose X-Forwarded-For is believed; repeat for several. "
+        "Default: none.",
+        flag="--trusted-proxy",
+    )
     head_timeout_s: float = setting(20.0, above=0)
     body_timeout_s: float = setting(30.0, above=0)
     log_format: str = setting(
@@ -40,3 +47,10 @@ class DoorSettings(Settings):
                     "allowed_hosts must be host names without a port, or *.name for all below "
                     f"one, not {host!r}"
                 )
+        for network in self.trusted_proxies:
+            try:
+                parsed = ipaddress.ip_network(network)
+            except ValueError as error:
+                raise ValueError(f"trusted_proxies must be networks: {error}") from error
+            if parsed.prefixlen == 0:
+                raise ValueError(f"trusted_proxies must not be everybody, as {network} is")
