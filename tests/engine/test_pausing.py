@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+import pytest
+
 if TYPE_CHECKING:
     from tests.engine.conftest import Simulation
 
@@ -73,3 +75,21 @@ def test_one_in_flight_is_paused_when_its_step_is_over(simulate: Simulate) -> No
     simulation.run()
     assert simulation.num_ahead > 0
     assert simulation.scheduler.num_pauses > 2
+
+
+@pytest.mark.parametrize("prompts", [(38, 38), (30, 19, 14), (21, 30, 35)])
+def test_prompts_longer_than_a_turn_get_through_where_blocks_suffice_for_one(
+    simulate: Callable[..., Simulation], prompts: tuple[int, ...]
+) -> None:
+    simulation = simulate(
+        num_blocks=12,
+        max_running=1,
+        max_step_tokens=6,
+        load_steps=2,
+        room=1,
+        has_prefix_cache=False,
+    )
+    for number, prompt in enumerate(prompts):
+        simulation.add(f"tenant {number}", prompt=prompt, adapter=f"adapter {number}", max_tokens=6)
+    simulation.run(max_steps=1000)
+    assert len(simulation.answers) == len(prompts)

@@ -38,6 +38,7 @@ class Req:
 
     `choices` are all sequences of the request, this one included. `block_hashes` name the full
     blocks known so far (see `prefix`). `num_charged` tokens of the prompt were charged as service.
+    `num_tokens_at_start`: of `token_ids`, when it last took its place.
     Times are monotonic seconds.
     """
 
@@ -57,6 +58,7 @@ class Req:
     num_published: int = 0
     num_cached_tokens: int = 0
     num_charged: int = 0
+    num_tokens_at_start: int = 0
     state: ReqState = ReqState.WAITING
     finish_reason: FinishReason | None = None
     grammar: GrammarState | None = None

@@ -104,6 +104,7 @@ class RunningSet:
         self._waiting.remove(req)
         self._waiting.started(req)
         req.state = ReqState.RUNNING
+        req.num_tokens_at_start = len(req.token_ids)
         self.reqs.append(req)
         if req.adapter_digest is not None:
             self._adapter_users[req.adapter_digest] += 1
@@ -163,9 +164,17 @@ class RunningSet:
         self.num_preemptions += 1
 
     def leaving_adapters(self) -> list[Req]:
-        """Those that run with an adapter which has to make room."""
+        """Those that run with an adapter which has to make room, and have a token of this turn.
+
+        Who paused before could lose its blocks meanwhile, begin its prompt anew in its next turn,
+        and take the blocks of others so: for ever, where no prompt is through in one turn.
+        """
         leaving = {d for d in self._adapter_users if self._adapters.is_leaving(d)}
-        return [req for req in self.reqs if req.adapter_digest in leaving]
+        return [
+            req
+            for req in self.reqs
+            if req.adapter_digest in leaving and req.num_tokens > req.num_tokens_at_start
+        ]
 
     def victim(self) -> Req | None:
         """Who gives its blocks back: of the most served tenant the one with the least claim; never
