@@ -8,12 +8,25 @@ from fastapi import APIRouter, Query
 
 from weft.audit import Target, record
 from weft.db.dependencies import DatabaseDep, PageDep, ReadSession, WriteSession
+from weft.db.lists import ListOf
 from weft.idempotency.routes import KeyedRoute
 from weft.registry import aliases, service
 from weft.registry.callers import Reader, Writer
 from weft.registry.repository import RegistryRepository
 from weft.registry.runtime import RegistryDep
-from weft.registry.schemas import AdapterCreate, AliasMove, adapter_to_wire, alias_to_wire
+from weft.registry.schemas import (
+    AdapterCreate,
+    AdapterObject,
+    AliasList,
+    AliasMove,
+    AliasObject,
+    DeletedAdapter,
+    DeletedAlias,
+    ListedAdapter,
+    adapter_to_wire,
+    alias_to_wire,
+    listed_to_wire,
+)
 from weft.tenancy.acting import actor_of
 
 router = APIRouter(prefix="/v1/adapters", tags=["adapters"], route_class=KeyedRoute)
@@ -22,7 +35,7 @@ router = APIRouter(prefix="/v1/adapters", tags=["adapters"], route_class=KeyedRo
 @router.post("", status_code=201)
 async def create_adapter(
     principal: Writer, body: AdapterCreate, session: WriteSession, registry: RegistryDep
-) -> dict[str, object]:
+) -> AdapterObject:
     adapter = await service.create_adapter(
         session,
         principal,
@@ -42,13 +55,13 @@ async def create_adapter(
 @router.get("")
 async def list_adapters(
     principal: Reader, session: ReadSession, page: PageDep
-) -> dict[str, object]:
+) -> ListOf[ListedAdapter]:
     found = await RegistryRepository(session, principal).list_adapters(page)
-    return found.to_wire(adapter_to_wire)
+    return ListOf[ListedAdapter].of(found, listed_to_wire)
 
 
 @router.get("/{name}")
-async def get_adapter(principal: Reader, name: str, session: ReadSession) -> dict[str, object]:
+async def get_adapter(principal: Reader, name: str, session: ReadSession) -> AdapterObject:
     adapter = await service.get_adapter(session, principal, name)
     aliases = await RegistryRepository(session, principal).list_aliases(adapter)
     return adapter_to_wire(adapter, aliases)
@@ -57,27 +70,26 @@ async def get_adapter(principal: Reader, name: str, session: ReadSession) -> dic
 @router.delete("/{name}")
 async def delete_adapter(
     principal: Writer, name: str, database: DatabaseDep, registry: RegistryDep
-) -> dict[str, object]:
+) -> DeletedAdapter:
     async with database.writing() as session:
         adapter = await service.delete_adapter(session, principal, name)
         target = Target(adapter.id, adapter.tenant_id)
         await record(session, actor_of(principal), "adapter.deleted", target, {"name": name})
     await registry.pins.reconcile()
-    return {"id": adapter.id, "object": "adapter.deleted", "name": name, "deleted": True}
+    return DeletedAdapter(id=adapter.id, name=name)
 
 
 @router.get("/{name}/aliases")
-async def list_aliases(principal: Reader, name: str, session: ReadSession) -> dict[str, object]:
+async def list_aliases(principal: Reader, name: str, session: ReadSession) -> AliasList:
     adapter = await service.get_adapter(session, principal, name)
     found = await RegistryRepository(session, principal).list_aliases(adapter)
-    data = [alias_to_wire(adapter, alias, number) for alias, number in found]
-    return {"object": "list", "data": data, "has_more": False}
+    return AliasList(data=[alias_to_wire(adapter, alias, number) for alias, number in found])
 
 
 @router.put("/{name}/aliases/{alias}")
 async def move_alias(
     principal: Writer, name: str, alias: str, body: AliasMove, session: WriteSession
-) -> dict[str, object]:
+) -> AliasObject:
     """Atomic; 409 where it is not at `expected_version`. Requests in flight are untouched."""
     adapter, moved, version = await aliases.set_alias(
         session, principal, name, alias, body.version, body.expected
@@ -99,10 +111,10 @@ async def delete_alias(
     alias: str,
     session: WriteSession,
     expected_version: Annotated[int | None, Query(ge=1, le=2**31)] = None,
-) -> dict[str, object]:
+) -> DeletedAlias:
     expected: aliases.Expected = "any" if expected_version is None else expected_version
     adapter = await aliases.delete_alias(session, principal, name, alias, expected)
     target = Target(adapter.id, adapter.tenant_id)
     changes = {"adapter": name, "alias": alias}
     await record(session, actor_of(principal), "adapter.alias.deleted", target, changes)
-    return {"id": alias, "object": "adapter.alias.deleted", "adapter": name, "deleted": True}
+    return DeletedAlias(id=alias, adapter=name)

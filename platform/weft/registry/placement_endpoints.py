@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from fastapi import APIRouter, Path
+from pydantic import BaseModel
 
 from weft.audit import Target, record
 from weft.db.dependencies import DatabaseDep
 from weft.errors import ConflictError
 from weft.idempotency.routes import HeldKey, KeyedRoute
+from weft.messages import AdapterLevel
 from weft.registry import service
 from weft.registry.callers import Caller, Reader, Writer
 from weft.registry.maintenance_repository import MaintenanceRepository
@@ -27,10 +29,32 @@ router = APIRouter(
 )
 
 
+class PlacementObject(BaseModel):
+    """Where a version is on one replica."""
+
+    object: Literal["adapter.placement"] = "adapter.placement"
+    replica: str = _REPLICA
+    tier: AdapterLevel
+    state: str
+    pinned: bool
+    num_running: int
+    num_bytes: int
+
+
+class PlacementsObject(BaseModel):
+    """Where a version is."""
+
+    object: Literal["adapter.placements"] = "adapter.placements"
+    model: str
+    digest: str
+    pinned: bool
+    data: list[PlacementObject]
+
+
 @router.get("/placements")
 async def get_placements(
     principal: Reader, name: str, number: Number, database: DatabaseDep, registry: RegistryDep
-) -> dict[str, object]:
+) -> PlacementsObject:
     """The tier that the version is on, on each replica."""
     async with database.reading() as session:
         adapter, version = await service.get_ready_version(session, principal, name, number)
@@ -45,7 +69,7 @@ async def load(
     database: DatabaseDep,
     registry: RegistryDep,
     _keyed: HeldKey,
-) -> dict[str, object]:
+) -> PlacementsObject:
     """Have it brought to the device. A hint: others may need the room more."""
     async with database.reading() as session:
         adapter, version = await service.get_ready_version(session, principal, name, number)
@@ -62,7 +86,7 @@ async def unload(
     database: DatabaseDep,
     registry: RegistryDep,
     _keyed: HeldKey,
-) -> dict[str, object]:
+) -> PlacementsObject:
     """Have it leave device and host memory. A hint: requests that use it keep it there, and so
     does another tenant that has the same bytes."""
     async with database.reading() as session:
@@ -84,7 +108,7 @@ async def pin(
     database: DatabaseDep,
     registry: RegistryDep,
     _keyed: HeldKey,
-) -> dict[str, object]:
+) -> PlacementsObject:
     """Have it loaded, and stay. It is remembered over restarts; a tenant has few pins."""
     return await _set_pinned(principal, name, number, database, registry, is_pinned=True)
 
@@ -97,7 +121,7 @@ async def unpin(
     database: DatabaseDep,
     registry: RegistryDep,
     _keyed: HeldKey,
-) -> dict[str, object]:
+) -> PlacementsObject:
     return await _set_pinned(principal, name, number, database, registry, is_pinned=False)
 
 
@@ -109,7 +133,7 @@ async def _set_pinned(
     registry: Registry,
     *,
     is_pinned: bool,
-) -> dict[str, object]:
+) -> PlacementsObject:
     async with database.writing() as session:
         adapter, version = await service.set_pinned(
             session, principal, name, number, is_pinned, registry.publisher.quota
@@ -130,24 +154,21 @@ async def _set_pinned(
 
 async def _placements(
     registry: Registry, adapter: Adapter, version: AdapterVersion
-) -> dict[str, object]:
+) -> PlacementsObject:
     assert version.digest is not None, "it is ready"
     found = await registry.engine.placements(version.digest)
-    return {
-        "object": "adapter.placements",
-        "model": f"{adapter.name}@v{version.number}",
-        "digest": version.digest,
-        "pinned": version.is_pinned,
-        "data": [
-            {
-                "object": "adapter.placement",
-                "replica": _REPLICA,
-                "tier": placement.level,
-                "state": placement.state,
-                "pinned": placement.is_pinned,
-                "num_running": placement.num_references,
-                "num_bytes": placement.num_bytes,
-            }
+    return PlacementsObject(
+        model=f"{adapter.name}@v{version.number}",
+        digest=version.digest,
+        pinned=version.is_pinned,
+        data=[
+            PlacementObject(
+                tier=placement.level,
+                state=placement.state,
+                pinned=placement.is_pinned,
+                num_running=placement.num_references,
+                num_bytes=placement.num_bytes,
+            )
             for placement in found
         ],
-    }
+    )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Request
 from pydantic import BaseModel, ConfigDict, Field
@@ -41,45 +41,73 @@ class UploadComplete(BaseModel):
     md5: str | None = Field(default=None, pattern="^[0-9a-fA-F]{32}$")
 
 
-def upload_to_wire(upload: Upload) -> dict[str, object]:
-    file = {
+class FileObject(BaseModel):
+    """What the parts have become, once complete."""
+
+    id: str
+    object: Literal["file"] = "file"
+    bytes: int
+    created_at: int
+    expires_at: int
+    filename: str
+    purpose: Literal["adapter"] = "adapter"
+    status: Literal["uploaded"] = "uploaded"
+
+
+class UploadObject(BaseModel):
+    """A file that comes in parts."""
+
+    id: str
+    object: Literal["upload"] = "upload"
+    bytes: int
+    created_at: int
+    expires_at: int
+    filename: str
+    mime_type: str
+    purpose: Literal["adapter"] = "adapter"
+    status: Literal["pending", "completed", "cancelled", "expired"]
+    file: FileObject | None
+
+
+class PartObject(BaseModel):
+    """A part that has arrived."""
+
+    id: str
+    object: Literal["upload.part"] = "upload.part"
+    upload_id: str
+    bytes: int
+    created_at: int
+
+
+class UploadWithParts(UploadObject):
+    """An upload, and how far it has come."""
+
+    parts: list[PartObject]
+
+
+def upload_to_wire(upload: Upload) -> UploadObject:
+    shared: dict[str, Any] = {
         "id": upload.id,
-        "object": "file",
         "bytes": upload.num_bytes,
         "created_at": upload.created_at,
         "expires_at": upload.expires_at,
         "filename": upload.filename,
-        "purpose": "adapter",
-        "status": "uploaded",
     }
-    return {
-        "id": upload.id,
-        "object": "upload",
-        "bytes": upload.num_bytes,
-        "created_at": upload.created_at,
-        "expires_at": upload.expires_at,
-        "filename": upload.filename,
-        "mime_type": upload.mime_type,
-        "purpose": "adapter",
-        "status": upload.status,
-        "file": file if upload.status == "completed" else None,
-    }
+    is_file = upload.status == "completed"
+    own: dict[str, Any] = {"mime_type": upload.mime_type, "status": upload.status}
+    return UploadObject(**shared, **own, file=FileObject(**shared) if is_file else None)
 
 
-def part_to_wire(part: UploadPart) -> dict[str, object]:
-    return {
-        "id": part.id,
-        "object": "upload.part",
-        "upload_id": part.upload_id,
-        "bytes": part.num_bytes,
-        "created_at": part.created_at,
-    }
+def part_to_wire(part: UploadPart) -> PartObject:
+    return PartObject(
+        id=part.id, upload_id=part.upload_id, bytes=part.num_bytes, created_at=part.created_at
+    )
 
 
 @router.post("")
 async def create_upload(
     principal: Writer, body: UploadCreate, registry: RegistryDep, keyed: HeldKey
-) -> dict[str, object]:
+) -> UploadObject:
     """Begin an upload. The source of a version names the completed uploads of its files."""
 
     async def keep(session: AsyncSession, upload: Upload) -> None:
@@ -98,10 +126,12 @@ async def create_upload(
 
 
 @router.get("/{upload_id}")
-async def get_upload(principal: Reader, upload_id: str, registry: RegistryDep) -> dict[str, object]:
+async def get_upload(principal: Reader, upload_id: str, registry: RegistryDep) -> UploadWithParts:
     """With the parts that have arrived, for whoever was broken off."""
     upload, parts = await registry.uploads.get(principal, upload_id)
-    return {**upload_to_wire(upload), "parts": [part_to_wire(part) for part in parts]}
+    return UploadWithParts(
+        **upload_to_wire(upload).model_dump(), parts=[part_to_wire(part) for part in parts]
+    )
 
 
 @router.post("/{upload_id}/parts")
@@ -111,7 +141,7 @@ async def add_part(
     request: Request,
     registry: RegistryDep,
     keyed: HeldFilesKey,
-) -> dict[str, object]:
+) -> PartObject:
     """A multipart body with the file `data`, of at most 64 MiB."""
     if int(request.headers.get("content-length") or 0) > MAX_PART_BYTES + 2**20:
         raise PayloadTooLargeError(f"A part has at most {MAX_PART_BYTES} bytes.")
@@ -144,7 +174,7 @@ async def complete_upload(
     body: UploadComplete,
     registry: RegistryDep,
     _keyed: HeldKey,
-) -> dict[str, object]:
+) -> UploadObject:
     upload = await registry.uploads.complete(
         principal, upload_id, body.part_ids, body.md5, actor_of(principal)
     )
@@ -154,5 +184,5 @@ async def complete_upload(
 @router.post("/{upload_id}/cancel")
 async def cancel_upload(
     principal: Writer, upload_id: str, registry: RegistryDep, _keyed: HeldKey
-) -> dict[str, object]:
+) -> UploadObject:
     return upload_to_wire(await registry.uploads.cancel(principal, upload_id, actor_of(principal)))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Annotated
+from typing import Annotated, Literal
 
 from fastapi import APIRouter, Depends, Path, Query, Request, Response
 from pydantic import BaseModel, ConfigDict, Field
@@ -11,6 +11,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from weft.audit import Target, record
 from weft.db.dependencies import DatabaseDep, PageDep, ReadSession
+from weft.db.lists import ListOf
 from weft.errors import PayloadTooLargeError
 from weft.idempotency.claims import Answer
 from weft.idempotency.routes import HeldFilesKey, HeldKey, KeyedRequest, KeyedRoute
@@ -21,7 +22,7 @@ from weft.registry.models import VersionState
 from weft.registry.publishing import Keep, Published, keep_nothing
 from weft.registry.repository import LISTED, RegistryRepository
 from weft.registry.runtime import Registry, RegistryDep
-from weft.registry.schemas import parse_source, version_to_wire
+from weft.registry.schemas import DeletedVersion, VersionObject, parse_source, version_to_wire
 from weft.tenancy.acting import actor_of
 from weft.tenancy.auth import require_operator
 from weft.tenancy.principal import Operator
@@ -33,7 +34,11 @@ _VERSIONS = "/v1/adapters/{name}/versions"
 _MAX_FRAMING_BYTES = 2**20
 
 
-@router.post(_VERSIONS, status_code=201)
+@router.post(
+    _VERSIONS,
+    status_code=201,
+    responses={200: {"model": VersionObject}, 202: {"model": VersionObject}},
+)
 async def create_version(
     principal: Writer,
     name: str,
@@ -42,7 +47,7 @@ async def create_version(
     database: DatabaseDep,
     registry: RegistryDep,
     keyed: HeldFilesKey,
-) -> dict[str, object]:
+) -> VersionObject:
     """Multipart files `adapter_config.json` and `adapter_model.safetensors`, perhaps `README.md`
     and those of a tokenizer: 201 with the new version, 200 with the one there is when the digest is
     the same.
@@ -113,25 +118,25 @@ async def list_versions(
     session: ReadSession,
     page: PageDep,
     state: Annotated[VersionState | None, Query()] = None,
-) -> dict[str, object]:
+) -> ListOf[VersionObject]:
     """Those that are archived or purged only where their `state` is asked for."""
     adapter = await service.get_adapter(session, principal, name)
     states = LISTED if state is None else (state,)
     found = await RegistryRepository(session, principal).list_versions(adapter, page, states)
-    return found.to_wire(lambda version: version_to_wire(adapter, version))
+    return ListOf[VersionObject].of(found, lambda version: version_to_wire(adapter, version))
 
 
 @router.get(_VERSIONS + "/{number}")
 async def get_version(
     principal: Reader, name: str, number: Number, session: ReadSession
-) -> dict[str, object]:
+) -> VersionObject:
     return version_to_wire(*await service.get_version(session, principal, name, number))
 
 
 @router.delete(_VERSIONS + "/{number}")
 async def delete_version(
     principal: Writer, name: str, number: Number, database: DatabaseDep, registry: RegistryDep
-) -> dict[str, object]:
+) -> DeletedVersion:
     """409 while an alias points at it. Requests in flight finish; the files are purged later."""
     async with database.writing() as session:
         version = await service.delete_version(session, principal, name, number)
@@ -139,7 +144,7 @@ async def delete_version(
         changes = {"adapter": name, "version": number}
         await record(session, actor_of(principal), "adapter.version.deleted", target, changes)
     await registry.pins.reconcile()
-    return {"id": version.id, "object": "adapter.version.deleted", "deleted": True}
+    return DeletedVersion(id=version.id)
 
 
 class Purge(BaseModel):
@@ -149,19 +154,27 @@ class Purge(BaseModel):
     retention_s: int | None = Field(default=None, ge=0, le=2**31)
 
 
+class PurgeObject(BaseModel):
+    """What was purged, and how many digests a later purge has to see to."""
+
+    object: Literal["adapters.purge"] = "adapters.purge"
+    num_versions: int
+    num_digests: int
+    num_deferred: int
+
+
 @router.post("/admin/v1/adapters:purge")
 async def purge(
     operator: Annotated[Operator, Depends(require_operator("platform:write"))],
     body: Purge,
     registry: RegistryDep,
     _keyed: HeldKey,
-) -> dict[str, object]:
+) -> PurgeObject:
     """Remove the files of versions that were deleted at least `retention_s` ago, of all tenants."""
     retention_s = registry.retention_s if body.retention_s is None else body.retention_s
     done = await registry.purger.purge(retention_s, actor_of(operator))
-    return {
-        "object": "adapters.purge",
-        "num_versions": done.num_versions,
-        "num_digests": done.num_digests,
-        "num_deferred": done.num_deferred,
-    }
+    return PurgeObject(
+        num_versions=done.num_versions,
+        num_digests=done.num_digests,
+        num_deferred=done.num_deferred,
+    )
