@@ -6,7 +6,7 @@ import itertools
 from dataclasses import dataclass
 from typing import Any
 
-from tests.gateway.conftest import Site
+from tests.gateway.site import Site
 
 BODY = {"model": "tiny", "prompt": "hey", "max_tokens": 3}
 OWN = "/v1/organization"

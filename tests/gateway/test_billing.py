@@ -11,11 +11,17 @@ from typing import Any
 
 import pytest
 from tests.billing.books import AUGUST, SEPTEMBER, Books
+from tests.gateway.site import Site
 
 from weft.db.database import Database
 from weft.db.urls import sqlite_url
 
 ISSUER = {"name": "Weft AI", "payment_days": 14, "region_id": "eu-1"}
+
+
+@pytest.fixture
+def site(shared_site: Site) -> Site:
+    return shared_site
 
 
 def use(site: Any, name: str, at: int, tokens: tuple[int, int, int]) -> str:

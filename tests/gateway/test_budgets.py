@@ -6,8 +6,8 @@ import asyncio
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 
-from tests.gateway.conftest import Site
 from tests.gateway.limited import OWN, code, complete, create_tenant
+from tests.gateway.site import Site
 
 from weft.db.database import Database
 from weft.db.urls import sqlite_url

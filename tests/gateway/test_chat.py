@@ -5,6 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from tests.gateway.site import Site
+
+
+@pytest.fixture
+def site(shared_site: Site) -> Site:
+    return shared_site
 
 
 def test_a_chat_is_answered_with_usage_and_headers(site: Any, acme: str) -> None:

@@ -4,6 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
+from tests.gateway.site import Site
+
+
+@pytest.fixture
+def site(shared_site: Site) -> Site:
+    return shared_site
+
 
 def test_a_completion_defaults_to_16_tokens(site: Any, acme: str) -> None:
     answer = site.client(acme).completions.create(model="tiny", prompt="x" * 20)

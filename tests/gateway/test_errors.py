@@ -7,11 +7,17 @@ from typing import Any
 
 import openai
 import pytest
+from tests.gateway.site import Site
 
 from weft.messages import EngineDeadError, EngineDrainingError
 
 CHAT = "/v1/chat/completions"
 HELLO = {"model": "tiny", "messages": [{"role": "user", "content": "hi"}]}
+
+
+@pytest.fixture
+def site(shared_site: Site) -> Site:
+    return shared_site
 
 
 def error_of(answer: Any, status: int) -> dict[str, Any]:

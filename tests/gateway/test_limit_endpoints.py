@@ -7,7 +7,6 @@ from typing import Any
 
 import openai
 import pytest
-from tests.gateway.conftest import Site
 from tests.gateway.limited import (
     OWN,
     Tenant,
@@ -17,6 +16,7 @@ from tests.gateway.limited import (
     project_of,
     set_limit,
 )
+from tests.gateway.site import Site
 
 # of what every worker does with a change
 EFFECTIVE_S = 5.0

@@ -14,7 +14,7 @@ from typing import Any
 
 import httpx2
 import pytest
-from tests.gateway.conftest import EchoEngine
+from tests.gateway.echo import EchoEngine
 from tests.gateway.limited import BODY, complete, set_limit
 from tests.gateway.limited import create_tenant as create_limited_tenant
 from tests.servers import RedisServer

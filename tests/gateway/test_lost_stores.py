@@ -13,7 +13,8 @@ from typing import Any
 import httpx2
 import psycopg
 import pytest
-from tests.gateway.conftest import EchoEngine, Site
+from tests.gateway.echo import EchoEngine
+from tests.gateway.site import Site
 from tests.servers import LocalServer, PostgresServer, RedisServer, libpq_url
 from tests.stores import PostgresDatabases
 from tests.tiny import BASE

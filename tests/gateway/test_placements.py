@@ -6,11 +6,17 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from tests.gateway.site import Site
 
 from weft.messages import AdapterPlacement
 
 Lora = Callable[..., dict[str, bytes]]
 PATH = "/v1/adapters/bot/versions/{}{}"
+
+
+@pytest.fixture
+def site(shared_site: Site) -> Site:
+    return shared_site
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from typing import Any
 
 import httpx2
 import pytest
-from tests.gateway.conftest import EchoEngine
+from tests.gateway.echo import EchoEngine
 
 from weft.app import create_app
 from weft.gateway.proxies import TrustedProxies

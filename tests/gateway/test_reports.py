@@ -7,8 +7,14 @@ from typing import Any
 
 import openai
 import pytest
+from tests.gateway.site import Site
 
 START = int(time.time()) - 3600
+
+
+@pytest.fixture
+def site(shared_site: Site) -> Site:
+    return shared_site
 
 
 def ask(site: Any, key: str, prompt: str = "abc") -> None:

@@ -6,11 +6,17 @@ import json
 from typing import Any
 
 import pytest
+from tests.gateway.site import Site
 
 from weft.messages import Grammar
 
 HELLO: list[Any] = [{"role": "user", "content": "hey"}]
 SCHEMA = {"type": "object", "properties": {"b": {"type": "string"}, "a": {"type": "integer"}}}
+
+
+@pytest.fixture
+def site(shared_site: Site) -> Site:
+    return shared_site
 
 
 def test_every_parameter_reaches_the_engine(site: Any, acme: str) -> None:

@@ -19,13 +19,13 @@ from weft.settings import ServerSettings
 
 SCRIPT = """
 import pathlib, runpy, sys
-conftest, folder, port = sys.argv[1], pathlib.Path(sys.argv[2]), int(sys.argv[3])
+echo, folder, port = sys.argv[1], pathlib.Path(sys.argv[2]), int(sys.argv[3])
 from weft.app import create_app
 from weft.demo.tokens import write_tokenizer
 from weft.server.http import run_server
 from weft.settings import ServerSettings
 from weft.tokenizer import BaseTokenizer
-engine = runpy.run_path(conftest)["EchoEngine"]()
+engine = runpy.run_path(echo)["EchoEngine"]()
 engine.delay_s = 0.02
 write_tokenizer(folder)
 settings = ServerSettings(
@@ -43,8 +43,8 @@ def test_a_signal_drains_and_exits_with_0(tmp_path: Path, sig: signal.Signals) -
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    conftest = str(Path(__file__).with_name("conftest.py"))
-    command = [sys.executable, "-c", SCRIPT, conftest, str(tmp_path), str(port)]
+    echo = str(Path(__file__).with_name("echo.py"))
+    command = [sys.executable, "-c", SCRIPT, echo, str(tmp_path), str(port)]
     with (
         subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process,
         httpx2.Client(base_url=f"http://127.0.0.1:{port}", timeout=20.0) as http,

@@ -12,7 +12,7 @@ from typing import Any
 
 import httpx2
 import pytest
-from tests.gateway.conftest import Site
+from tests.gateway.site import Site
 from tests.tiny import BASE
 from tests.usage.conftest import Meter
 

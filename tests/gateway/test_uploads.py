@@ -9,9 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.gateway.site import Site
 
 Lora = Callable[..., dict[str, bytes]]
 CONFIG, TENSORS = "adapter_config.json", "adapter_model.safetensors"
+
+
+@pytest.fixture
+def site(shared_site: Site) -> Site:
+    return shared_site
 
 
 def begin(site: Any, key: str, filename: str, num_bytes: int) -> Any:

@@ -6,9 +6,15 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from tests.gateway.site import Site
 
 CHAT = "/v1/chat/completions"
 Lora = Callable[..., dict[str, bytes]]
+
+
+@pytest.fixture
+def site(shared_site: Site) -> Site:
+    return shared_site
 
 
 def chat(model: str) -> dict[str, object]:

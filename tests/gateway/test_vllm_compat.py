@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from tests.gateway.site import Site
 
 from weft.gateway import vllm_compat
 from weft.messages import AdapterPlacement
@@ -14,6 +15,11 @@ from weft.messages import AdapterPlacement
 Lora = Callable[..., dict[str, bytes]]
 
 LOAD, UNLOAD = "/v1/load_lora_adapter", "/v1/unload_lora_adapter"
+
+
+@pytest.fixture
+def site(shared_site: Site) -> Site:
+    return shared_site
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 from tests.engine.started import collect, create_request
-from tests.gateway.conftest import EchoEngine
+from tests.gateway.echo import EchoEngine
 
 from weft.ipc import link as link_module
 from weft.ipc.client import AWAY, RemoteEngine

@@ -12,7 +12,9 @@ import numpy as np
 import pytest
 from pwdlib.hashers.argon2 import Argon2Hasher
 from safetensors.numpy import save
-from tests.gateway.conftest import EchoEngine, Site, migrated
+from tests.gateway.conftest import migrated
+from tests.gateway.echo import EchoEngine
+from tests.gateway.site import Site
 from tests.tiny import BASE_DIGEST, HF_CONFIG, create_lora
 
 from weft.app import create_app

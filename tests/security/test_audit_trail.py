@@ -9,7 +9,7 @@ import sqlite3
 from collections.abc import Iterator
 
 import pytest
-from tests.gateway.conftest import Site
+from tests.gateway.site import Site
 from tests.oidc_provider import create_rsa_key, running_provider
 from tests.security.walk import OIDC_SECRET, PASSWORD, STEPS, Walk
 from tests.security.world import Tenant, create_tenant

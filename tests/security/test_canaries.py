@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterator
 
 import pytest
-from tests.gateway.conftest import Site
+from tests.gateway.site import Site
 from tests.security.world import PASSWORD
 
 from weft.telemetry.logs import create_formatter

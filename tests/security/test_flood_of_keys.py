@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from sqlalchemy import event
-from tests.gateway.conftest import Site
+from tests.gateway.site import Site
 
 from weft.tenancy.bad_keys import BURST
 from weft.tenancy.keys import create_key

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 from safetensors.numpy import save
-from tests.gateway.conftest import Site
+from tests.gateway.site import Site
 
 from weft_adapters.config import parse_config
 from weft_adapters.faults import AdapterFaultError

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import pytest
-from tests.gateway.conftest import Site
+from tests.gateway.site import Site
 from tests.security.world import Tenant, create_tenant, example, headers_for
 
 SQL = ("' OR '1'='1", "x'; DROP TABLE tenants;--", "%", "_", '"', "\\", "id desc", "$.a", "ﬁ\u202e")

@@ -9,7 +9,7 @@ import time
 from typing import Any
 
 import pytest
-from tests.gateway.conftest import Site
+from tests.gateway.site import Site
 
 from weft.db.database import Database
 from weft.errors import AuthenticationError

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 
 import httpx2
 import pytest
-from tests.gateway.conftest import Site
+from tests.gateway.site import Site
 
 Send = Callable[..., httpx2.Response]
 GOOD = {"content-type": "multipart/form-data; boundary=b"}

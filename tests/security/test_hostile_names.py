@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from urllib.parse import quote
 
-from tests.gateway.conftest import Site
+from tests.gateway.site import Site
 
 NAMES = (
     "..", ".", "...", "a/../b", "../a", "/etc/passwd", "a\\b", "%2e%2e", "a%2fb", "CON", "nul.txt:",

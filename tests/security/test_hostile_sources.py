@@ -9,7 +9,7 @@ import sys
 from typing import Any
 
 import pytest
-from tests.gateway.conftest import Site
+from tests.gateway.site import Site
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 INSIDE = (

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from tests.gateway.conftest import Site
+from tests.gateway.site import Site
 
 Lora = Callable[..., dict[str, bytes]]
 

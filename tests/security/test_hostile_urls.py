@@ -8,7 +8,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
-from tests.gateway.conftest import Site
+from tests.gateway.site import Site
 from tests.security.world import Tenant, create_tenant, headers_for
 
 URL = "http://169.254.169.254/latest/meta-data"

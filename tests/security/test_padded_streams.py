@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from tests.gateway.conftest import Site
+from tests.gateway.site import Site
 
 from weft.gateway.obfuscation import BLOCK_BYTES, PaddedFrames
 from weft.gateway.wire import frame

@@ -9,7 +9,7 @@ from typing import Any
 
 import httpx2
 import pytest
-from tests.gateway.conftest import Site
+from tests.gateway.site import Site
 from tests.oidc_provider import create_rsa_key, running_provider
 from tests.security.walk import STEPS, Walk
 from tests.security.world import create_tenant

@@ -21,7 +21,7 @@ from schemathesis.specs.openapi.checks import (
     response_schema_conformance,
     status_code_conformance,
 )
-from tests.gateway.conftest import Site
+from tests.gateway.site import Site
 from tests.security.world import Tenant, create_tenant
 
 CHECKS = [

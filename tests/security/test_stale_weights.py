@@ -16,7 +16,7 @@ import boto3
 import httpx2
 import pytest
 from benchmarks.chaos import s3_server
-from tests.gateway.conftest import Site
+from tests.gateway.site import Site
 
 from weft.app import build_engine, create_app
 from weft.demo import ADAPTERS_DIR, BASE_DIR, BASE_NAME

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from fastapi.routing import APIRoute, iter_route_contexts
-from tests.gateway.conftest import Site
+from tests.gateway.site import Site
 from tests.security.world import Tenant, create_tenant, example
 
 from weft.tenancy.auth import AUTH_MARK

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.gateway.conftest import Site
+from tests.gateway.site import Site
 
 from weft.settings import ServerSettings
 from weft.settings.dangers import find_dangers

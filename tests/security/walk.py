@@ -7,7 +7,7 @@ import time
 from typing import Any
 
 import httpx2
-from tests.gateway.conftest import Site
+from tests.gateway.site import Site
 from tests.security.world import Tenant, headers_for
 from tests.tiny import create_lora
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import httpx2
-from tests.gateway.conftest import Site
+from tests.gateway.site import Site
 from tests.tiny import create_lora
 
 from weft.billing.models import InvoiceRow

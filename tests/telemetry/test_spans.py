@@ -18,7 +18,9 @@ import httpx2
 import pytest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.proto.trace.v1.trace_pb2 import Span
-from tests.gateway.conftest import EchoEngine, Site, migrated
+from tests.gateway.conftest import migrated
+from tests.gateway.echo import EchoEngine
+from tests.gateway.site import Site
 from tests.tiny import BASE, create_lora
 
 from weft.app import create_app

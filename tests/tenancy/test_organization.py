@@ -13,7 +13,8 @@ from typing import Any
 import httpx2
 import openai
 import pytest
-from tests.gateway.conftest import EchoEngine, Site
+from tests.gateway.echo import EchoEngine
+from tests.gateway.site import Site
 
 from weft.app import create_app
 from weft.demo.tokens import write_tokenizer

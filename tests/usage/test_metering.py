@@ -12,7 +12,7 @@ import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncSession
-from tests.gateway.conftest import EchoEngine
+from tests.gateway.echo import EchoEngine
 from tests.usage.conftest import Meter
 
 from weft.messages import Usage
