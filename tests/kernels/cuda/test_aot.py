@@ -19,6 +19,8 @@ from weft_kernels.cuda.configs import PATH, read_table
 
 VARIANTS = aot.find_variants()
 GATE = "test_it_compiles_for_sm_90"
+# the first test waits for all variants to be compiled, on a busy machine with an empty cache
+pytestmark = pytest.mark.timeout(1200)
 
 
 @pytest.fixture(scope="module")
