@@ -128,4 +128,5 @@ def test_the_api_keeps_its_word_in_20_000_calls(
 
 def check(explored: Explored) -> None:
     assert not explored.faults, "\n\n".join(explored.faults.values())
-    assert explored.num_done > explored.num_calls / 10
+    # most of what is made up is refused; a slice in which all is would hold nothing
+    assert explored.num_done > explored.num_calls / 20
