@@ -6,29 +6,16 @@ with threads must not.
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
-
-ROOT = Path(__file__).resolve().parents[2]
+from tests.crash_runs import play
 
 
 def kill(url: str, folder: Path, num_runs: int, seed: int) -> tuple[int, int, int]:
     """(points there are, runs that were killed, requests answered from what was kept)."""
-    command = [sys.executable, "-m", "tests.idempotency.crash"]
-    done = subprocess.run(
-        [*command, url, str(folder), str(num_runs), str(seed)],
-        cwd=ROOT,
-        env=os.environ | {"PYTHONPATH": os.pathsep.join([*sys.path, str(ROOT)])},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-4000:]
-    num_stops, num_killed, num_replayed = (int(word) for word in done.stdout.split())
+    printed = play("tests.idempotency.crash", url, folder, num_runs, seed)
+    num_stops, num_killed, num_replayed = map(int, printed.split())
     return num_stops, num_killed, num_replayed
 
 

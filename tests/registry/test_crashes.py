@@ -6,31 +6,20 @@ which a process with threads must not.
 
 from __future__ import annotations
 
-import os
 import random
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from tests.crash_runs import play
 
-ROOT = Path(__file__).resolve().parents[2]
 # stops that each scenario has at least; two for a step
 NUM_STOPS = {"upload": 80, "alias": 20, "import": 80, "parts": 80, "purge": 50, "merge": 200}
 
 
 def kill(folder: Path, *stops: str) -> list[int]:
     """At how many points each scenario was killed."""
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.registry.crash", str(folder), *stops],
-        cwd=ROOT,
-        env=os.environ | {"PYTHONPATH": os.pathsep.join([*sys.path, str(ROOT)])},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-4000:]
-    return [int(line.split()[1]) for line in done.stdout.splitlines()]
+    printed = play("tests.registry.crash", folder, *stops)
+    return [int(line.split()[1]) for line in printed.splitlines()]
 
 
 @pytest.mark.slow

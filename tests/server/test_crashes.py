@@ -7,34 +7,19 @@ which a process with threads must not.
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-
-ROOT = Path(__file__).resolve().parents[2]
+from tests.crash_runs import play
 
 
 def kill(folder: Path, num_kills: int, seed: int, **environment: str) -> tuple[int, int, int]:
     """(answers that came to their end, events, those of them that are of lost requests)."""
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.server.crash", str(folder), str(num_kills), str(seed)],
-        cwd=ROOT,
-        env={
-            **os.environ,
-            "PYTHONPATH": os.pathsep.join([*sys.path, str(ROOT)]),
-            "OMP_NUM_THREADS": "1",
-            **environment,
-        },
-        capture_output=True,
-        text=True,
-        check=False,
+    printed = play(
+        "tests.server.crash", folder, num_kills, seed, OMP_NUM_THREADS="1", **environment
     )
-    assert done.returncode == 0, done.stderr[-12_000:]
-    num_answered, num_events, num_lost = (int(word) for word in done.stdout.split())
+    num_answered, num_events, num_lost = map(int, printed.split())
     return num_answered, num_events, num_lost
 
 

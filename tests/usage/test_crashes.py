@@ -6,29 +6,17 @@ which a process with threads must not.
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-
-ROOT = Path(__file__).resolve().parents[2]
+from tests.crash_runs import play
 
 
 def kill(url: str, folder: Path, num_runs: int, seed: int) -> tuple[int, int, int]:
     """(points there are, runs that were killed, requests without a known end)."""
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.usage.crash", url, str(folder), str(num_runs), str(seed)],
-        cwd=ROOT,
-        env=os.environ | {"PYTHONPATH": os.pathsep.join([*sys.path, str(ROOT)])},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-4000:]
-    num_stops, num_killed, num_unknown = (int(word) for word in done.stdout.split())
+    printed = play("tests.usage.crash", url, folder, num_runs, seed)
+    num_stops, num_killed, num_unknown = map(int, printed.split())
     return num_stops, num_killed, num_unknown
 
 
